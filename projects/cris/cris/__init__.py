@@ -1,0 +1,13 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""CRIS for MMSegmentation; importing it registers everything."""
+from ._requirements import check_requirements
+
+check_requirements()
+
+from . import datasets, engine, evaluation, models, visualization  # noqa: E402
+from .version import __version__  # noqa: E402
+
+__all__ = [
+    '__version__', 'datasets', 'engine', 'evaluation', 'models',
+    'visualization'
+]

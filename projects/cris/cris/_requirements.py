@@ -1,0 +1,53 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.version import Version
+
+# Import name -> oldest version that is known to work. Each comes in two
+# distributions: upstream's, and its maintained continuation (onedl-*).
+_MINIMUM = {
+    'mmengine': '0.10.4',
+    'mmcv': '2.1.0',
+    'mmsegmentation': '1.2.2',
+    'mmpretrain': '1.2.0',
+}
+_CURE = """
+Install one family of the OpenMMLab packages, never both in one environment:
+  pip install -r requirements/mminstall.txt   # onedl-*, maintained: current torch
+  pip install -r requirements/openmmlab.txt   # upstream: torch 2.1
+To change the family, make a new environment."""  # noqa: E501
+
+
+def check_requirements() -> None:
+    """Verify the OpenMMLab packages before anything imports them.
+
+    Raises:
+        ImportError: If one is missing, too old, or there in both families.
+    """
+    faults = []
+    families = set()
+    for name, minimum in _MINIMUM.items():
+        found = {
+            dist: _version(dist)
+            for dist in (name, f'onedl-{name}') if _version(dist)
+        }
+        families.update('onedl' if d.startswith('onedl') else 'upstream'
+                        for d in found)
+        if not found:
+            faults.append(f'{name} is not installed (wanted >= {minimum})')
+        faults += [
+            f'{dist} {number} is too old (wanted >= {minimum})'
+            for dist, number in found.items()
+            if Version(number) < Version(minimum)
+        ]
+    if len(families) > 1:
+        faults.append('packages of both families are installed')
+    if faults:
+        raise ImportError('cris: ' + '; '.join(faults) + '.' + _CURE)
+
+
+def _version(distribution: str):
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,86 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import json
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import cris  # noqa: F401  registers everything
+
+GOLDEN = Path(__file__).parent / 'data' / 'golden'
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def golden() -> Path:
+    return GOLDEN
+
+
+class ReferSet:
+    """A small set in the REFER layout, to be written after changes."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        rng = np.random.default_rng(0)
+        self.images = [
+            dict(id=i, file_name=f'{i}.jpg', height=h, width=w)
+            for i, (h, w) in enumerate([(60, 90), (80, 50), (64, 64)])
+        ]
+        self.anns = []
+        self.refs = []
+        (root / 'images').mkdir(parents=True)
+        for image in self.images:
+            picture = rng.integers(
+                0, 255, (image['height'], image['width'], 3), np.uint8)
+            cv2.imwrite(str(root / 'images' / image['file_name']), picture)
+            for k in range(2):
+                self.add_ref(image['id'], [[
+                    5 + 20 * k, 10, 20 + 20 * k, 10, 20 + 20 * k, 40,
+                    5 + 20 * k, 40
+                ]], ['val', 'train', 'train'][image['id']])
+
+    def add_ref(self, image_id, segmentation, split, sentences=None):
+        n = len(self.refs)
+        self.anns.append(
+            dict(
+                id=100 + n,
+                image_id=image_id,
+                category_id=1,
+                iscrowd=0,
+                segmentation=segmentation))
+        sentences = sentences or [
+            f'thing {n} {word}' for word in ('left', 'right', 'top', 'low')
+        ]
+        self.refs.append(
+            dict(
+                ref_id=n,
+                ann_id=100 + n,
+                image_id=image_id,
+                category_id=1,
+                split=split,
+                file_name='not_the_image_100.jpg',
+                sent_ids=[10 * n + j for j in range(len(sentences))],
+                sentences=[
+                    dict(sent_id=10 * n + j, sent=s, raw=s, tokens=s.split())
+                    for j, s in enumerate(sentences)
+                ]))
+
+    def write(self) -> Path:
+        (self.root / 'instances.json').write_text(
+            json.dumps(
+                dict(
+                    images=self.images,
+                    annotations=self.anns,
+                    categories=[dict(id=1, name='thing')])))
+        with open(self.root / 'refs(unc).p', 'wb') as file:
+            pickle.dump(self.refs, file)
+        return self.root
+
+
+@pytest.fixture
+def refer_set(tmp_path) -> ReferSet:
+    refer_set = ReferSet(tmp_path / 'refer')
+    refer_set.write()
+    return refer_set
