@@ -1,0 +1,85 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Letterbox: the keep-ratio, centred square that the model sees.
+
+The matrix, the interpolation and the way back are those of the official code,
+to the rounding, so that its scores can be reproduced.
+"""
+from typing import Sequence, Tuple, Union
+
+import cv2
+import numpy as np
+
+Size = Union[int, Tuple[int, int]]
+
+
+def _height_width(size: Size) -> Tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def letterbox_matrix(height: int, width: int, size: Size) -> np.ndarray:
+    """Affine map from the original to the letterboxed picture.
+
+    Args:
+        height (int): Height of the original, in pixels.
+        width (int): Width of the original, in pixels.
+        size (int | tuple[int, int]): Side of the square, or (height, width).
+
+    Returns:
+        np.ndarray: float64 ``(2, 3)``, for (x, y) coordinates.
+    """
+    to_height, to_width = _height_width(size)
+    scale = min(to_height / height, to_width / width)
+    new_height, new_width = height * scale, width * scale
+    left, top = (to_width - new_width) / 2, (to_height - new_height) / 2
+    corners = np.array([[0, 0], [width, 0], [0, height]], np.float32)
+    moved = np.array(
+        [[left, top], [new_width + left, top], [left, new_height + top]],
+        np.float32)
+    return cv2.getAffineTransform(corners, moved)
+
+
+def letterbox(image: np.ndarray,
+              size: Size,
+              interpolation: int = cv2.INTER_CUBIC,
+              border_value: Union[float, Sequence[float]] = 0) -> np.ndarray:
+    """Fit a picture into a rectangle, centred, keeping its ratio.
+
+    Args:
+        image (np.ndarray): ``(h, w)`` or ``(h, w, C)``.
+        size (int | tuple[int, int]): Side of the square, or (height, width).
+        interpolation (int): Of OpenCV. Defaults to ``cv2.INTER_CUBIC``.
+        border_value (float | Sequence[float]): What is around the picture.
+
+    Returns:
+        np.ndarray: ``(height, width[, C])`` of the same dtype.
+    """
+    height, width = _height_width(size)
+    return cv2.warpAffine(
+        image,
+        letterbox_matrix(*image.shape[:2], size), (width, height),
+        flags=interpolation,
+        borderValue=border_value)
+
+
+def unletterbox(prob: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Take maps of a letterboxed picture back to the original size.
+
+    Args:
+        prob (np.ndarray): Probabilities, ``(H, W)`` or ``(K, H, W)``.
+        height (int): Height of the original, in pixels.
+        width (int): Width of the original, in pixels.
+
+    Returns:
+        np.ndarray: float32 ``(height, width)`` or ``(K, height, width)``,
+        cubic interpolation; values may leave [0, 1] by the overshoot of the
+        cubic kernel, as in the official code.
+    """
+    if prob.ndim == 3:
+        return np.stack([unletterbox(p, height, width) for p in prob])
+    to_original = cv2.invertAffineTransform(
+        letterbox_matrix(height, width, prob.shape))
+    return cv2.warpAffine(
+        np.asarray(prob, np.float32),
+        to_original, (width, height),
+        flags=cv2.INTER_CUBIC,
+        borderValue=0)

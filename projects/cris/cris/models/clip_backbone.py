@@ -1,0 +1,193 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""CLIP's two encoders, with the image side kept spatial.
+
+Shapes: B images of H x W pixels; E expressions of L tokens; D is the width of
+the text transformer, C the dimension of CLIP's joint embedding space.
+"""
+from typing import Optional, Tuple
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmseg.registry import MODELS
+from open_clip.model import _build_text_tower, _build_vision_tower
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from torch import Tensor, nn
+
+
+class SpatialAttentionPool(AttentionPool2d):
+    """CLIP's attention pool without its mean token: a map in, a map out.
+
+    The positional embedding is resized to the size of the map, and a
+    projected residual (``connect``, not in CLIP) is added.
+
+    Source: the official CRIS code; paper section 3.1.
+    """
+
+    def __init__(self, grid_size: int, in_channels: int, num_heads: int,
+                 out_channels: int):
+        super().__init__(grid_size, in_channels, num_heads, out_channels)
+        self.grid_size = grid_size
+        self.connect = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels))
+
+    def position(self, height: int, width: int) -> Tensor:
+        """Positional embedding of every pixel, ``(1, h * w, C_in)``."""
+        grid = self.positional_embedding[1:].T.reshape(
+            1, -1, self.grid_size, self.grid_size)
+        grid = F.interpolate(
+            grid, (height, width), mode='bicubic', align_corners=False)
+        return grid.flatten(2).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over all pixels.
+
+        Args:
+            x (Tensor): Output of the last stage, ``(B, C_in, h, w)``.
+
+        Returns:
+            Tensor: ``(B, C_out, h, w)``.
+        """
+        height, width = x.shape[-2:]
+        tokens = x.flatten(2).transpose(1, 2)  # (B, h*w, C_in)
+        tokens = tokens + self.position(height, width)
+        query, key, value = (
+            proj(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj))
+        out = F.scaled_dot_product_attention(query, key, value)
+        out = self.c_proj(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2).unflatten(-1, (height, width))
+        return F.relu(out + self.connect(x))
+
+
+@MODELS.register_module()
+class CLIPBackbone(BaseModule):
+    """CLIP's ResNet image encoder and its text transformer, from open_clip.
+
+    Args:
+        model_name (str, optional): A model of open_clip with a ResNet image
+            encoder, e.g. ``'RN50'`` or ``'RN101'``. What the next three
+            arguments leave out is taken from it. Defaults to None.
+        embed_dim (int, optional): Dimension of the joint embedding space.
+        vision_cfg (dict, optional): open_clip's own keys, e.g.
+            ``dict(image_size=224, layers=[3, 4, 6, 3], width=64)``.
+        text_cfg (dict, optional): open_clip's own keys, e.g.
+            ``dict(context_length=77, vocab_size=49408, width=512, heads=8,
+            layers=12)``.
+        quick_gelu (bool): Use QuickGELU in the text transformer, as OpenAI's
+            weights need it. Defaults to True.
+        init_cfg (dict, optional): Weights to load. Nothing is loaded or
+            downloaded before ``init_weights()``. Defaults to None.
+
+    Raises:
+        ValueError: If the model is unknown, incompletely described, or its
+            image encoder is not a ResNet.
+    """
+
+    def __init__(self,
+                 model_name: Optional[str] = None,
+                 embed_dim: Optional[int] = None,
+                 vision_cfg: Optional[dict] = None,
+                 text_cfg: Optional[dict] = None,
+                 quick_gelu: bool = True,
+                 init_cfg: Optional[dict] = None):
+        super().__init__(init_cfg=init_cfg)
+        named = {} if model_name is None else _named_config(model_name)
+        embed_dim = named.get('embed_dim') if embed_dim is None else embed_dim
+        vision_cfg = vision_cfg or named.get('vision_cfg')
+        text_cfg = text_cfg or named.get('text_cfg')
+        if embed_dim is None or vision_cfg is None or text_cfg is None:
+            raise ValueError(
+                'CLIPBackbone needs model_name, or embed_dim, vision_cfg and '
+                f'text_cfg together; got model_name={model_name!r}, '
+                f'embed_dim={embed_dim!r}, vision_cfg={vision_cfg!r}, '
+                f'text_cfg={text_cfg!r}')
+
+        # open_clip decides by the type of `layers` which encoder it builds.
+        self.visual = _build_vision_tower(embed_dim, dict(vision_cfg))
+        if not isinstance(self.visual, ModifiedResNet):
+            raise ValueError(
+                f'CRIS taps the four stages of a CLIP ResNet, but {model_name}'
+                f' describes a {type(self.visual).__name__}: use a ResNet such'
+                " as 'RN50' or 'RN101', or vision_cfg with a list of four "
+                'numbers as layers')
+        pool = self.visual.attnpool
+        self.visual.attnpool = SpatialAttentionPool(
+            self.visual.image_size // 32, pool.q_proj.in_features,
+            pool.num_heads, embed_dim)
+        self.visual.init_parameters()
+        self.text = _build_text_tower(embed_dim, dict(text_cfg), quick_gelu)
+
+    def encode_image(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Feature maps of the last three stages.
+
+        Args:
+            images (Tensor): Normalised images, ``(B, 3, H, W)``; H and W are
+                multiples of 32.
+
+        Returns:
+            tuple[Tensor]: c3, c4, c5 at strides 8, 16, 32.
+
+        Raises:
+            ValueError: If H or W is not a multiple of 32.
+        """
+        _check_size(images)
+        visual = self.visual
+        c2 = visual.layer1(visual.stem(images))
+        c3 = visual.layer2(c2)
+        c4 = visual.layer3(c3)
+        c5 = visual.attnpool(visual.layer4(c4))
+        return c3, c4, c5
+
+    def encode_text(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+        """Features of every word and of the whole sentence.
+
+        Args:
+            tokens (Tensor): Token ids, ``(E, L)``, padded with 0; L is at
+                most the context length of the text transformer.
+
+        Returns:
+            tuple[Tensor]: words ``(E, L, D)``, not projected, and sentence
+            ``(E, C)``, the projected feature of the end-of-text token.
+
+        Raises:
+            ValueError: If L is longer than the context length.
+        """
+        text, length = self.text, tokens.shape[1]
+        if length > text.context_length:
+            raise ValueError(
+                f'expressions of {length} tokens, but the text transformer '
+                f'has {text.context_length} positions: tokenize with '
+                f'context_length <= {text.context_length}')
+        # TextTransformer.forward runs at its full context length only.
+        x = text.token_embedding(tokens) + text.positional_embedding[:length]
+        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
+        words = text.ln_final(x)
+        # The end-of-text token has the largest id.
+        end = words[torch.arange(len(tokens)), tokens.argmax(dim=-1)]
+        return words, end @ text.text_projection
+
+    def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """The same as :meth:`encode_image`."""
+        return self.encode_image(images)
+
+
+def _named_config(model_name: str) -> dict:
+    config = open_clip.get_model_config(model_name)
+    if config is None:
+        resnets = [n for n in open_clip.list_models() if n.startswith('RN')]
+        raise ValueError(f'open_clip has no model {model_name!r}; CRIS can '
+                         f'use {", ".join(resnets)}')
+    return config
+
+
+def _check_size(images: Tensor) -> None:
+    height, width = images.shape[-2:]
+    if min(height, width) >= 32 and height % 32 == 0 and width % 32 == 0:
+        return
+    near = [max(32, round(side / 32) * 32) for side in (height, width)]
+    raise ValueError(
+        f'images of {height}x{width} (height x width) do not fit: both sides '
+        f'must be multiples of 32; use {near[0]}x{near[1]}')

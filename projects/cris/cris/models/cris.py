@@ -1,0 +1,165 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""CRIS: CLIP-driven referring image segmentation (arXiv 2111.15174).
+
+Shapes: B images of H x W pixels with K expressions each, E of them in all;
+L tokens.
+"""
+from typing import Dict, List, Optional
+
+import torch
+import torch.nn.functional as F
+from mmengine.structures import PixelData
+from mmseg.models import BaseSegmentor
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from torch import Tensor
+
+from cris.geometry import unletterbox
+
+
+@MODELS.register_module()
+class CRIS(BaseSegmentor):
+    """Segments what an expression refers to (paper figure 3).
+
+    The image side is computed once per image however many expressions ask
+    about it, in training and in evaluation alike.
+
+    Args:
+        backbone (dict): Config of the image and text encoders.
+        neck (dict): Config of the cross-modal feature pyramid.
+        decode_head (dict): Config of the decoder head.
+        data_preprocessor (dict, optional): Config of the preprocessor.
+        init_cfg (dict, optional): Initialisation config, e.g.
+            ``dict(type='Pretrained', checkpoint=FILE)``.
+    """
+
+    def __init__(self,
+                 backbone: dict,
+                 neck: dict,
+                 decode_head: dict,
+                 data_preprocessor: Optional[dict] = None,
+                 init_cfg: Optional[dict] = None):
+        if isinstance(data_preprocessor, dict):
+            # mmengine finds mmseg's preprocessor only in mmseg's scope.
+            data_preprocessor = MODELS.build(data_preprocessor)
+        super().__init__(
+            data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck)
+        self.decode_head = MODELS.build(decode_head)
+
+    def predict_logits(self,
+                       images: Tensor,
+                       tokens: Tensor,
+                       image_index: Optional[Tensor] = None) -> Tensor:
+        """Logits of every expression at a quarter of the images' size.
+
+        Args:
+            images (Tensor): Normalised images, ``(B, 3, H, W)``; H and W are
+                multiples of 32.
+            tokens (Tensor): Token ids, ``(E, L)``.
+            image_index (Tensor, optional): Whose image an expression belongs
+                to, ``(E,)`` of int64. None stands for one expression per
+                image, E == B.
+
+        Returns:
+            Tensor: ``(E, 1, H/4, W/4)``.
+
+        Raises:
+            ValueError: If H or W is not a multiple of 32, L is longer than
+                the text encoder's context, or E does not fit image_index.
+        """
+        image_index = _check_image_index(images, tokens, image_index)
+        c3, c4, c5 = self.backbone.encode_image(images)
+        words, sentence = self.backbone.encode_text(tokens)
+        fused = self.neck(
+            c3, c4, c5, sentence=sentence, image_index=image_index)
+        return self.decode_head(
+            fused, words=words, sentence=sentence, padding_mask=tokens == 0)
+
+    def loss(self, inputs: Tensor,
+             data_samples: List[SegDataSample]) -> Dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            inputs (Tensor): Normalised images, ``(B, 3, H, W)``.
+            data_samples (list[SegDataSample]): With ``tokens (K, L)`` and
+                ``gt_sem_seg.data (K, H, W)`` in [0, 1].
+
+        Returns:
+            dict[str, Tensor]: Losses by name.
+        """
+        logits = self._forward(inputs, data_samples)
+        return self.decode_head.loss(
+            logits, [sample.gt_sem_seg.data for sample in data_samples])
+
+    def predict(self, inputs: Tensor,
+                data_samples: List[SegDataSample]) -> List[SegDataSample]:
+        """Masks at the images' original size.
+
+        The probabilities are resized to the input's size (bicubic,
+        ``align_corners=True``), taken back to the original picture and
+        thresholded, as in the official code.
+
+        Args:
+            inputs (Tensor): Normalised, letterboxed images, (B, 3, H, W).
+            data_samples (list[SegDataSample]): With ``tokens (K, L)`` and
+                ``ori_shape (h, w)``.
+
+        Returns:
+            list[SegDataSample]: The same samples with ``pred_sem_seg.data``,
+            ``(K, h, w)`` of bool, and ``seg_logits.data``, ``(K, h, w)``
+            of float32: the probabilities (mmseg, too, keeps them there for
+            models of a single class).
+        """
+        logits = self._forward(inputs, data_samples)
+        probs = F.interpolate(
+            logits.float().sigmoid(),
+            inputs.shape[-2:],
+            mode='bicubic',
+            align_corners=True)
+        counts = [len(sample.tokens) for sample in data_samples]
+        for sample, prob in zip(
+                data_samples, probs[:, 0].split(counts), strict=True):
+            height, width = sample.ori_shape[:2]
+            prob = torch.from_numpy(
+                unletterbox(prob.cpu().numpy(), height, width))
+            sample.seg_logits = PixelData(data=prob)
+            sample.pred_sem_seg = PixelData(
+                data=prob > self.decode_head.threshold)
+        return data_samples
+
+    def _forward(self, inputs: Tensor,
+                 data_samples: List[SegDataSample]) -> Tensor:
+        counts = [len(sample.tokens) for sample in data_samples]
+        tokens = torch.cat([sample.tokens for sample in data_samples])
+        image_index = torch.arange(len(counts)).repeat_interleave(
+            torch.tensor(counts))
+        return self.predict_logits(inputs, tokens,
+                                   image_index.to(inputs.device))
+
+    def extract_feat(self, inputs: Tensor):
+        """Feature maps c3, c4, c5 of the images."""
+        return self.backbone.encode_image(inputs)
+
+    def encode_decode(self, inputs: Tensor,
+                      batch_data_samples: List[SegDataSample]) -> Tensor:
+        """Logits at the size of the inputs, ``(E, 1, H, W)``."""
+        logits = self._forward(inputs, batch_data_samples)
+        return F.interpolate(
+            logits, inputs.shape[-2:], mode='bicubic', align_corners=True)
+
+
+def _check_image_index(images: Tensor, tokens: Tensor,
+                       image_index: Optional[Tensor]) -> Tensor:
+    if image_index is None:
+        if len(tokens) != len(images):
+            raise ValueError(
+                f'{len(tokens)} expressions for {len(images)} images: give '
+                'image_index, which says whose image each belongs to')
+        return torch.arange(len(images), device=images.device)
+    if image_index.shape != tokens.shape[:1]:
+        raise ValueError(
+            f'image_index has shape {tuple(image_index.shape)}, but there are '
+            f'{len(tokens)} expressions: it needs one entry for each')
+    return image_index

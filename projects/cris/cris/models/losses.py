@@ -1,0 +1,42 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import torch.nn.functional as F
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class TextToPixelContrastiveLoss(nn.Module):
+    """Pulls the referent's pixels to the sentence and pushes the others away.
+
+    With z the response of a pixel to the kernel made from the sentence, the
+    loss is -log sigmoid(z) on the referent and -log(1 - sigmoid(z)) elsewhere,
+    averaged over all pixels (paper eq. 8-10). That is binary cross entropy
+    with logits. It is computed in fp32 whatever the precision of the logits.
+
+    Args:
+        loss_weight (float): Defaults to 1.0.
+        loss_name (str): Key in the dict of losses; must begin with
+            ``loss_`` to be optimised. Defaults to ``'loss_contrastive'``.
+    """
+
+    def __init__(self,
+                 loss_weight: float = 1.0,
+                 loss_name: str = 'loss_contrastive'):
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.loss_name = loss_name
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            logits (Tensor): z, ``(E, 1, h, w)``.
+            target (Tensor): Share of the referent in each pixel, in [0, 1],
+                ``(E, 1, h, w)``.
+
+        Returns:
+            Tensor: Scalar of fp32.
+        """
+        loss = F.binary_cross_entropy_with_logits(logits.float(),
+                                                  target.float())
+        return self.loss_weight * loss

@@ -1,0 +1,106 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Cross-modal feature pyramid.
+
+Shapes: B images, E expressions; h x w pixels at stride 16.
+"""
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from .layers import conv_bn_relu
+
+
+class CoordConv(nn.Sequential):
+    """3x3 convolution that also sees x and y, both in [-1, 1]."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(*conv_bn_relu(in_channels + 2, out_channels, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, (height, width) = x.shape[0], x.shape[-2:]
+        xs = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
+        ys = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
+        xs = xs.expand(size, 1, height, width)
+        ys = ys[:, None].expand(size, 1, height, width)
+        return super().forward(torch.cat([x, xs, ys], dim=1))
+
+
+@MODELS.register_module()
+class CrossModalFPN(BaseModule):
+    """Fuses three stages of the image with the sentence (paper section 3.1).
+
+    The projections of c3, c4, c5 do not depend on the text: they are computed
+    once per image, and what follows once per expression.
+
+    Args:
+        in_channels (Sequence[int]): Channels of c3, c4, c5.
+        out_channels (Sequence[int]): Channels of f3, f4, f5 before they are
+            fused; the output has ``out_channels[1]``.
+        sentence_channels (int): Dimension of the sentence feature.
+        init_cfg (dict, optional): Initialisation config. Defaults to None.
+    """
+
+    def __init__(self,
+                 in_channels: Sequence[int],
+                 out_channels: Sequence[int],
+                 *,
+                 sentence_channels: int,
+                 init_cfg: dict = None):
+        super().__init__(init_cfg=init_cfg)
+        in3, in4, in5 = in_channels
+        out3, out4, out5 = out_channels
+        self.sentence_proj = nn.Sequential(
+            nn.Linear(sentence_channels, out5, bias=False),
+            nn.BatchNorm1d(out5), nn.ReLU(inplace=True))
+        self.proj3 = conv_bn_relu(in3, out3, 3)
+        self.proj4 = conv_bn_relu(in4, out4, 3)
+        self.proj5 = conv_bn_relu(in5, out5)
+        self.norm5 = nn.Sequential(
+            nn.BatchNorm2d(out5), nn.ReLU(inplace=True))
+        self.merge4 = conv_bn_relu(out4 + out5, out4)
+        self.merge3 = conv_bn_relu(out3 + out4, out4)
+        self.smooth3 = conv_bn_relu(out4, out4, 3)
+        self.smooth4 = conv_bn_relu(out4, out4, 3)
+        self.smooth5 = conv_bn_relu(out5, out4, 3)
+        self.aggregate = conv_bn_relu(3 * out4, out4)
+        self.coord = nn.Sequential(
+            CoordConv(out4, out4), conv_bn_relu(out4, out4, 3))
+
+    def forward(self, c3: Tensor, c4: Tensor, c5: Tensor, *, sentence: Tensor,
+                image_index: Tensor) -> Tensor:
+        """Fuse.
+
+        Args:
+            c3 (Tensor): ``(B, C3, 2h, 2w)``.
+            c4 (Tensor): ``(B, C4, h, w)``.
+            c5 (Tensor): ``(B, C5, h/2, w/2)``.
+            sentence (Tensor): ``(E, C)``.
+            image_index (Tensor): Whose image an expression belongs to,
+                ``(E,)`` of int64.
+
+        Returns:
+            Tensor: ``(E, out_channels[1], h, w)``.
+        """
+        p5 = self.proj5(c5)[image_index]
+        p4 = self.proj4(c4)[image_index]
+        p3 = F.avg_pool2d(self.proj3(c3), 2)[image_index]
+
+        s = self.sentence_proj(sentence)[..., None, None]  # (E, out5, 1, 1)
+        f5 = self.norm5(p5 * s)
+        f4 = self.merge4(torch.cat([p4, _up2(f5)], dim=1))
+        f3 = self.merge3(torch.cat([p3, f4], dim=1))
+
+        fused = torch.cat(
+            [self.smooth3(f3),
+             self.smooth4(f4),
+             _up2(self.smooth5(f5))], dim=1)
+        return self.coord(self.aggregate(fused))
+
+
+def _up2(x: Tensor) -> Tensor:
+    return F.interpolate(
+        x, scale_factor=2, mode='bilinear', align_corners=False)

@@ -1,0 +1,237 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import copy
+
+import open_clip
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+from conftest import REPO
+from cris.datasets.tokenizer import tokenize
+
+R50 = Config.fromfile(
+    REPO / 'configs/cris/cris_r50_8xb8-amp-50e_refcoco-416x416.py').model
+TINY = Config.fromfile(REPO / 'configs/_base_/models/cris_tiny.py').model
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    torch.manual_seed(0)
+    model = MODELS.build(TINY)
+    # Batch norms and the zero-initialised ends of residual blocks must say
+    # something, or a test of equality would pass on zeros.
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def tokens():
+    return tokenize(
+        ['red circle', 'the small blue square on the left', 'sky', 'a b c'],
+        17)
+
+
+def parameters(model) -> float:
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+def test_r50_size_and_a_step_at_416():
+    model = MODELS.build(R50)
+    assert parameters(model) == pytest.approx(146.85, abs=0.005)
+    logits = model.predict_logits(
+        torch.randn(2, 3, 416, 416), tokenize(['a dog', 'a cat'], 17))
+    assert logits.shape == (2, 1, 104, 104)
+    logits.mean().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None]
+    assert without == []
+
+
+@pytest.mark.parametrize('layers, millions', [(1, 138.43), (2, 142.64),
+                                              (4, 151.06)])
+def test_r50_size_by_decoder_layers(layers, millions):
+    cfg = copy.deepcopy(R50)
+    cfg.decode_head.num_layers = layers
+    assert parameters(MODELS.build(cfg)) == pytest.approx(millions, abs=0.005)
+
+
+def test_r101_size():
+    cfg = copy.deepcopy(R50)
+    cfg.backbone = dict(type='CLIPBackbone', model_name='RN101')
+    cfg.neck.update(in_channels=[512, 1024, 512], sentence_channels=512)
+    cfg.decode_head.sentence_channels = 512
+    assert parameters(MODELS.build(cfg)) == pytest.approx(161.25, abs=0.005)
+
+
+@torch.no_grad()
+def test_expressions_of_an_image_share_its_encoder(tiny, tokens):
+    images = torch.randn(2, 3, 96, 64)
+    index = torch.tensor([1, 0, 1, 1])
+    seen = []
+    handle = tiny.backbone.visual.register_forward_pre_hook(
+        lambda *args: None)
+    handle.remove()
+    handle = tiny.backbone.visual.layer1.register_forward_hook(
+        lambda module, args, out: seen.append(len(out)))
+    together = tiny.predict_logits(images, tokens, index)
+    handle.remove()
+    assert seen == [2]
+    assert together.shape == (4, 1, 24, 16)
+    apart = torch.cat([
+        tiny.predict_logits(images[i:i + 1], tokens[e:e + 1])
+        for e, i in enumerate(index)
+    ])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
+    assert (together[0] - together[2]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_padding_says_nothing(tiny):
+    images = torch.randn(1, 3, 64, 64)
+    short, long = (
+        tiny.predict_logits(images, tokenize('the red circle', length))
+        for length in (6, 30))
+    torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('size, cure', [((200, 333), '192x320'),
+                                        ((64, 95), '64x96'),
+                                        ((16, 32), '32x32')])
+def test_sizes_that_do_not_fit_are_refused(tiny, tokens, size, cure):
+    with pytest.raises(ValueError, match=f'use {cure}'):
+        tiny.predict_logits(torch.zeros(4, 3, *size), tokens)
+
+
+def test_expressions_that_do_not_fit_are_refused(tiny, tokens):
+    images = torch.zeros(3, 3, 64, 64)
+    with pytest.raises(ValueError, match='4 expressions for 3 images'):
+        tiny.predict_logits(images, tokens)
+    with pytest.raises(ValueError, match='one entry for each'):
+        tiny.predict_logits(images, tokens, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match='context_length <= 32'):
+        tiny.predict_logits(images, tokenize(['a'] * 3, 33))
+
+
+def samples(counts, size, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for count in counts:
+        sample = SegDataSample(
+            metainfo=dict(ori_shape=(50, 70), img_path='x.jpg'))
+        sample.tokens = torch.randint(
+            1, 49000, (count, 9), generator=generator)
+        sample.tokens[:, -1] = 49407
+        sample.gt_sem_seg = PixelData(
+            data=torch.rand(count, *size, generator=generator))
+        out.append(sample)
+    return out
+
+
+def test_predict_gives_masks_at_the_original_size(tiny):
+    with torch.no_grad():
+        out = tiny.predict(
+            torch.randn(2, 3, 64, 64), samples([3, 1], (50, 70)))
+    for sample, count in zip(out, [3, 1], strict=True):
+        assert sample.pred_sem_seg.data.shape == (count, 50, 70)
+        assert sample.pred_sem_seg.data.dtype == torch.bool
+        probs = sample.seg_logits.data
+        assert probs.dtype == torch.float32
+        assert torch.equal(sample.pred_sem_seg.data, probs > 0.35)
+
+
+def test_training_reaches_every_parameter_and_lowers_the_loss():
+    torch.manual_seed(0)
+    model = MODELS.build(TINY).train()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    images = torch.randn(2, 3, 64, 64)
+    data = samples([2, 2], (64, 64))
+    for sample in data:
+        mask = torch.zeros_like(sample.gt_sem_seg.data)
+        mask[0, :32] = mask[1, 32:] = 1
+        sample.gt_sem_seg = PixelData(data=mask)
+    losses = []
+    for _ in range(25):
+        losses.append(model.loss(images, data)['loss_contrastive'])
+        optimizer.zero_grad()
+        losses[-1].backward()
+        if len(losses) == 2:  # after the zero-initialised ends have moved
+            assert all(
+                p.grad is not None and p.grad.abs().sum() > 0
+                for n, p in model.named_parameters()
+                if not n.endswith('k_proj.bias'))
+        optimizer.step()
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_bfloat16_keeps_logits_and_loss_in_fp32(tiny, tokens):
+    images = torch.randn(4, 3, 64, 64)
+    expected = tiny.predict_logits(images, tokens)
+    with torch.autocast('cpu', torch.bfloat16):
+        logits = tiny.predict_logits(images, tokens)
+    assert logits.dtype == torch.float32
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max() + 0.1
+    logits.sum().backward()
+
+
+def test_save_and_load(tiny, tokens, tmp_path):
+    torch.save(tiny.state_dict(), tmp_path / 'weights.pth')
+    other = MODELS.build(TINY).eval()
+    other.load_state_dict(
+        torch.load(tmp_path / 'weights.pth', weights_only=True))
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(
+            tiny.predict_logits(images, tokens),
+            other.predict_logits(images, tokens))
+
+
+class TestBackbone:
+
+    def test_names_and_sizes_that_do_not_exist(self):
+        build = MODELS.build
+        with pytest.raises(ValueError, match='RN50, '):
+            build(dict(type='CLIPBackbone', model_name='RN51'))
+        with pytest.raises(ValueError, match='VisionTransformer'):
+            build(dict(type='CLIPBackbone', model_name='ViT-B-32'))
+        with pytest.raises(ValueError, match='embed_dim=64'):
+            build(dict(type='CLIPBackbone', embed_dim=64))
+
+    def test_config_is_not_changed(self):
+        cfg = copy.deepcopy(TINY)
+        MODELS.build(cfg)
+        assert cfg == TINY
+
+    @torch.no_grad()
+    def test_towers_are_open_clips(self, tiny):
+        clip = open_clip.CLIP(
+            **{
+                k: TINY.backbone[k]
+                for k in ('embed_dim', 'vision_cfg', 'text_cfg')
+            },
+            quick_gelu=True).eval()
+        backbone = tiny.backbone
+        clip.load_state_dict({
+            k.replace('text.', ''): v
+            for k, v in backbone.state_dict().items() if 'connect' not in k
+        } | {'logit_scale': clip.logit_scale})
+        images = torch.randn(2, 3, 64, 64)
+        stages = clip.visual.forward_intermediates(
+            images, indices=[2, 3], intermediates_only=True)
+        c3, c4, c5 = backbone.encode_image(images)
+        for ours, theirs in zip((c3, c4),
+                                stages['image_intermediates'],
+                                strict=True):
+            assert torch.equal(ours, theirs)
+        assert c5.shape == (2, 64, 2, 2)
+
+        full = tokenize(['a red circle', 'sky'], 32)
+        words, sentence = backbone.encode_text(full[:, :9])
+        torch.testing.assert_close(sentence, clip.encode_text(full))
+        assert words.shape == (2, 9, 64)

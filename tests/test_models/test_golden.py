@@ -1,0 +1,154 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Numerical identity with the official code."""
+import importlib.util
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import ConfigDict
+from mmengine.optim import build_optim_wrapper
+from mmseg.registry import MODELS
+from safetensors.torch import load_file
+
+from conftest import GOLDEN, REPO
+from cris.models.losses import TextToPixelContrastiveLoss
+
+_spec = importlib.util.spec_from_file_location(
+    'official_cris', REPO / 'tools/model_converters/official_cris.py')
+official_cris = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(official_cris)
+
+META = json.loads((GOLDEN / 'golden.json').read_text())
+
+
+@pytest.fixture
+def model():
+    c = META['config']
+    model = MODELS.build(
+        dict(
+            type='CRIS',
+            backbone=dict(
+                type='CLIPBackbone',
+                embed_dim=c['embed_dim'],
+                vision_cfg=dict(
+                    image_size=c['image_resolution'],
+                    layers=c['vision_layers'],
+                    width=c['vision_width']),
+                text_cfg=dict(
+                    context_length=77,
+                    vocab_size=c['vocab_size'],
+                    width=c['text_width'],
+                    heads=c['text_width'] // 64,
+                    layers=c['text_layers'])),
+            neck=dict(
+                type='CrossModalFPN',
+                in_channels=c['fpn_in'],
+                out_channels=c['fpn_out'],
+                sentence_channels=c['embed_dim']),
+            decode_head=dict(
+                type='VisionLanguageDecoderHead',
+                in_channels=c['vis_dim'],
+                word_channels=c['text_width'],
+                sentence_channels=c['embed_dim'],
+                num_layers=c['num_layers'],
+                num_heads=c['num_head'],
+                feedforward_channels=c['dim_ffn'],
+                dropout=c['dropout'])))
+    official = load_file(GOLDEN / 'official_weights.safetensors')
+    model.load_state_dict(official_cris.to_ours(official), strict=True)
+    return model
+
+
+@pytest.fixture
+def inputs():
+    return load_file(GOLDEN / 'inputs.safetensors')
+
+
+@torch.no_grad()
+def test_every_eval_stage(model, inputs):
+    model.eval()
+    images, tokens = inputs['img'], inputs['tokens']
+    c3, c4, c5 = model.backbone.encode_image(images)
+    words, sentence = model.backbone.encode_text(tokens)
+    fused = model.neck(
+        c3, c4, c5, sentence=sentence, image_index=torch.arange(4))
+    decoded = model.decode_head.decoder(
+        fused, words=words, padding_mask=tokens == 0)
+    logits = model.predict_logits(images, tokens)
+    stages = dict(
+        c3=c3,
+        c4=c4,
+        c5=c5,
+        words=words,
+        state=sentence,
+        neck=fused,
+        decoder=decoded.flatten(2),
+        logits=logits)
+    expected = load_file(GOLDEN / 'eval_stages.safetensors')
+    assert stages.keys() == expected.keys()
+    for name, stage in stages.items():
+        torch.testing.assert_close(
+            stage.reshape(expected[name].shape),
+            expected[name],
+            atol=1e-5,
+            rtol=0,
+            msg=lambda text, name=name: f'{name}: {text}')
+
+
+def test_training_steps(model, inputs):
+    base_lr = META['config']['base_lr']
+    wrapper = build_optim_wrapper(
+        model,
+        ConfigDict(
+            type='OptimWrapper',
+            optimizer=dict(type='Adam', lr=base_lr),
+            paramwise_cfg=dict(
+                custom_keys={
+                    'backbone': dict(lr_mult=0.1),
+                    'positional_embedding': dict(lr_mult=1.0)
+                })))
+    loss_fn = TextToPixelContrastiveLoss()
+    norms = official_cris.to_ours(META['grad_norms_step1'])
+    model.train()
+    for step, expected in enumerate(META['losses']):
+        logits = model.predict_logits(inputs['img'], inputs['tokens'])
+        loss = loss_fn(logits, inputs['mask'])
+        assert loss.item() == pytest.approx(
+            expected, rel=1e-4 if step < 4 else 1e-2), step
+        wrapper.zero_grad()
+        loss.backward()
+        if step == 0:
+            grads = dict(model.named_parameters())
+            assert norms.keys() == grads.keys()
+            for name, norm in norms.items():
+                # The gradient of a key's bias is zero up to rounding.
+                assert grads[name].grad.norm().item() == pytest.approx(
+                    norm, rel=1e-3, abs=1e-4), name
+        wrapper.step()
+    model.eval()
+    with torch.no_grad():
+        logits = model.predict_logits(inputs['img'], inputs['tokens'])
+    after = load_file(GOLDEN / 'after_training.safetensors')
+    (expected, ) = after.values()
+    torch.testing.assert_close(logits, expected, atol=2e-2, rtol=1e-2)
+
+
+def test_loss_is_the_papers_formula():
+    z = torch.linspace(-9, 9, 40).reshape(2, 1, 4, 5)
+    referent = (torch.arange(40) % 3 == 0).reshape(z.shape)
+    expected = -torch.where(referent, z.sigmoid().log(),
+                            (1 - z.sigmoid()).log()).mean()
+    loss = TextToPixelContrastiveLoss(loss_weight=2.0)
+    torch.testing.assert_close(loss(z, referent), 2 * expected)
+
+
+def test_target_is_resized_by_nearest(model):
+    mask = torch.zeros(1, 8, 8)
+    mask[0, 4, 0] = 1  # the pixel that nearest picks for (1, 0) of 2 x 2
+    logits = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    (loss, ) = model.decode_head.loss(logits, [mask]).values()
+    loss.backward()
+    target = torch.tensor([[0., 0.], [1., 0.]])
+    torch.testing.assert_close(
+        logits.grad[0, 0], (F.sigmoid(torch.zeros(2, 2)) - target) / 4)
