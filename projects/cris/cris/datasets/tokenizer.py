@@ -1,0 +1,42 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+from functools import lru_cache
+from typing import List, Union
+
+import torch
+from open_clip import SimpleTokenizer
+from torch import Tensor
+
+
+@lru_cache(maxsize=None)
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
+def tokenize(texts: Union[str, List[str]], context_length: int) -> Tensor:
+    """CLIP's token ids at a short context length.
+
+    Start and end of text count. A longer text is cut and its last id becomes
+    the end of text; a shorter one is padded with 0.
+
+    Args:
+        texts (str | list[str]): One text or N of them.
+        context_length (int): L; the paper uses 17 for RefCOCO and RefCOCO+
+            and 22 for G-Ref.
+
+    Returns:
+        Tensor: int64 ``(N, context_length)``.
+
+    Raises:
+        TypeError: If a text is not a string.
+        ValueError: If context_length leaves no room for a word.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f'an expression must be a string, got {text!r}')
+    if context_length < 3:
+        raise ValueError(f'context_length={context_length} leaves no room '
+                         'between start and end of text; it must be >= 3')
+    if not texts:
+        return torch.zeros(0, context_length, dtype=torch.long)
+    return _tokenizer()(texts, context_length)

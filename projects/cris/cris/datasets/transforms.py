@@ -1,0 +1,247 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Transforms of a sample: one image with K expressions.
+
+Load image -> choose expressions -> load masks -> letterbox -> tokenize ->
+pack. Masks that are loaded after the letterbox stay at the original size, as
+evaluation needs them.
+"""
+from io import BytesIO
+from typing import List, Sequence, Tuple
+
+import cv2
+import mmcv
+import mmengine.fileio as fileio
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmengine.structures import PixelData
+from mmseg.registry import TRANSFORMS
+from mmseg.structures import SegDataSample
+from PIL import Image
+
+from cris.geometry import Size, letterbox
+
+from .refer import decode_mask
+from .tokenizer import tokenize
+
+
+@TRANSFORMS.register_module()
+class LoadReferImage(LoadImageFromFile):
+    """Load an image as three channels of uint8, BGR, or say what is wrong.
+
+    OpenCV returns a truncated JPEG with its lower part grey; here it is
+    refused. Takes the arguments of mmcv's LoadImageFromFile.
+
+    Required: img_path; height, width (optional, what the annotations say).
+    Added: img, img_shape, ori_shape.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is no image, broken, or not of the annotated size.
+    """
+
+    def transform(self, results: dict) -> dict:
+        path = results['img_path']
+        content = fileio.get(path, backend_args=self.backend_args)
+        img = None
+        if content and not _is_truncated_jpeg(content):
+            img = mmcv.imfrombytes(
+                content,
+                flag=self.color_type,
+                backend=self.imdecode_backend)
+        if img is None:
+            raise ValueError(
+                f'{path} cannot be decoded: it is no image, or broken '
+                f'({len(content)} bytes). Get the file again, or remove its '
+                'refs from the annotations.')
+        shape = img.shape[:2]
+        annotated = (results.get('height', shape[0]),
+                     results.get('width', shape[1]))
+        if shape != annotated:
+            raise ValueError(
+                f'{path} is of size {shape}, but its annotations are for '
+                f'{annotated} (height, width)' +
+                ('; the two are swapped: its EXIF orientation was applied '
+                 'when one of them was made' if shape ==
+                 annotated[::-1] else ''))
+        results['img'] = img
+        results['img_shape'] = shape
+        results['ori_shape'] = shape
+        return results
+
+
+def _is_truncated_jpeg(content: bytes) -> bool:
+    if content[:2] != b'\xff\xd8' or b'\xff\xd9' in content[-64:]:
+        return False
+    # No end marker near the end: let a strict decoder judge.
+    try:
+        Image.open(BytesIO(content)).load()
+    except Exception:  # whatever Pillow raises, it is not a whole picture
+        return True
+    return False
+
+
+@TRANSFORMS.register_module()
+class ChooseExpressions(BaseTransform):
+    """Choose which sentences of the refs are asked.
+
+    With ``num_expressions`` in the sample, K of them: a random sentence of
+    every ref, then further random ones until there are K. Without it, all.
+
+    Required: refs; num_expressions (optional, at least the number of refs).
+    Added: expressions (K strings), sent_ids and ref_ids (K of each),
+    ref_index (K positions in refs).
+    """
+
+    def __init__(self):
+        self._worker_rng = (None, None)
+
+    def transform(self, results: dict) -> dict:
+        refs = results['refs']
+        pairs = [(i, j) for i, ref in enumerate(refs)
+                 for j in range(len(ref['sentences']))]
+        if 'num_expressions' in results:
+            pairs = self._draw(pairs, results['num_expressions'])
+        results['expressions'] = [refs[i]['sentences'][j] for i, j in pairs]
+        results['sent_ids'] = [refs[i]['sent_ids'][j] for i, j in pairs]
+        results['ref_ids'] = [refs[i]['ref_id'] for i, _ in pairs]
+        results['ref_index'] = [i for i, _ in pairs]
+        return results
+
+    def _draw(self, pairs: Sequence[Tuple[int, int]],
+              count: int) -> List[Tuple[int, int]]:
+        shuffled = [pairs[k] for k in self._rng().permutation(len(pairs))]
+        first = list(dict((pair[0], pair) for pair in shuffled).values())
+        further = [pair for pair in shuffled if pair not in first]
+        drawn = first + further[:count - len(first)]
+        # A ref with fewer sentences than wanted repeats them.
+        return [drawn[k % len(drawn)] for k in range(count)]
+
+    def _rng(self):
+        """NumPy's global generator, or this worker's own.
+
+        mmengine seeds the workers' global generators with the same number at
+        every start, so with fresh workers each epoch would draw the same
+        sentences. The seed that PyTorch hands to a worker is new each time
+        and follows from the run's seed.
+        """
+        worker = torch.utils.data.get_worker_info()
+        if worker is None:
+            return np.random
+        seed, rng = self._worker_rng
+        if seed != worker.seed:
+            rng = np.random.RandomState(worker.seed % 2**32)
+            self._worker_rng = (worker.seed, rng)
+        return rng
+
+
+@TRANSFORMS.register_module()
+class LoadReferMasks(BaseTransform):
+    """Rasterise the masks of the refs, at the image's original size.
+
+    Required: refs, ori_shape. Added: gt_masks, uint8 (R, h, w) of 0 and 255.
+
+    Raises:
+        ValueError: If a mask is empty or cannot be read.
+    """
+
+    def transform(self, results: dict) -> dict:
+        height, width = results['ori_shape']
+        masks = []
+        for ref in results['refs']:
+            mask = decode_mask(ref['segmentation'], height, width)
+            if not mask.any():
+                raise ValueError(
+                    f'the mask of ref {ref["ref_id"]} (ann_id '
+                    f'{ref["ann_id"]}) in {results["img_path"]} is empty: '
+                    'correct the annotation or remove the ref')
+            masks.append(mask * 255)
+        results['gt_masks'] = np.stack(masks)
+        return results
+
+
+@TRANSFORMS.register_module()
+class Letterbox(BaseTransform):
+    """Letterbox the image, cubic, and the masks loaded so far, linear.
+
+    Required: img; gt_masks (optional). Modified: img, img_shape, gt_masks.
+
+    Args:
+        size (int | tuple[int, int]): Side of the square, or (height, width),
+            in pixels; multiples of 32 for CRIS.
+        border_value (Sequence[float]): Colour around the image, in the
+            channel order of img (BGR).
+    """
+
+    def __init__(self, size: Size, border_value: Sequence[float] = (0, 0, 0)):
+        self.size = size if isinstance(size, int) else tuple(size)
+        self.border_value = tuple(border_value)
+
+    def transform(self, results: dict) -> dict:
+        results['img'] = letterbox(
+            results['img'], self.size, border_value=self.border_value)
+        results['img_shape'] = results['img'].shape[:2]
+        if 'gt_masks' in results:
+            results['gt_masks'] = np.stack([
+                letterbox(mask, self.size, cv2.INTER_LINEAR)
+                for mask in results['gt_masks']
+            ])
+        return results
+
+    def __repr__(self) -> str:
+        return (f'{type(self).__name__}(size={self.size}, '
+                f'border_value={self.border_value})')
+
+
+@TRANSFORMS.register_module()
+class TokenizeExpressions(BaseTransform):
+    """CLIP's token ids of the expressions.
+
+    Required: expressions. Added: tokens, int64 (K, context_length).
+
+    Args:
+        context_length (int): See :func:`cris.datasets.tokenizer.tokenize`.
+    """
+
+    def __init__(self, context_length: int):
+        self.context_length = context_length
+
+    def transform(self, results: dict) -> dict:
+        results['tokens'] = tokenize(results['expressions'],
+                                     self.context_length)
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(context_length={self.context_length})'
+
+
+@TRANSFORMS.register_module()
+class PackReferInputs(BaseTransform):
+    """Pack a sample for the model.
+
+    Required: img, expressions, tokens, ref_index; gt_masks (optional).
+    Returns ``dict(inputs, data_samples)``: the image, uint8 (3, H, W), and
+    a SegDataSample with ``tokens (K, L)`` and ``gt_sem_seg.data``,
+    float32 (K, H, W) in [0, 1].
+
+    Args:
+        meta_keys (Sequence[str]): What goes into the metainfo.
+    """
+
+    def __init__(self,
+                 meta_keys: Sequence[str] = ('img_path', 'img_id', 'ori_shape',
+                                             'img_shape', 'expressions',
+                                             'ref_ids', 'sent_ids')):
+        self.meta_keys = meta_keys
+
+    def transform(self, results: dict) -> dict:
+        img = np.ascontiguousarray(results['img'].transpose(2, 0, 1))
+        sample = SegDataSample(
+            metainfo={k: results[k]
+                      for k in self.meta_keys if k in results})
+        sample.tokens = results['tokens']
+        if 'gt_masks' in results:
+            masks = results['gt_masks'][results['ref_index']]
+            masks = torch.from_numpy(masks.astype(np.float32) / 255)
+            sample.gt_sem_seg = PixelData(data=masks)
+        return dict(inputs=torch.from_numpy(img), data_samples=sample)

@@ -1,0 +1,193 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from cris.datasets.refer import decode_mask, load_plain_pickle, load_refer
+
+SQUARE = [2, 1, 6, 1, 6, 5, 2, 5]
+
+
+def load(refer_set, split='train'):
+    root = refer_set.write()
+    return load_refer(
+        str(root / 'instances.json'), str(root / 'refs(unc).p'), split)
+
+
+def test_images_with_their_refs(refer_set):
+    images = load(refer_set)
+    assert [image['file_name'] for image in images] == ['1.jpg', '2.jpg']
+    assert (images[0]['height'], images[0]['width']) == (80, 50)
+    first, second = images[0]['refs']
+    assert (first['ref_id'], first['ann_id']) == (2, 102)
+    assert second['sentences'][0] == 'thing 3 left'
+    assert second['sent_ids'] == [30, 31, 32, 33]
+
+
+class TestMasks:
+    mask = np.zeros((8, 10), np.uint8)
+    mask[1:5, 2:6] = 1
+
+    def check(self, segmentation, expected=None):
+        decoded = decode_mask(segmentation, 8, 10)
+        assert decoded.dtype == np.uint8
+        assert np.array_equal(decoded,
+                              self.mask if expected is None else expected)
+
+    def test_polygon(self):
+        self.check([SQUARE])
+
+    def test_polygons_that_overlap_are_united(self):
+        expected = self.mask.copy()
+        expected[3:7, 4:9] = 1
+        self.check([SQUARE, [4, 3, 9, 3, 9, 7, 4, 7]], expected)
+
+    def test_rle_compressed_and_not(self):
+        rle = coco_mask.encode(np.asfortranarray(self.mask))
+        self.check(rle)
+        self.check(dict(rle, counts=rle['counts'].decode()))
+        self.check([rle])
+        flat = self.mask.ravel(order='F')
+        edges = np.flatnonzero(np.diff(flat)) + 1
+        counts = np.diff([0, *edges, flat.size]).tolist()
+        self.check(dict(size=[8, 10], counts=counts))
+
+    @pytest.mark.parametrize('segmentation, message', [
+        ([], 'empty'),
+        ([[1, 2, 3, 4]], '4 numbers'),
+        ([[1, 2, 3, 4, 5, 6, 7]], '7 numbers'),
+        (dict(size=[8, 11], counts='abc'), r'\[8, 11\]'),
+        (dict(size=[8, 10], counts=[3, 4]), 'counts 7 pixels'),
+        ('abc', 'neither polygon nor RLE'),
+        (None, 'neither polygon nor RLE'),
+    ])
+    def test_others_are_refused(self, segmentation, message):
+        with pytest.raises(ValueError, match=message):
+            decode_mask(segmentation, 8, 10)
+
+
+class TestFaults:
+
+    def expect(self, refer_set, *messages, split='train'):
+        with pytest.raises(ValueError) as error:
+            load(refer_set, split)
+        for message in messages:
+            assert message in str(error.value)
+
+    def test_annotation_that_does_not_exist(self, refer_set):
+        refer_set.refs[3]['ann_id'] = 999
+        self.expect(refer_set, 'ref 3: its ann_id 999 does not exist',
+                    '1 fault(s)', 'Correct these entries')
+
+    def test_annotation_of_another_image(self, refer_set):
+        refer_set.refs[3]['ann_id'] = 100
+        self.expect(refer_set, 'ref 3: its ann_id 100 lies in image 0')
+
+    def test_image_that_does_not_exist(self, refer_set):
+        refer_set.refs[3]['image_id'] = 77
+        self.expect(refer_set, 'ref 3: its image_id 77 does not exist')
+
+    @pytest.mark.parametrize('segmentation',
+                             [[], [[3, 3, 3, 3, 3, 3]],
+                              dict(size=[80, 50], counts=[4000])])
+    def test_empty_mask(self, refer_set, segmentation):
+        refer_set.anns[2]['segmentation'] = segmentation
+        self.expect(refer_set, 'ref 2: the mask of its ann_id 102', 'empty')
+
+    def test_no_sentence(self, refer_set):
+        refer_set.refs[2]['sentences'] = []
+        self.expect(refer_set, 'ref 2: it has no sentence')
+
+    def test_all_are_listed_at_once(self, refer_set):
+        for ref in refer_set.refs:
+            ref['ann_id'] = -1
+        for _ in range(12):
+            refer_set.add_ref(1, [], 'train')
+        self.expect(refer_set, '16 fault(s)', 'ref 2:', 'and 6 more')
+
+    def test_faults_of_other_splits_do_not_matter(self, refer_set):
+        refer_set.refs[0]['ann_id'] = -1  # of val
+        assert len(load(refer_set)) == 2
+
+    def test_split_that_does_not_exist(self, refer_set):
+        self.expect(
+            refer_set,
+            "no split 'testC'; it has val (2 refs), train (4 refs)",
+            split='testC')
+
+    @pytest.mark.parametrize('name', ['../1.jpg', '/etc/1.jpg', 'a/../../1'])
+    def test_image_outside_its_folder(self, refer_set, name):
+        refer_set.images[1]['file_name'] = name
+        self.expect(refer_set, 'leaves the image folder')
+
+
+class TestFiles:
+
+    def test_missing(self, refer_set):
+        root = refer_set.root
+        for name in ('instances.json', 'refs(unc).p'):
+            paths = [str(root / n) for n in ('instances.json', 'refs(unc).p')]
+            paths = [p + 'x' if p.endswith(name) else p for p in paths]
+            with pytest.raises(FileNotFoundError, match='does not exist'):
+                load_refer(*paths, 'train')
+
+    @pytest.mark.parametrize('content', ['{"images": [', '[]', '{}'])
+    def test_json_that_is_broken_or_something_else(self, refer_set, content):
+        path = refer_set.root / 'instances.json'
+        path.write_text(content)
+        with pytest.raises(ValueError, match='instances.json is not'):
+            load_refer(
+                str(path), str(refer_set.root / 'refs(unc).p'), 'train')
+
+    @pytest.mark.parametrize('content', [b'', b'abc', b'\x80\x04N.', b'(lp0'])
+    def test_pickle_that_is_broken_or_something_else(self, refer_set,
+                                                     content):
+        path = refer_set.root / 'refs(unc).p'
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r'refs\(unc\).p'):
+            load_refer(
+                str(refer_set.root / 'instances.json'), str(path), 'train')
+
+    @pytest.mark.parametrize('protocol', range(6))
+    def test_pickle_that_runs_code_is_refused(self, tmp_path, protocol):
+        marker = tmp_path / 'marker'
+
+        class Evil:
+
+            def __reduce__(self):
+                return os.mkdir, (str(marker), )
+
+        path = tmp_path / 'refs.p'
+        path.write_bytes(pickle.dumps([dict(ref_id=Evil())], protocol))
+        with pytest.raises(ValueError, match='mkdir'):
+            load_plain_pickle(str(path))
+        assert not marker.exists()
+
+    @pytest.mark.parametrize('protocol', range(6))
+    def test_plain_data_of_any_protocol(self, tmp_path, protocol):
+        data = [dict(a=(1, 2.5, None, True), b=['é', b'x', -2**70])]
+        path = tmp_path / 'refs.p'
+        path.write_bytes(pickle.dumps(data, protocol))
+        if protocol < 3:  # bytes need a global there
+            data[0]['b'].pop(1)
+            path.write_bytes(pickle.dumps(data, protocol))
+        assert load_plain_pickle(str(path)) == data
+
+    def test_pickle_written_by_python_2(self, tmp_path):
+        path = tmp_path / 'refs.p'
+        # [{'sent': u'caf\xe9', 'split': 'caf\xc3\xa9'}], protocol 0
+        path.write_bytes(b"(lp0\n(dp1\nS'sent'\np2\nVcaf\xe9\np3\nsS'split'\n"
+                         b"p4\nS'caf\\xc3\\xa9'\np5\nsa.")
+        assert load_plain_pickle(str(path)) == [
+            dict(sent='café', split='café')
+        ]
+
+
+def test_the_order_of_faults_is_that_of_the_file(refer_set):
+    json.loads((refer_set.write() / 'instances.json').read_text())
+    assert [r['ref_id'] for i in load(refer_set) for r in i['refs']
+            ] == [2, 3, 4, 5]
