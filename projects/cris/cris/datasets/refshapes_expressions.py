@@ -1,0 +1,379 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Referring expressions of RefShapes: from a scene to true sentences.
+
+Pure functions over the objects of one picture. An expression is true of
+exactly one object, and clearly so. With ``MARGIN`` (8 %) of the picture side
+along the axis in question (width for left and right, height for top and
+bottom), and positions taken at the centres of the visible masks:
+
+* A *noun phrase* is an optional size, an optional colour and a shape or a
+  general head ('thing', 'one'). It matches the objects having all that it
+  names. Sizes are the two classes small and large, not comparisons.
+* *Attribute* ('small red circle'): a noun phrase matching one object only.
+* *Place, superlative* ('leftmost square', 'square furthest to the left'):
+  the noun phrase matches two objects or more, and the one that is meant
+  comes before all the others by the margin.
+* *Place, zone* ('triangle at the bottom', 'square on the far left'): the
+  above, and moreover the one that is meant lies in that half of the picture
+  and all other matching objects lie in the opposite half.
+* *Relation* ('circle left of the blue square'): the anchor phrase is unique.
+  The object that is meant lies on the named side of the anchor by the margin,
+  and its offset along the axis (pixels) is no smaller than that across. Every
+  other object that the target phrase matches, the anchor left aside, lies on
+  the opposite side by the margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+ATTRIBUTE, PLACE, RELATION = KINDS = ('attribute', 'place', 'relation')
+MARGIN = 0.08
+SPLIT_KINDS = {'train': KINDS, 'val': KINDS, 'testA': (ATTRIBUTE,),
+               'testB': (PLACE, RELATION)}
+# Turns the kinds, by how often each is possible, into about equal shares.
+KIND_WEIGHTS = {ATTRIBUTE: 5.0, PLACE: 1.0, RELATION: 5.0}
+
+# Direction -> axis (0 is x, 1 is y) and the sign of the way it points.
+DIRECTIONS = {'left': (0, -1), 'right': (0, 1), 'top': (1, -1),
+              'bottom': (1, 1)}
+SIZE_WORDS = {'small': ('small', 'small', 'little'),
+              'large': ('large', 'large', 'big')}
+SUPERLATIVE_WORDS = {
+    'left': ('leftmost {}', 'leftmost {}', '{} furthest to the left'),
+    'right': ('rightmost {}', 'rightmost {}', '{} furthest to the right'),
+    'top': ('topmost {}', 'highest {}', 'uppermost {}'),
+    'bottom': ('lowest {}', 'bottommost {}', '{} closest to the bottom'),
+}
+ZONE_WORDS = {
+    'left': ('{} on the far left', '{} on the left', 'left {}'),
+    'right': ('{} on the far right', '{} on the right', 'right {}'),
+    'top': ('{} at the top', '{} at the very top', 'top {}'),
+    'bottom': ('{} at the bottom', '{} at the very bottom', 'bottom {}'),
+}
+RELATION_WORDS = {
+    'left': ('{} left of {}', '{} to the left of {}'),
+    'right': ('{} right of {}', '{} to the right of {}'),
+    'top': ('{} above {}',),
+    'bottom': ('{} below {}', '{} below {}', '{} under {}'),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """What expressions can say of one object.
+
+    Args:
+        color: Colour name.
+        shape: Shape name.
+        size: Size class, 'small' or 'large'.
+        center: Centre (x, y) of the visible mask, in pixels.
+    """
+
+    color: str
+    shape: str
+    size: str
+    center: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Meaning of a noun phrase; ``None`` leaves an attribute unnamed."""
+
+    size: str | None
+    color: str | None
+    shape: str | None
+
+    def matches(self, item: Item) -> bool:
+        """Tell whether the item has all that the phrase names."""
+        return (self.size in (None, item.size)
+                and self.color in (None, item.color)
+                and self.shape in (None, item.shape))
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Meaning of one expression, before it is put into words.
+
+    Args:
+        kind: One of ``KINDS``.
+        target: Phrase for the object that is meant.
+        direction: Key of ``DIRECTIONS``; empty for an attribute expression.
+        zone: For a place: whether the zone rule holds, too.
+        anchor: For a relation: the phrase for the other object.
+    """
+
+    kind: str
+    target: Phrase
+    direction: str = ''
+    zone: bool = False
+    anchor: Phrase | None = None
+
+
+def phrases_of(item: Item) -> list[Phrase]:
+    """List all noun phrases that match an item, the bare 'thing' last."""
+    return [Phrase(*words) for words in product(
+        (item.size, None), (item.color, None), (item.shape, None))]
+
+
+def matching(phrase: Phrase, items: Sequence[Item]) -> list[int]:
+    """List the indices of the items that a noun phrase matches."""
+    return [i for i, item in enumerate(items) if phrase.matches(item)]
+
+
+def attribute_meanings(items: Sequence[Item], index: int) -> list[Meaning]:
+    """List the attribute expressions that are true of one item only.
+
+    Args:
+        items: All objects of the picture.
+        index: Which of them is meant.
+
+    Returns:
+        The meanings; empty if another object has the same attributes.
+    """
+    return [Meaning(ATTRIBUTE, phrase) for phrase in phrases_of(items[index])
+            if matching(phrase, items) == [index]]
+
+
+def place_meanings(items: Sequence[Item], index: int,
+                   sides: tuple[int, int]) -> list[Meaning]:
+    """List the place expressions that are clearly true of one item only.
+
+    Args:
+        items: All objects of the picture.
+        index: Which of them is meant.
+        sides: Width and height of the picture in pixels.
+
+    Returns:
+        The meanings, of both the superlative and the zone sort.
+    """
+    found = []
+    for phrase in phrases_of(items[index]):
+        others = [items[i] for i in matching(phrase, items) if i != index]
+        if not others:
+            continue
+        for direction, (axis, sign) in DIRECTIONS.items():
+            # Signed position: grows towards the direction, 0 in the middle.
+            mine, *theirs = (
+                sign * (item.center[axis] / sides[axis] - 0.5)
+                for item in (items[index], *others))
+            if mine - max(theirs) < MARGIN:
+                continue
+            found.append(Meaning(PLACE, phrase, direction))
+            if mine > 0 > max(theirs):
+                found.append(Meaning(PLACE, phrase, direction, zone=True))
+    return found
+
+
+def is_clearly_beside(item: Item, anchor: Item, direction: str,
+                      sides: tuple[int, int]) -> bool:
+    """Tell whether an item lies on a side of the anchor by the margin.
+
+    Args:
+        item: The object whose place is asked.
+        anchor: The object that it is compared with.
+        direction: Key of ``DIRECTIONS``.
+        sides: Width and height of the picture in pixels.
+
+    Returns:
+        True if the offset along the axis is at least ``MARGIN`` of the side.
+    """
+    axis, sign = DIRECTIONS[direction]
+    offset = sign * (item.center[axis] - anchor.center[axis])
+    return offset >= MARGIN * sides[axis]
+
+
+def is_mainly_along(item: Item, anchor: Item, direction: str) -> bool:
+    """Tell whether the offset along the axis is no smaller than across."""
+    axis = DIRECTIONS[direction][0]
+    offsets = np.abs(np.subtract(item.center, anchor.center))
+    return bool(offsets[axis] >= offsets[1 - axis])
+
+
+def relation_meanings(items: Sequence[Item], index: int,
+                      sides: tuple[int, int]) -> list[Meaning]:
+    """List the relation expressions that are clearly true of one item only.
+
+    Where some of them need the relation (the target phrase alone matches
+    several objects), only those are returned.
+
+    Args:
+        items: All objects of the picture.
+        index: Which of them is meant.
+        sides: Width and height of the picture in pixels.
+
+    Returns:
+        The meanings.
+    """
+    opposite = {'left': 'right', 'right': 'left', 'top': 'bottom',
+                'bottom': 'top'}
+    needed, spare = [], []
+    for other, anchor in enumerate(items):
+        # A bare 'thing' is no anchor, hence the last phrase is left out.
+        names = [phrase for phrase in phrases_of(anchor)[:-1]
+                 if matching(phrase, items) == [other]]
+        if other == index or not names:
+            continue
+        for direction in DIRECTIONS:
+            if not (is_clearly_beside(items[index], anchor, direction, sides)
+                    and is_mainly_along(items[index], anchor, direction)):
+                continue
+            for target in phrases_of(items[index]):
+                same = matching(target, items)
+                rest = (items[i] for i in same if i not in (index, other))
+                if all(is_clearly_beside(item, anchor, opposite[direction],
+                                         sides) for item in rest):
+                    found = needed if len(same) > 1 else spare
+                    found += [Meaning(RELATION, target, direction,
+                                      anchor=name) for name in names]
+    return needed or spare
+
+
+def word_phrase(phrase: Phrase, rng: np.random.Generator,
+                is_anchor: bool = False) -> str:
+    """Put a noun phrase into words, without an article.
+
+    Args:
+        phrase: The meaning.
+        rng: Source of the choice among synonyms.
+        is_anchor: Leave out the head 'one', which after another noun would
+            read as a repetition of that noun.
+
+    Returns:
+        For example 'small red circle', 'yellow one' or 'thing'.
+    """
+    words = []
+    if phrase.size:
+        words.append(rng.choice(SIZE_WORDS[phrase.size]))
+    if phrase.color:
+        words.append(phrase.color)
+    heads = ['thing', 'object', 'shape']
+    if words and not is_anchor:
+        heads += ['one', 'one']
+    words.append(phrase.shape or rng.choice(heads))
+    return ' '.join(words)
+
+
+def word_meaning(meaning: Meaning, rng: np.random.Generator) -> str:
+    """Put a meaning into words.
+
+    Args:
+        meaning: The meaning.
+        rng: Source of the choice among wordings.
+
+    Returns:
+        A lower-case sentence without punctuation.
+    """
+    text = word_phrase(meaning.target, rng)
+    if meaning.anchor is not None:
+        article = 'the ' if rng.random() < 0.8 else ''
+        anchor = article + word_phrase(meaning.anchor, rng, is_anchor=True)
+        pattern = rng.choice(RELATION_WORDS[meaning.direction])
+        text = pattern.format(text, anchor)
+    elif meaning.direction:
+        words = ZONE_WORDS if meaning.zone else SUPERLATIVE_WORDS
+        text = rng.choice(words[meaning.direction]).format(text)
+    return f'the {text}' if rng.random() < 0.3 else text
+
+
+def draw_meaning(meanings: Sequence[Meaning],
+                 rng: np.random.Generator) -> Meaning:
+    """Draw a meaning: first the target phrase, then the rest.
+
+    A uniform draw would favour the target phrases that go with many anchors,
+    and name the shape no more often than not.
+
+    Args:
+        meanings: What to draw from; not empty.
+        rng: Source of the draw.
+
+    Returns:
+        One of the meanings.
+    """
+    targets = list(dict.fromkeys(meaning.target for meaning in meanings))
+    shapes = [target for target in targets if target.shape]
+    if shapes and rng.random() < 0.4:
+        targets = shapes
+    target = targets[rng.integers(len(targets))]
+    fitting = [meaning for meaning in meanings if meaning.target == target]
+    return fitting[rng.integers(len(fitting))]
+
+
+def sentences_for(items: Sequence[Item], index: int, sides: tuple[int, int],
+                  kinds: Sequence[str],
+                  rng: np.random.Generator) -> list[str]:
+    """Write different sentences that all mean the same object.
+
+    Args:
+        items: All objects of the picture.
+        index: Which of them is meant.
+        sides: Width and height of the picture in pixels.
+        kinds: Which of ``KINDS`` may be used.
+        rng: Source of all choices.
+
+    Returns:
+        2 to 4 sentences, of as many kinds as there are, or fewer where the
+        object cannot be told so often; empty if it cannot be told at all.
+    """
+    pools = {ATTRIBUTE: attribute_meanings(items, index),
+             PLACE: place_meanings(items, index, sides),
+             RELATION: relation_meanings(items, index, sides)}
+    usable = [kind for kind in kinds if pools[kind]]
+    if not usable:
+        return []
+    wanted = int(rng.integers(2, 5))
+    weights = np.array([KIND_WEIGHTS[kind] for kind in usable])
+    order = rng.choice(usable, len(usable), replace=False,
+                       p=weights / weights.sum())
+    sentences: list[str] = []
+    # Twelve turns are ample: some objects allow one or two wordings only.
+    for turn in range(12):
+        pool = pools[order[turn % len(order)]]
+        sentence = word_meaning(draw_meaning(pool, rng), rng)
+        known = {text.removeprefix('the ') for text in sentences}
+        if sentence.removeprefix('the ') not in known:
+            sentences.append(sentence)
+        if len(sentences) == wanted:
+            break
+    return sentences
+
+
+def make_refs(annotations: Sequence[dict[str, Any]],
+              image: dict[str, Any], split: str,
+              rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Write the refs of one picture.
+
+    Args:
+        annotations: All COCO annotations of the picture.
+        image: COCO entry of the picture.
+        split: One of ``SPLITS``; it decides on the kinds of sentences.
+        rng: Source of the wording.
+
+    Returns:
+        One ref for each object that can be told from the others.
+    """
+    items = [Item(**annotation['attributes']) for annotation in annotations]
+    refs = []
+    for index, annotation in enumerate(annotations):
+        texts = sentences_for(items, index, (image['width'], image['height']),
+                              SPLIT_KINDS[split], rng)
+        sentences = []
+        for number, sent in enumerate(texts):
+            raw = f'{sent.capitalize()}.' if rng.random() < 0.2 else sent
+            sentences.append({'sent_id': annotation['id'] * 10 + number,
+                              'tokens': sent.split(), 'raw': raw,
+                              'sent': sent})
+        if sentences:
+            refs.append({
+                'ref_id': annotation['id'], 'ann_id': annotation['id'],
+                'image_id': image['id'],
+                'category_id': annotation['category_id'], 'split': split,
+                'file_name': image['file_name'],
+                'sent_ids': [entry['sent_id'] for entry in sentences],
+                'sentences': sentences})
+    return refs

@@ -1,0 +1,316 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Scenes of RefShapes: laid out, then painted.
+
+Coordinates are continuous: the pixel in column i covers [i, i + 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as mask_utils
+
+SHAPES = ('circle', 'square', 'triangle', 'star')
+# Hue in degrees, and the ranges of saturation and value.
+COLORS = {
+    'red': (0, (0.82, 0.95), (0.72, 0.88)),
+    'orange': (28, (0.88, 1.0), (0.88, 1.0)),
+    'yellow': (54, (0.78, 0.95), (0.88, 1.0)),
+    'green': (125, (0.65, 0.9), (0.45, 0.68)),
+    'blue': (222, (0.72, 0.92), (0.65, 0.9)),
+    'purple': (284, (0.6, 0.85), (0.5, 0.72)),
+}
+# Visible area as a fraction of the picture.
+SIZE_BOUNDS = {'small': (0.006, 0.015), 'large': (0.03, 0.075)}
+SIDE_RANGE = (192, 240)
+MAX_HIDDEN, MIN_HIDDEN = 0.28, 0.06  # of the area of a covered object
+MIN_DISTANCE = 0.1  # between two centres, in terms of the shorter side
+MIN_AGREEMENT = 0.955  # IoU of an object as drawn and as COCO decodes it
+BORDER = 4  # pixels between an object and the edge of the picture
+SUPERSAMPLING = 8
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object of a scene.
+
+    Args:
+        color: Key of ``COLORS``.
+        shape: One of ``SHAPES``.
+        size: Key of ``SIZE_BOUNDS``.
+        polygon: Outline of the whole object, (N, 2) in pixels.
+    """
+
+    color: str
+    shape: str
+    size: str
+    polygon: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A scene that is laid out, but not painted.
+
+    Args:
+        objects: Objects in the order of drawing, later ones on top.
+        labels: Which object each pixel shows, (H, W) int32: 0 is the
+            background, i + 1 is ``objects[i]``.
+        areas: Number of pixels of each whole object, covered ones included.
+    """
+
+    objects: tuple[SceneObject, ...]
+    labels: np.ndarray
+    areas: tuple[int, ...]
+
+
+def sample_outline(shape: str, size: str, picture_area: int,
+                   rng: np.random.Generator) -> np.ndarray:
+    """Draw the outline of an object around the origin, slightly rotated.
+
+    Args:
+        shape: One of ``SHAPES``.
+        size: Key of ``SIZE_BOUNDS``.
+        picture_area: Number of pixels of the picture.
+        rng: Source of the area and the rotation.
+
+    Returns:
+        Vertices (N, 2) in pixels, y pointing down.
+    """
+    corners = {'circle': 40, 'square': 4, 'triangle': 3, 'star': 10}[shape]
+    radii = np.ones(corners)
+    if shape == 'star':
+        radii[1::2] = 0.45
+    fan = (radii * np.roll(radii, -1)).sum() * np.sin(2 * np.pi / corners) / 2
+    low, high = SIZE_BOUNDS[size]
+    # Inset, so that rounding to pixels keeps within the bounds.
+    area = picture_area * rng.uniform(1.06 * low, 0.95 * high)
+    start = (45 if shape == 'square' else -90) + rng.uniform(-15, 15)
+    angles = np.deg2rad(start) + 2 * np.pi * np.arange(corners) / corners
+    points = np.stack([np.cos(angles), np.sin(angles)], 1)
+    return points * (radii * np.sqrt(area / fan))[:, None]
+
+
+def sample_attributes(count: int,
+                      rng: np.random.Generator) -> list[tuple[str, str, str]]:
+    """Draw colour, shape and size of the objects, with many distractors.
+
+    Args:
+        count: Number of objects.
+        rng: Source of the draw.
+
+    Returns:
+        (color, shape, size) of each. An object often has the colour or the
+        shape, or both, of an earlier one.
+    """
+    drawn: list[tuple[str, str, str]] = []
+    for _ in range(count):
+        color = str(rng.choice(list(COLORS)))
+        shape = str(rng.choice(SHAPES))
+        size = str(rng.choice(['small', 'large'], p=[0.45, 0.55]))
+        if drawn:
+            old_color, old_shape, _ = drawn[rng.integers(len(drawn))]
+            copied = rng.random()
+            if copied < 0.38:
+                shape = old_shape
+            if copied < 0.05 or copied > 0.72:
+                color = old_color
+        drawn.append((color, shape, size))
+    return drawn
+
+
+def rasterize(polygon: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Compute how much of each pixel a polygon covers.
+
+    Args:
+        polygon: Outline (N, 2) in pixels, at least ``BORDER`` from the edge.
+
+    Returns:
+        The rows and columns of a window around the polygon, and the covered
+        fraction of each pixel in it, float32.
+    """
+    left, top = np.floor(polygon.min(0)).astype(int) - 3
+    right, bottom = np.ceil(polygon.max(0)).astype(int) + 3
+    shape = (bottom - top, right - left)
+    fine = np.zeros([side * SUPERSAMPLING for side in shape], np.uint8)
+    # OpenCV counts from the centres of pixels; 4 bits after the point.
+    points = (polygon - (left, top)) * SUPERSAMPLING - 0.5
+    points = [np.rint(points * 16).astype(np.int32)]
+    cv2.fillPoly(fine, points, 255, shift=4)
+    # The line of the edge is filled, too, though half of it is outside.
+    cv2.polylines(fine, points, True, 128, shift=4)
+    cover = cv2.resize(fine, shape[::-1], interpolation=cv2.INTER_AREA)
+    window = (slice(top, bottom), slice(left, right))
+    return window, cover.astype(np.float32) / 255
+
+
+def mask_center(mask: np.ndarray) -> tuple[float, float]:
+    """Return the centre (x, y) of a non-empty mask in pixels."""
+    sums = cv2.moments(mask.astype(np.uint8), binaryImage=True)
+    return sums['m10'] / sums['m00'] + 0.5, sums['m01'] / sums['m00'] + 0.5
+
+
+def encode_outline(polygon: np.ndarray,
+                   sides: tuple[int, int]) -> dict[str, Any]:
+    """Rasterize an outline as COCO does, in a picture (H, W), to an RLE."""
+    return mask_utils.frPyObjects([polygon.ravel().tolist()], *sides)[0]
+
+
+def is_well_visible(scene: Scene) -> bool:
+    """Check the visible areas, hidden parts and distances of a scene."""
+    masks = [scene.labels == i + 1 for i in range(len(scene.objects))]
+    for item, mask, whole in zip(scene.objects, masks, scene.areas,
+                                 strict=True):
+        low, high = SIZE_BOUNDS[item.size]
+        hidden = 1 - mask.sum() / whole
+        if (not low <= mask.mean() <= high or hidden > MAX_HIDDEN
+                or 0 < hidden < MIN_HIDDEN):
+            return False
+    centers = np.array([mask_center(mask) for mask in masks])
+    apart = np.linalg.norm(centers[:, None] - centers[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    return bool(apart.min() >= MIN_DISTANCE * min(scene.labels.shape))
+
+
+def try_position(scene: Scene, item: SceneObject, overlap: bool,
+                 rng: np.random.Generator) -> Scene | None:
+    """Add an object to a scene at one random position, if that is good.
+
+    Args:
+        scene: The scene so far; it is not changed.
+        item: The object, its outline around the origin.
+        overlap: Cover a part of one earlier object, of another colour;
+            otherwise the object has to stand free.
+        rng: Source of the position.
+
+    Returns:
+        The larger scene, or None if the position is no good.
+    """
+    low = BORDER - item.polygon.min(0)
+    high = np.array(scene.labels.shape[::-1]) - BORDER - item.polygon.max(0)
+    center = rng.uniform(low, high)
+    if overlap:
+        below = scene.objects[rng.integers(len(scene.objects))]
+        center = rng.normal(rng.choice(below.polygon),
+                            0.4 * np.ptp(item.polygon, 0))
+        if (center < low).any() or (center > high).any():
+            return None
+    polygon = (item.polygon + center).round(2)
+    x, y = polygon.astype(int).T
+    if not overlap and scene.labels[y, x].any():  # saves time, nothing else
+        return None
+    window, cover = rasterize(polygon)
+    inside = cover >= 0.5
+    near = cv2.dilate(inside.astype(np.uint8), np.ones((5, 5))) > 0
+    touched = set(scene.labels[window][near].tolist()) - {0}
+    covered = set(scene.labels[window][inside].tolist()) - {0}
+    if touched != covered or len(covered) != overlap or any(
+            scene.objects[label - 1].color == item.color
+            for label in covered):
+        return None
+    labels = scene.labels.copy()
+    labels[window][inside] = len(scene.objects) + 1
+    # COCO's rounding now and then adds a row of pixels along an edge.
+    coco = mask_utils.decode(encode_outline(polygon, labels.shape)) > 0
+    drawn = labels == len(scene.objects) + 1
+    if (coco & drawn).sum() < MIN_AGREEMENT * (coco | drawn).sum():
+        return None
+    larger = Scene((*scene.objects, replace(item, polygon=polygon)), labels,
+                   (*scene.areas, int(inside.sum())))
+    return larger if is_well_visible(larger) else None
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """Lay out a scene of 3 to 6 objects, some of them overlapping.
+
+    Args:
+        rng: Source of all draws.
+
+    Returns:
+        The scene.
+    """
+    while True:
+        sides = rng.integers(SIDE_RANGE[0], SIDE_RANGE[1] + 1, 2)
+        scene: Scene | None = Scene((), np.zeros(sides, np.int32), ())
+        overlapping = rng.random() < 0.5
+        for words in sample_attributes(int(rng.integers(3, 7)), rng):
+            item = SceneObject(*words, sample_outline(
+                words[1], words[2], scene.labels.size, rng))
+            overlap = bool(
+                scene.objects and overlapping and rng.random() < 0.5)
+            tries = (try_position(scene, item, overlap, rng)
+                     for _ in range(25))
+            scene = next((good for good in tries if good), None)
+            if scene is None:
+                break
+        else:
+            return scene
+
+
+def hsv_to_bgr(hue: float, saturation: float, value: float) -> np.ndarray:
+    """Convert one colour; hue in degrees, the rest and the result 0 to 1."""
+    pixel = np.array([[[hue % 360, saturation, value]]], np.float32)
+    return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0]
+
+
+def paint_background(height: int, width: int,
+                     rng: np.random.Generator) -> np.ndarray:
+    """Paint a muted texture: clouds, stripes, checks or a gradient.
+
+    Args:
+        height: Height in pixels.
+        width: Width in pixels.
+        rng: Source of all draws.
+
+    Returns:
+        Picture (H, W, 3), float32, BGR, 0 to 1.
+    """
+    value = rng.uniform(0.35, 0.75)
+    light, dark = (
+        hsv_to_bgr(rng.uniform(0, 360), rng.uniform(0.03, 0.22), level)
+        for level in (value + rng.uniform(0.08, 0.2), value))
+    kind = rng.choice(['clouds', 'stripes', 'checks', 'gradient'])
+    rows, columns = np.ogrid[:height, :width]
+    angle = rng.uniform(0, np.pi)
+    along = columns * np.cos(angle) + rows * np.sin(angle)
+    across = rows * np.cos(angle) - columns * np.sin(angle)
+    wave = 2 * np.pi / rng.uniform(14, 44)
+    if kind == 'clouds':
+        mix = cv2.resize(rng.random(rng.integers(3, 9, 2), np.float32),
+                         (width, height), interpolation=cv2.INTER_CUBIC)
+    elif kind == 'stripes':
+        mix = 0.5 + np.sin(along * wave)
+    elif kind == 'checks':
+        mix = 0.5 + 4 * np.sin(along * wave) * np.sin(across * wave)
+    else:
+        mix = (along - along.min()) / np.ptp(along)
+    mix = np.clip(mix, 0, 1).astype(np.float32)[..., None]
+    grain = rng.standard_normal((height, width, 1), np.float32)
+    return dark + (light - dark) * mix + rng.uniform(0.01, 0.035) * grain
+
+
+def paint_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Paint a scene with smooth edges.
+
+    Args:
+        scene: What to paint.
+        rng: Source of the texture and of the shades of the colours.
+
+    Returns:
+        Picture (H, W, 3), uint8, BGR.
+    """
+    picture = paint_background(*scene.labels.shape, rng)
+    for item in scene.objects:
+        window, cover = rasterize(item.polygon)
+        hue, saturations, values = COLORS[item.color]
+        color = hsv_to_bgr(hue + rng.uniform(-4, 4),
+                           rng.uniform(*saturations), rng.uniform(*values))
+        angle = rng.uniform(0, 2 * np.pi)
+        rows, columns = np.ogrid[-1:1:cover.shape[0] * 1j,
+                                 -1:1:cover.shape[1] * 1j]
+        shade = 1 + 0.1 * (columns * np.cos(angle) + rows * np.sin(angle))
+        shade += rng.normal(0, 0.025, cover.shape)
+        picture[window] += cover[..., None] * (
+            color * shade[..., None] - picture[window])
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
