@@ -1,0 +1,53 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""What mmengine leaves out for machines without a GPU."""
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmseg.registry import OPTIM_WRAPPERS
+from torch import nn
+
+
+@OPTIM_WRAPPERS.register_module()
+class BFloat16OptimWrapper(OptimWrapper):
+    """Mixed precision in bfloat16, on any device.
+
+    mmengine's AmpOptimWrapper refuses a CPU. Bfloat16 has the range of fp32,
+    so no loss scaling is needed.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(
+                device, torch.bfloat16):
+            yield
+
+
+def use_bfloat16(cfg: Config) -> None:
+    """Replace mmengine's AmpOptimWrapper, which refuses a CPU, in place."""
+    wrapper = cfg.optim_wrapper
+    wrapper.type = 'BFloat16OptimWrapper'
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(key, None)
+
+
+def init_cpu_process_group(cfg: Config) -> None:
+    """Let torchrun's ranks train and test without a GPU.
+
+    mmengine's launcher calls ``torch.cuda.set_device`` whatever the backend,
+    and its default wrapper passes ``device_ids``. A process group that is
+    already there is left alone, and so is a wrapper that the config names.
+
+    Args:
+        cfg (Config): Of the run; ``model_wrapper_cfg`` is set.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group('gloo')
+    cfg.model_wrapper_cfg = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.sync_bn = None  # SyncBatchNorm has no CPU kernel

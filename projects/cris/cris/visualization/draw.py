@@ -1,0 +1,143 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Pictures of expressions and masks.
+
+Shapes: an image of h x w pixels, K expressions.
+"""
+import os.path as osp
+import textwrap
+from functools import lru_cache
+from typing import Optional, Sequence
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+PREDICTION = (30, 110, 255)
+GROUND_TRUTH = (255, 220, 0)
+_FONT_SIZE = 15
+_LINE = 19
+
+
+@lru_cache(maxsize=None)
+def _font() -> ImageFont.FreeTypeFont:
+    # OpenCV's fonts have no letters beyond ASCII.
+    return ImageFont.truetype(
+        osp.join(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'),
+        _FONT_SIZE)
+
+
+def draw_masks(image: np.ndarray,
+               gt: Optional[np.ndarray] = None,
+               pred: Optional[np.ndarray] = None) -> np.ndarray:
+    """Tint the prediction and outline the ground truth.
+
+    Args:
+        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
+        gt (np.ndarray, optional): bool ``(h, w)``.
+        pred (np.ndarray, optional): bool ``(h, w)``.
+
+    Returns:
+        np.ndarray: RGB, uint8 ``(h, w, 3)``; the input is not changed.
+    """
+    drawn = image.copy()
+    if pred is not None:
+        drawn[pred] = (0.45 * drawn[pred] +
+                       0.55 * np.array(PREDICTION)).astype(np.uint8)
+    if gt is not None:
+        outlines, _ = cv2.findContours(
+            gt.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(drawn, outlines, -1, GROUND_TRUTH, 2)
+    return drawn
+
+
+def draw_expressions(image: np.ndarray,
+                     expressions: Sequence[str],
+                     gt: Optional[np.ndarray] = None,
+                     pred: Optional[np.ndarray] = None,
+                     tile_width: int = 300,
+                     columns: int = 4) -> np.ndarray:
+    """A sheet with the image and a tile for every expression.
+
+    The prediction is tinted blue, the ground truth outlined in yellow; with
+    both, the caption gives their IoU.
+
+    Args:
+        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
+        expressions (Sequence[str]): K of them.
+        gt (np.ndarray, optional): bool ``(K, h, w)``.
+        pred (np.ndarray, optional): bool ``(K, h, w)``.
+        tile_width (int): Width of a tile, in pixels. Defaults to 300.
+        columns (int): Tiles in a row at most. Defaults to 4.
+
+    Returns:
+        np.ndarray: RGB, uint8.
+    """
+    legend = ['image']
+    if pred is not None:
+        legend.append('blue: prediction')
+    if gt is not None:
+        legend.append('yellow: ground truth')
+    tiles = [draw_tile(image, ', '.join(legend), tile_width)]
+    for k, expression in enumerate(expressions):
+        gt_k = None if gt is None else gt[k]
+        pred_k = None if pred is None else pred[k]
+        caption = f'"{expression}"'
+        if gt is not None and pred is not None:
+            iou = (gt_k & pred_k).sum() / max((gt_k | pred_k).sum(), 1)
+            caption += f'  IoU {100 * iou:.1f}'
+        tiles.append(
+            draw_tile(draw_masks(image, gt_k, pred_k), caption, tile_width))
+    return join_tiles(tiles, columns)
+
+
+def join_tiles(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Tiles of one width, row by row, on white.
+
+    Args:
+        tiles (Sequence[np.ndarray]): RGB, uint8, of any height.
+        columns (int): Tiles in a row at most.
+
+    Returns:
+        np.ndarray: RGB, uint8.
+    """
+    columns = min(columns, len(tiles))
+    width = tiles[0].shape[1]
+    rows = []
+    for start in range(0, len(tiles), columns):
+        group = tiles[start:start + columns]
+        row = np.full((max(t.shape[0] for t in group), width * columns, 3),
+                      255, np.uint8)
+        for i, tile in enumerate(group):
+            row[:tile.shape[0], i * width:(i + 1) * width] = tile
+        rows.append(row)
+    return np.concatenate(rows)
+
+
+def draw_tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
+    """The image scaled to a width, with a margin and its caption below.
+
+    Args:
+        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
+        caption (str): In any script; wrapped.
+        width (int): Of the tile, in pixels.
+
+    Returns:
+        np.ndarray: RGB, uint8.
+    """
+    margin = 4
+    inner = width - 2 * margin
+    height = max(1, round(image.shape[0] * inner / image.shape[1]))
+    # A picture that is much taller than wide would fill the sheet.
+    height = min(height, 2 * inner)
+    lines = textwrap.wrap(caption, inner // 9) or ['']
+    tile = Image.new('RGB', (width, height + 2 * margin + _LINE * len(lines)),
+                     'white')
+    tile.paste(
+        Image.fromarray(image).resize((inner, height)), (margin, margin))
+    ImageDraw.Draw(tile).multiline_text((margin, height + margin),
+                                        '\n'.join(lines),
+                                        fill='black',
+                                        font=_font(),
+                                        spacing=3)
+    return np.asarray(tile)

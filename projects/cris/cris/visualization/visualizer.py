@@ -1,0 +1,72 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import os.path as osp
+from typing import Optional
+
+import mmcv
+import numpy as np
+from mmengine.dist import master_only
+from mmengine.visualization import Visualizer
+from mmseg.registry import VISUALIZERS
+from mmseg.structures import SegDataSample
+
+from .draw import draw_expressions
+
+
+@VISUALIZERS.register_module()
+class ReferLocalVisualizer(Visualizer):
+    """Draws the image, each expression, its ground truth and prediction.
+
+    For mmseg's SegVisualizationHook.
+
+    Args:
+        name (str): Name of the instance. Defaults to 'visualizer'.
+        show_dir (str, optional): Folder for the pictures. None hands them to
+            the visualisation backends. Defaults to None.
+        **kwargs: Of :class:`mmengine.visualization.Visualizer`.
+    """
+
+    def __init__(self,
+                 name: str = 'visualizer',
+                 show_dir: Optional[str] = None,
+                 **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.show_dir = show_dir
+
+    @master_only
+    def add_datasample(self,
+                       name: str,
+                       image: np.ndarray,
+                       data_sample: SegDataSample,
+                       show: bool = False,
+                       wait_time: float = 0,
+                       out_file: Optional[str] = None,
+                       step: int = 0,
+                       **kwargs) -> None:
+        """Draw a sample.
+
+        Args:
+            name (str): Name of the picture.
+            image (np.ndarray): RGB, uint8 ``(h, w, 3)``, of the size of the
+                sample's masks.
+            data_sample (SegDataSample): With ``expressions`` and, where
+                there, ``gt_sem_seg`` and ``pred_sem_seg``, (K, h, w).
+            show (bool): Open a window. Defaults to False.
+            wait_time (float): Seconds to show it; 0 waits for a key.
+            out_file (str, optional): Where to write the picture.
+            step (int): Of the backends, and part of names in show_dir.
+        """
+        masks = [
+            data_sample.get(key).data.cpu().numpy() > 0.5
+            if key in data_sample else None
+            for key in ('gt_sem_seg', 'pred_sem_seg')
+        ]
+        drawn = draw_expressions(image, data_sample.expressions, *masks)
+        if show:
+            self.show(drawn, win_name=name, wait_time=wait_time)
+        if out_file is None and self.show_dir is not None:
+            stem = osp.splitext(name)[0]
+            out_file = osp.join(self.show_dir, f'{stem}_{step:05d}.jpg')
+        if out_file is not None:
+            mmcv.imwrite(drawn[..., ::-1], out_file)
+        else:
+            self.add_image(name, drawn, step)

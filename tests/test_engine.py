@@ -1,0 +1,92 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import os
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+from cris.engine import load_weights, read_checkpoint, use_bfloat16
+
+
+def test_bfloat16_wrapper_trains_on_a_cpu():
+    cfg = Config(
+        dict(
+            optim_wrapper=dict(
+                type='AmpOptimWrapper',
+                loss_scale='dynamic',
+                optimizer=dict(type='SGD', lr=0.1))))
+    use_bfloat16(cfg)
+    model = nn.Linear(64, 1)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    x = torch.randn(8, 64)
+    losses = []
+    for _ in range(20):
+        with wrapper.optim_context(model):
+            y = model(x)
+        assert y.dtype == torch.bfloat16
+        losses.append((y.float() - 3).square().mean())
+        wrapper.update_params(losses[-1])
+    assert losses[-1] < 0.1 * losses[0]
+    assert model.weight.dtype == torch.float32
+
+
+class TestCheckpoint:
+
+    def test_round_trip(self, tmp_path):
+        model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+        hub = MessageHub.get_instance('test_round_trip')
+        hub.update_scalar('train/loss', 1.5)
+        path = str(tmp_path / 'a.pth')
+        torch.save(
+            dict(
+                state_dict=model.state_dict(),
+                meta=dict(epoch=1),
+                message_hub=hub.state_dict()), path)
+        load_weights(other, path)
+        assert torch.equal(model.weight, other.weight)
+        torch.save(model.state_dict(), path)
+        load_weights(other, path)
+
+    def test_another_size_is_an_error_that_names_what_differs(self, tmp_path):
+        path = str(tmp_path / 'a.pth')
+        saved = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+        torch.save(saved.state_dict(), path)
+        model = nn.Sequential(nn.Linear(4, 2), nn.Identity(), nn.Linear(2, 2))
+        before = model[2].weight.clone()
+        with pytest.raises(ValueError) as error:
+            load_weights(model, path)
+        text = str(error.value)
+        assert '0.weight: (2, 3) in the file, (2, 4) in the model' in text
+        assert 'missing: 2.weight' in text
+        assert 'not in the model: 1.weight' in text
+        assert 'Use the config it was trained with' in text
+        assert torch.equal(model[2].weight, before)
+
+    def test_code_is_not_run(self, tmp_path):
+        marker = tmp_path / 'marker'
+
+        class Evil:
+
+            def __reduce__(self):
+                return os.mkdir, (str(marker), )
+
+        path = str(tmp_path / 'a.pth')
+        torch.save(dict(state_dict=Evil()), path)
+        with pytest.raises(ValueError, match='not a checkpoint of tensors'):
+            read_checkpoint(path)
+        assert not marker.exists()
+
+    @pytest.mark.parametrize('content', [b'', b'abc', b'PK\x03\x04'])
+    def test_broken_files(self, tmp_path, content):
+        path = tmp_path / 'a.pth'
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match='a.pth'):
+            read_checkpoint(str(path))
+        with pytest.raises(FileNotFoundError, match='b.pth does not exist'):
+            read_checkpoint(str(tmp_path / 'b.pth'))
+        torch.save([1], path)
+        with pytest.raises(ValueError, match='holds a list'):
+            read_checkpoint(str(path))
