@@ -4,12 +4,12 @@ import copy
 import open_clip
 import pytest
 import torch
+from conftest import REPO
 from mmengine.config import Config
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from conftest import REPO
 from cris.datasets.tokenizer import tokenize
 
 R50 = Config.fromfile(

@@ -1,0 +1,22 @@
+# The paper's model at a size that trains from scratch on a CPU.
+_base_ = './cris_r50.py'
+model = dict(
+    backbone=dict(
+        model_name=None,
+        embed_dim=64,
+        vision_cfg=dict(image_size=160, layers=[1, 1, 1, 1], width=16),
+        text_cfg=dict(
+            context_length=32, vocab_size=49408, width=64, heads=2,
+            layers=2)),
+    neck=dict(
+        in_channels=[128, 256, 64],
+        out_channels=[32, 64, 128],
+        sentence_channels=64),
+    decode_head=dict(
+        in_channels=64,
+        word_channels=64,
+        sentence_channels=64,
+        num_layers=2,
+        num_heads=4,
+        feedforward_channels=256,
+        dropout=0.0))

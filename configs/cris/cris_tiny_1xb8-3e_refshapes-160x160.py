@@ -1,0 +1,17 @@
+# The small model on the embedded set; what tools/quickstart.sh runs.
+#   python tools/train.py configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py --amp
+# Hardware: 2 CPU cores with bfloat16, about @MINUTES@ minutes. 1 x 8 images x 6
+# expressions = 48. Expected: val mIoU @MIOU@.
+_base_ = [
+    '../_base_/models/cris_tiny.py', '../_base_/datasets/refshapes.py',
+    '../_base_/schedules/schedule_scratch.py', '../_base_/default_runtime.py'
+]
+train_cfg = dict(max_epochs=3, val_interval=3)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, end=100, by_epoch=False),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=3,
+        by_epoch=True,
+        convert_to_iter_based=True)
+]

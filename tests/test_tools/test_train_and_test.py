@@ -1,0 +1,234 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The command line, as processes, on a small set on disk."""
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPO, ReferSet
+
+CONFIG = next((REPO / 'configs/cris').glob('cris_tiny_*_refer-*.py'))
+
+
+def run(*command, cwd=REPO, ok=True, **env):
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env=dict(os.environ, OMP_NUM_THREADS='1', **env),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL)
+    out = done.stdout + done.stderr
+    assert (done.returncode == 0) == ok, out[-3000:]
+    return out
+
+
+def tool(name, *args, **kwargs):
+    return run(sys.executable, REPO / 'tools' / name, *args, **kwargs)
+
+
+def options(root):
+    """What a user with an own folder gives, and nothing else but speed."""
+    out = ['--cfg-options']
+    for part in ('train', 'val', 'test'):
+        out += [
+            f'{part}_dataloader.dataset.data_root={root}',
+            f'{part}_dataloader.num_workers=0',
+            f'{part}_dataloader.persistent_workers=False'
+        ]
+    return out + ['train_dataloader.batch_size=2', 'train_cfg.max_epochs=2']
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    root = tmp_path_factory.mktemp('trained')
+    data = ReferSet(root / 'refer').write()
+    work = root / 'work'
+    log = tool('train.py', CONFIG, '--work-dir', work, '--amp', *options(data))
+    return data, work, log
+
+
+def test_train_writes_checkpoints_and_validates(trained):
+    _, work, log = trained
+    assert (work / 'epoch_2.pth').is_file()
+    assert list(work.glob('best_mIoU_epoch_*.pth'))
+    assert re.search(r'Epoch\(val\) .*mIoU: [\d.]+ .*Pr@90', log)
+    assert 'BFloat16OptimWrapper' in log
+
+
+def test_test_scores_and_draws(trained, tmp_path):
+    data, work, log = trained
+    out, show = tmp_path / 'scores.json', tmp_path / 'show'
+    tool('test.py', CONFIG, work / 'epoch_2.pth', '--work-dir', tmp_path,
+         '--out', out, '--show-dir', show, *options(data))
+    scores = json.loads(out.read_text())
+    assert scores['n_expressions'] == 8
+    assert scores.keys() >= {'mIoU', 'oIoU', 'Pr@50', 'Pr@90'}
+    logged = re.findall(r'Epoch\(val\) .*mIoU: ([\d.]+)', log)[-1]
+    assert scores['mIoU'] == pytest.approx(float(logged), abs=1e-4)
+    assert [f.name for f in show.iterdir()] == ['test_0_00001.jpg']
+
+
+def test_two_ranks_score_the_same(trained, tmp_path):
+    data, work, _ = trained
+    scores = []
+    for ranks in (1, 2):
+        out = tmp_path / f'{ranks}.json'
+        run('bash', REPO / 'tools/dist_test.sh', CONFIG, work / 'epoch_2.pth',
+            ranks, '--work-dir', tmp_path, '--out', out, *options(data),
+            'test_dataloader.dataset.split=train',
+            MASTER_PORT=str(29600 + os.getpid() % 300 + ranks))
+        scores.append(json.loads(out.read_text()))
+    assert scores[0] == scores[1]
+    assert scores[0]['n_expressions'] == 16
+
+
+def test_two_ranks_train_and_resume(trained, tmp_path):
+    data, _, _ = trained
+    port = str(29900 + os.getpid() % 90)
+    command = ('bash', REPO / 'tools/dist_train.sh', CONFIG, 2, '--work-dir',
+               tmp_path)
+    run(*command, *options(data)[:-1], 'train_cfg.max_epochs=1',
+        MASTER_PORT=port)
+    log = run(*command, '--resume', *options(data), MASTER_PORT=port)
+    assert 'resumed epoch: 1' in log
+    assert (tmp_path / 'epoch_2.pth').is_file()
+
+
+def test_checkpoint_of_another_size(trained, tmp_path):
+    data, work, _ = trained
+    cfg = options(data) + ['model.decode_head.num_layers=1']
+    for command in (('test.py', CONFIG, work / 'epoch_2.pth'),
+                    ('train.py', CONFIG, '--resume', work / 'epoch_2.pth')):
+        out = tool(*command, '--work-dir', tmp_path, *cfg, ok=False)
+        assert 'does not fit the model of this config' in out
+        assert 'not in the model: decode_head.decoder.layers.1' in out
+
+
+def test_checkpoint_with_code(trained, tmp_path):
+    data, _, _ = trained
+    marker = tmp_path / 'marker'
+
+    class Evil:
+
+        def __reduce__(self):
+            return os.mkdir, (str(marker), )
+
+    path = tmp_path / 'evil.pth'
+    torch.save(dict(state_dict=Evil()), path)
+    for command in (('test.py', CONFIG, path), ('train.py', CONFIG, '--resume',
+                                                path)):
+        out = tool(
+            *command, '--work-dir', tmp_path, *options(data), ok=False)
+        assert 'evil.pth is not a checkpoint of tensors' in out
+    assert not marker.exists()
+
+
+def test_a_fault_in_the_data_ends_the_run_before_training(tmp_path):
+    data = ReferSet(tmp_path / 'refer')
+    data.refs[4]['ann_id'] = 999
+    log = tool(
+        'train.py', CONFIG, '--work-dir', tmp_path, *options(data.write()),
+        ok=False)
+    assert 'ref 4: its ann_id 999 does not exist' in log
+    assert 'Epoch(train)' not in log
+
+
+def test_a_corrupt_image_ends_the_run_with_its_name(tmp_path):
+    data = ReferSet(tmp_path / 'refer').write()
+    image = data / 'images/2.jpg'
+    image.write_bytes(image.read_bytes()[:900])
+    log = tool(
+        'train.py', CONFIG, '--work-dir', tmp_path, *options(data), ok=False)
+    assert re.search(r'images/2.jpg cannot be decoded', log)
+
+
+def test_mmengines_runner_in_another_project(tmp_path):
+    """Only an installed package and a config: no path of this repository."""
+    data = ReferSet(tmp_path / 'refer').write()
+    (tmp_path / 'config.py').write_text(f'''
+custom_imports = dict(imports=['cris'], allow_failed_imports=False)
+default_scope = 'mmseg'
+data = dict(type='RefCOCODataset', data_root={str(data)!r})
+load = [
+    dict(type='LoadReferImage'),
+    dict(type='ChooseExpressions'),
+    dict(type='Letterbox', size=64),
+    dict(type='LoadReferMasks'),
+    dict(type='TokenizeExpressions', context_length=12),
+    dict(type='PackReferInputs')
+]
+train_dataloader = dict(
+    batch_size=2, num_workers=1, sampler=dict(type='DefaultSampler'),
+    dataset=dict(**data, pipeline=load[:2] + load[3:4] + load[2:3] + load[4:]))
+val_dataloader = dict(
+    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler'),
+    dataset=dict(**data, split='val', test_mode=True, pipeline=load))
+val_evaluator = dict(type='RefSegMetric', prefix='mine')
+val_cfg = dict()
+train_cfg = dict(by_epoch=True, max_epochs=1)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+model = dict(
+    type='CRIS',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[123, 117, 104], std=[68, 67, 70],
+        bgr_to_rgb=True, size_divisor=32, seg_pad_val=0),
+    backbone=dict(
+        type='CLIPBackbone', embed_dim=32,
+        vision_cfg=dict(image_size=64, layers=[1, 1, 1, 1], width=8),
+        text_cfg=dict(
+            context_length=16, vocab_size=49408, width=32, heads=2,
+            layers=1)),
+    neck=dict(
+        type='CrossModalFPN', in_channels=[64, 128, 32],
+        out_channels=[16, 32, 64], sentence_channels=32),
+    decode_head=dict(
+        type='VisionLanguageDecoderHead', in_channels=32, word_channels=32,
+        sentence_channels=32, num_layers=1, num_heads=2,
+        feedforward_channels=64,
+        loss_decode=dict(type='TextToPixelContrastiveLoss')))
+work_dir = 'work'
+''')
+    code = ('from mmengine.config import Config\n'
+            'from mmengine.runner import Runner\n'
+            "Runner.from_cfg(Config.fromfile('config.py')).train()\n")
+    log = run(sys.executable, '-c', code, cwd=tmp_path)
+    assert re.search(r'Epoch\(val\) \[1\].*mine/mIoU', log)
+    assert (tmp_path / 'work/epoch_1.pth').is_file()
+
+
+def test_browse_and_draw(trained, tmp_path):
+    data, work, _ = trained
+    cfg = options(data)
+    tool('misc/browse_dataset.py', CONFIG, '--out-dir', tmp_path / 'train',
+         '--num', 3, *cfg)
+    assert len(list((tmp_path / 'train').glob('*.jpg'))) == 3
+    tool('analysis_tools/draw_predictions.py', CONFIG, work / 'epoch_2.pth',
+         tmp_path / 'sheet.jpg', *cfg)
+    assert (tmp_path / 'sheet.jpg').stat().st_size > 5000
+
+
+def test_print_config():
+    out = tool('misc/print_config.py', CONFIG, '--cfg-options',
+               'model.decode_head.num_layers=7')
+    assert 'num_layers=7' in out and "type='CrossModalFPN'" in out
+
+
+def test_shuffled_sentences(refer_set, tmp_path):
+    dst = tmp_path / 'refs(shuffled).p'
+    for sentences in (None, ['alone']):
+        refer_set.add_ref(2, [[1, 1, 9, 1, 9, 9]], 'train', sentences)
+    src = refer_set.write() / 'refs(unc).p'
+    tool('dataset_converters/shuffle_sentences.py', src, dst)
+    refs = pickle.loads(dst.read_bytes())
+    for split in ('train', 'val'):
+        old = [r['sentences'] for r in refer_set.refs if r['split'] == split]
+        new = [r['sentences'] for r in refs if r['split'] == split]
+        assert all(a != b for a, b in zip(old, new, strict=True))
+        assert sorted(map(str, old)) == sorted(map(str, new))
+    assert [r['ann_id'] for r in refs
+            ] == [r['ann_id'] for r in refer_set.refs]

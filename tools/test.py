@@ -1,0 +1,72 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT."""
+import argparse
+import os
+import os.path as osp
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.fileio import dump
+from mmengine.runner import Runner
+
+from cris.engine import init_cpu_process_group, load_weights
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Evaluate a checkpoint')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder of the log')
+    parser.add_argument('--out', help='write the scores to this JSON file')
+    parser.add_argument(
+        '--show-dir',
+        help='write a picture of every sample: expressions, ground truth, '
+        'prediction, IoU')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override the config, key=value; for example '
+        'test_dataloader.dataset.split=testA')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    if args.out is not None and not args.out.endswith('.json'):
+        parser.error(f'--out writes JSON, got {args.out}')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def build_config(args: argparse.Namespace) -> Config:
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    stem = osp.splitext(osp.basename(args.config))[0]
+    cfg.work_dir = (
+        args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', stem))
+    cfg.load_from = None
+    cfg.resume = False
+    if args.show_dir is not None:
+        cfg.default_hooks.visualization.draw = True
+        cfg.visualizer.show_dir = args.show_dir
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        init_cpu_process_group(cfg)
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    runner = Runner.from_cfg(build_config(args))
+    load_weights(runner.model, args.checkpoint)
+    scores = runner.test()
+    if args.out is not None and is_main_process():
+        dump(scores, args.out, indent=2)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,81 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Train a model: python tools/train.py CONFIG."""
+import argparse
+import os
+import os.path as osp
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from cris.engine import init_cpu_process_group, load_weights, use_bfloat16
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a model')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CKPT',
+        help='resume from a checkpoint; without a name, from the latest one '
+        'in the work dir')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='mixed precision; bfloat16 where there is no GPU')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override the config, key=value; nested keys with dots, lists '
+        'as key="[a,b]"')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def build_config(args: argparse.Namespace) -> Config:
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    # The command line goes before the config, the file's name comes last.
+    stem = osp.splitext(osp.basename(args.config))[0]
+    cfg.work_dir = (
+        args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', stem))
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    if not torch.cuda.is_available():
+        if cfg.optim_wrapper.type == 'AmpOptimWrapper':
+            use_bfloat16(cfg)
+        if args.launcher == 'pytorch':
+            init_cpu_process_group(cfg)
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = build_config(args)
+    start = cfg.load_from
+    if cfg.resume and start is None:
+        start = find_latest_checkpoint(cfg.work_dir)
+    runner = Runner.from_cfg(cfg)
+    if start is not None:
+        # mmengine itself would go on with what does not fit left at random.
+        load_weights(runner.model, start)
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
