@@ -52,10 +52,11 @@ def test_visualizer_writes_a_file_per_sample(tmp_path):
     sample.gt_sem_seg = PixelData(data=torch.from_numpy(gt).float())
     sample.pred_sem_seg = PixelData(data=torch.from_numpy(pred))
     image = np.full((60, 80, 3), 128, np.uint8)
-    for step in (1, 2):
-        visualizer.add_datasample('test_x.jpg', image, sample, step=step)
+    visualizer.add_datasample('test_x.jpg', image, sample, step=1)
+    sample.set_metainfo(dict(img_id=77))
+    visualizer.add_datasample('test_x.jpg', image, sample, step=1)
     files = sorted(f.name for f in (tmp_path / 'show').iterdir())
-    assert files == ['test_x_00001.jpg', 'test_x_00002.jpg']
+    assert files == ['test_x_1.jpg', 'test_x_77.jpg']
     drawn = cv2.imread(str(tmp_path / 'show' / files[0]))[..., ::-1]
     expected = draw_expressions(image, ['a', 'b'], gt, pred)
     assert np.abs(drawn.astype(int) - expected).mean() < 4

@@ -52,8 +52,10 @@ def build_config(args: argparse.Namespace) -> Config:
     cfg.load_from = None
     cfg.resume = False
     if args.show_dir is not None:
-        cfg.default_hooks.visualization.draw = True
-        cfg.visualizer.show_dir = args.show_dir
+        cfg.setdefault('default_hooks', {})['visualization'] = dict(
+            type='SegVisualizationHook', draw=True)
+        cfg.visualizer = dict(
+            type='ReferLocalVisualizer', show_dir=args.show_dir)
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
         init_cpu_process_group(cfg)
     return cfg

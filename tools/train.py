@@ -57,7 +57,7 @@ def build_config(args: argparse.Namespace) -> Config:
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
     if not torch.cuda.is_available():
-        if cfg.optim_wrapper.type == 'AmpOptimWrapper':
+        if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             use_bfloat16(cfg)
         if args.launcher == 'pytorch':
             init_cpu_process_group(cfg)

@@ -16,6 +16,8 @@ default_hooks = dict(
         rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'))
+# Ranks without SyncBN see other batches: one set of statistics for all.
+custom_hooks = [dict(type='SyncBuffersHook')]
 visualizer = dict(
     type='ReferLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
 log_processor = dict(by_epoch=True)

@@ -7,11 +7,3 @@ _base_ = [
     '../_base_/schedules/schedule_scratch.py', '../_base_/default_runtime.py'
 ]
 train_cfg = dict(max_epochs=3, val_interval=3)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, end=100, by_epoch=False),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=3,
-        by_epoch=True,
-        convert_to_iter_based=True)
-]

@@ -1,5 +1,4 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-import json
 import os
 import pickle
 
@@ -62,6 +61,8 @@ class TestMasks:
         ([[1, 2, 3, 4, 5, 6, 7]], '7 numbers'),
         (dict(size=[8, 11], counts='abc'), r'\[8, 11\]'),
         (dict(size=[8, 10], counts=[3, 4]), 'counts 7 pixels'),
+        (dict(size=[8, 10], counts='abc'), 'counts .* the image has 80'),
+        (dict(size=[8, 10], counts='é\n'), 'characters'),
         ('abc', 'neither polygon nor RLE'),
         (None, 'neither polygon nor RLE'),
     ])
@@ -101,6 +102,33 @@ class TestFaults:
     def test_no_sentence(self, refer_set):
         refer_set.refs[2]['sentences'] = []
         self.expect(refer_set, 'ref 2: it has no sentence')
+
+    def test_ids_of_another_type(self, refer_set):
+        refer_set.refs[3]['ann_id'] = '103'
+        self.expect(refer_set, "ref 3: its ann_id '103' does not exist")
+        refer_set.refs[3]['ann_id'] = [103]
+        self.expect(refer_set, 'ref 3: unhashable')
+
+    @pytest.mark.parametrize('entries', ['images', 'anns'])
+    def test_two_with_one_id(self, refer_set, entries):
+        getattr(refer_set, entries).append(getattr(refer_set, entries)[-1])
+        self.expect(refer_set, 'two have the id', 'instances.json')
+
+    def test_entries_that_are_no_dicts(self, refer_set):
+        refer_set.anns.append(5)
+        self.expect(refer_set, 'annotations of', '5 is no dict with an id')
+
+    def test_refs_without_a_split_and_sizes_that_are_no_integers(
+            self, refer_set):
+        del refer_set.refs[0]['split']
+        refer_set.images[1]['height'] = 80.5
+        self.expect(refer_set, 'has height 80.5, not a positive integer')
+
+    @pytest.mark.parametrize('sentence', [
+        'left', dict(sent='left'), dict(sent_id=1, sent=None)])
+    def test_sentences_that_are_none(self, refer_set, sentence):
+        refer_set.refs[2]['sentences'][0] = sentence
+        self.expect(refer_set, 'ref 2: its sentence')
 
     def test_all_are_listed_at_once(self, refer_set):
         for ref in refer_set.refs:
@@ -185,9 +213,3 @@ class TestFiles:
         assert load_plain_pickle(str(path)) == [
             dict(sent='café', split='café')
         ]
-
-
-def test_the_order_of_faults_is_that_of_the_file(refer_set):
-    json.loads((refer_set.write() / 'instances.json').read_text())
-    assert [r['ref_id'] for i in load(refer_set) for r in i['refs']
-            ] == [2, 3, 4, 5]

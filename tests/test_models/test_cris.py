@@ -75,9 +75,6 @@ def test_expressions_of_an_image_share_its_encoder(tiny, tokens):
     images = torch.randn(2, 3, 96, 64)
     index = torch.tensor([1, 0, 1, 1])
     seen = []
-    handle = tiny.backbone.visual.register_forward_pre_hook(
-        lambda *args: None)
-    handle.remove()
     handle = tiny.backbone.visual.layer1.register_forward_hook(
         lambda module, args, out: seen.append(len(out)))
     together = tiny.predict_logits(images, tokens, index)
@@ -146,6 +143,26 @@ def test_predict_gives_masks_at_the_original_size(tiny):
         assert torch.equal(sample.pred_sem_seg.data, probs > 0.35)
 
 
+@torch.no_grad()
+def test_samples_of_a_batch_do_not_mix(tiny):
+    images = torch.randn(3, 3, 64, 64)
+    data = samples([2, 1, 3], (64, 64))
+    loss = tiny.loss(images, data)['loss_contrastive']
+    together = tiny.predict(images, copy.deepcopy(data))
+    losses = []
+    for i, sample in enumerate(data):
+        one = images[i:i + 1]
+        losses += [tiny.loss(one, [sample])['loss_contrastive']] * len(
+            sample.tokens)
+        (alone, ) = tiny.predict(one, [copy.deepcopy(sample)])
+        torch.testing.assert_close(
+            together[i].seg_logits.data,
+            alone.seg_logits.data,
+            atol=1e-5,
+            rtol=1e-5)
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+
+
 def test_training_reaches_every_parameter_and_lowers_the_loss():
     torch.manual_seed(0)
     model = MODELS.build(TINY).train()
@@ -203,19 +220,91 @@ class TestBackbone:
         with pytest.raises(ValueError, match='embed_dim=64'):
             build(dict(type='CLIPBackbone', embed_dim=64))
 
+    def test_a_name_and_sizes_must_agree(self):
+        cfg = dict(type='CLIPBackbone', model_name='RN50')
+        with pytest.raises(ValueError, match='embed_dim=1024'):
+            MODELS.build(dict(cfg, embed_dim=512))
+        with pytest.raises(ValueError, match='vision_cfg=.* is given'):
+            MODELS.build(dict(cfg, vision_cfg=dict(width=32)))
+
+    @pytest.fixture
+    def clip(self):
+        return open_clip.CLIP(
+            **{
+                k: TINY.backbone[k]
+                for k in ('embed_dim', 'vision_cfg', 'text_cfg')
+            },
+            quick_gelu=True).eval()
+
+    def load(self, weights, tmp_path, **cfg):
+        path = str(tmp_path / 'clip.pth')
+        torch.save(weights, path)
+        backbone = MODELS.build(
+            dict(
+                dict(TINY.backbone, **cfg),
+                init_cfg=dict(type='Pretrained', checkpoint=path)))
+        backbone.init_weights()
+        return backbone.eval()
+
+    @torch.no_grad()
+    @pytest.mark.parametrize('form', ['plain', 'wrapped', 'half'])
+    def test_clips_weights(self, clip, tmp_path, form):
+        weights = clip.state_dict()
+        if form == 'half':
+            weights = {k: v.half() for k, v in weights.items()}
+            weights['input_resolution'] = torch.tensor(160)
+        if form == 'wrapped':
+            weights = dict(
+                state_dict={f'module.{k}': v
+                            for k, v in weights.items()})
+        backbone = self.load(weights, tmp_path)
+        tokens = tokenize(['a red circle'], 32)
+        torch.testing.assert_close(
+            backbone.encode_text(tokens)[1],
+            clip.encode_text(tokens),
+            atol=2e-3 if form == 'half' else 1e-6,
+            rtol=0)
+        images = torch.randn(1, 3, 64, 64)
+        c4 = clip.visual.forward_intermediates(
+            images, indices=[3],
+            intermediates_only=True)['image_intermediates'][0]
+        torch.testing.assert_close(
+            backbone.encode_image(images)[1], c4, atol=5e-3, rtol=0)
+
+    def test_a_longer_positional_embedding_is_cut(self, clip, tmp_path):
+        text_cfg = dict(TINY.backbone.text_cfg, context_length=20)
+        backbone = self.load(
+            clip.state_dict(), tmp_path, text_cfg=text_cfg)
+        assert torch.equal(backbone.text.positional_embedding,
+                           clip.positional_embedding[:20])
+
+    def test_files_that_are_not_clips(self, clip, tiny, tmp_path):
+        with pytest.raises(ValueError, match='holds a whole CRIS'):
+            self.load(tiny.state_dict(), tmp_path)
+        weights = clip.state_dict()
+        del weights['text_projection']
+        with pytest.raises(ValueError, match='missing: text.text_projection'):
+            self.load(weights, tmp_path)
+        weights = clip.state_dict()
+        weights['visual.conv1.weight'] = torch.zeros(9, 3, 3, 3)
+        with pytest.raises(ValueError, match=r'\(9, 3, 3, 3\) in the file'):
+            self.load(weights, tmp_path)
+        path = str(tmp_path / 'clip.pth')
+        torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+        backbone = MODELS.build(
+            dict(
+                TINY.backbone,
+                init_cfg=dict(type='Pretrained', checkpoint=path)))
+        with pytest.raises(ValueError, match='TorchScript archive'):
+            backbone.init_weights()
+
     def test_config_is_not_changed(self):
         cfg = copy.deepcopy(TINY)
         MODELS.build(cfg)
         assert cfg == TINY
 
     @torch.no_grad()
-    def test_towers_are_open_clips(self, tiny):
-        clip = open_clip.CLIP(
-            **{
-                k: TINY.backbone[k]
-                for k in ('embed_dim', 'vision_cfg', 'text_cfg')
-            },
-            quick_gelu=True).eval()
+    def test_towers_are_open_clips(self, tiny, clip):
         backbone = tiny.backbone
         clip.load_state_dict({
             k.replace('text.', ''): v

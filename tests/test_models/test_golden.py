@@ -3,13 +3,16 @@
 import importlib.util
 import json
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GOLDEN, REPO
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
-from mmseg.registry import MODELS
+from mmseg.registry import MODELS, TRANSFORMS
+from mmseg.structures import SegDataSample
 from safetensors.torch import load_file
 
 from cris.engine import load_weights
@@ -153,6 +156,84 @@ def test_target_is_resized_by_nearest(model):
     target = torch.tensor([[0., 0.], [1., 0.]])
     torch.testing.assert_close(
         logits.grad[0, 0], (F.sigmoid(torch.zeros(2, 2)) - target) / 4)
+
+
+class TestPredictOfTheOfficialCode:
+    """From an image and made-up logits to the mask, with real parts."""
+
+    def predict(self, monkeypatch, sample, **head):
+        meta = json.loads((GOLDEN / 'prepost.json').read_text())
+        arrays = np.load(GOLDEN / 'prepost.npz')
+        cfg = Config.fromfile(REPO / 'configs/_base_/datasets/refcoco.py')
+        size = meta['input_size']
+        letterbox = dict(cfg.test_pipeline[2], size=size)
+        assert letterbox['type'] == 'Letterbox'
+        model_cfg = Config.fromfile(
+            REPO / 'configs/_base_/models/cris_tiny.py').model
+        model_cfg.decode_head.update(
+            align_corners=True, target_resize='nearest', **head)
+        model = MODELS.build(model_cfg)
+        bgr = arrays[f'{sample}_image_rgb'][..., ::-1].copy()
+        results = TRANSFORMS.build(letterbox)(dict(img=bgr))
+        data_sample = SegDataSample(metainfo=dict(ori_shape=bgr.shape[:2]))
+        data_sample.tokens = torch.ones(1, 5, dtype=torch.long)
+        seen = []
+
+        def logits(images, tokens, image_index):
+            seen.append(images)
+            return torch.from_numpy(
+                arrays[f'{sample}_logits']).float().reshape(
+                    1, 1, size // 4, size // 4)
+
+        monkeypatch.setattr(model, 'predict_logits', logits)
+        (out, ) = model.test_step(
+            dict(
+                inputs=[torch.from_numpy(results['img'].transpose(2, 0, 1))],
+                data_samples=[data_sample]))
+        return seen[0][0], out, arrays
+
+    @pytest.mark.parametrize('sample', range(6))
+    def test_input_probabilities_and_mask(self, monkeypatch, sample):
+        seen, out, arrays = self.predict(monkeypatch, sample)
+        expected = torch.from_numpy(arrays[f'{sample}_input']).reshape(
+            seen.shape)
+        # OpenCV 4 and 5 differ by one grey level.
+        tolerance = 1e-4 if cv2.__version__ >= '5' else 0.016
+        assert (seen - expected).abs().max() < tolerance
+        prob = arrays[f'{sample}_prob_original']
+        assert np.abs(out.seg_logits.data[0].numpy() - prob).max() < 1e-5
+        bits = np.unpackbits(arrays[f'{sample}_pred'])[:prob.size]
+        assert np.array_equal(out.pred_sem_seg.data[0].numpy().ravel(),
+                              bits.astype(bool))
+
+    def test_threshold(self, monkeypatch):
+        _, out, arrays = self.predict(monkeypatch, 0, threshold=0.6)
+        assert np.array_equal(out.pred_sem_seg.data[0].numpy(),
+                              out.seg_logits.data[0].numpy() > 0.6)
+
+
+def test_area_targets_and_unaligned_corners_fit_each_other():
+    """A mask that is predicted as it was taught stays where it is."""
+    cfg = Config.fromfile(REPO / 'configs/_base_/models/cris_tiny.py').model
+    mask = torch.zeros(1, 160, 160)
+    mask[0, 100:140, 96:136] = 1
+    ious = {}
+    for pair in (('area', False), ('nearest', True)):
+        cfg.decode_head.update(target_resize=pair[0], align_corners=pair[1])
+        model = MODELS.build(cfg)
+        taught = []
+        model.decode_head.loss_decode.forward = (
+            lambda logits, target, taught=taught: taught.append(target))
+        model.decode_head.loss(torch.zeros(1, 1, 40, 40), [mask])
+        model.predict_logits = lambda *_, taught=taught: (
+            taught[0].clamp(1e-3, 1 - 1e-3).logit())
+        data_sample = SegDataSample(metainfo=dict(ori_shape=(160, 160)))
+        data_sample.tokens = torch.ones(1, 5, dtype=torch.long)
+        (out, ) = model.predict(torch.zeros(1, 3, 160, 160), [data_sample])
+        pred, target = out.pred_sem_seg.data[0], mask[0] > 0
+        ious[pair] = ((pred & target).sum() / (pred | target).sum()).item()
+    # Corners are rounded off either way.
+    assert ious['area', False] > 0.9 > 0.88 > ious['nearest', True]
 
 
 @pytest.mark.parametrize('form', ['plain', 'module', 'wrapped', 'safetensors'])

@@ -11,7 +11,8 @@ fi
 stamp=.venv/installed_$(cat setup.cfg requirements/{runtime,mminstall,tests}.txt | cksum | cut -d' ' -f1)
 if [ ! -f "$stamp" ]; then
     echo "Installing into .venv; the first time takes a few minutes." >&2
-    [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+    # Half an environment stays behind where the venv package is missing.
+    [ -x .venv/bin/pip ] || "$PYTHON" -m venv --clear .venv
     .venv/bin/python -m pip install -q --upgrade pip >&2
     .venv/bin/python -m pip install -q --progress-bar off -r requirements/mminstall.txt \
         -r requirements/tests.txt -e . >&2

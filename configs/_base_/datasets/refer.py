@@ -10,6 +10,7 @@ test_pipeline[2].size = image_size
 train_dataloader = dict(
     batch_size=8,
     num_workers=2,
+    drop_last=False,
     dataset=dict(
         data_root=data_root,
         data_prefix=dict(img_path='images'),

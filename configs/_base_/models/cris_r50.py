@@ -12,14 +12,6 @@ model = dict(
     backbone=dict(
         type='CLIPBackbone',
         model_name='RN50',
-        embed_dim=1024,
-        vision_cfg=dict(image_size=224, layers=[3, 4, 6, 3], width=64),
-        text_cfg=dict(
-            context_length=77,
-            vocab_size=49408,
-            width=512,
-            heads=8,
-            layers=12),
         quick_gelu=True,
         init_cfg=None),
     neck=dict(

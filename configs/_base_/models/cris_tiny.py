@@ -19,4 +19,7 @@ model = dict(
         num_layers=2,
         num_heads=4,
         feedforward_channels=256,
-        dropout=0.0))
+        dropout=0.0,
+        # At small sizes a mask that is moved by pixels costs much.
+        align_corners=False,
+        target_resize='area'))

@@ -99,6 +99,7 @@ def _encode_part(part: Union[list, dict], height: int, width: int) -> dict:
                     f'has {height * width}')
             return coco_mask.frPyObjects(part, height, width)
         if isinstance(part.get('counts'), (str, bytes)):
+            _check_compressed(part['counts'], height * width)
             return part
     elif isinstance(part, list):
         # Four numbers would be read as a box by pycocotools.
@@ -107,6 +108,33 @@ def _encode_part(part: Union[list, dict], height: int, width: int) -> dict:
                              'three points or more, x and y of each')
         return coco_mask.frPyObjects([part], height, width)[0]
     raise ValueError(f'neither polygon nor RLE: {str(part)[:60]}')
+
+
+def _check_compressed(counts: Union[str, bytes], pixels: int) -> None:
+    """Refuse runs that do not fill the image; pycocotools would go on.
+
+    COCO's compressed RLE: five bits a character from the lowest, the sixth
+    says that more follow; from the third run on, differences to the run two
+    before.
+    """
+    if isinstance(counts, str):
+        counts = counts.encode('ascii', 'replace')
+    runs, value, shift = [], 0, 0
+    for character in counts:
+        bits = character - 48
+        if not 0 <= bits < 64:
+            raise ValueError('the RLE has characters that do not belong there')
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift or min(runs, default=-1) < 0 or sum(runs) != pixels:
+        raise ValueError(f'the RLE counts {sum(runs)} pixels, the image has '
+                         f'{pixels}')
 
 
 def decode_mask(segmentation: Segmentation, height: int,
@@ -161,12 +189,12 @@ def load_refer(ann_file: str, split_file: str, split: str) -> List[dict]:
         raise ValueError(f'{split_file} has no split {split!r}; it has '
                          f'{known or "no refs at all"}')
 
-    images_by_id = {image.get('id'): image for image in instances['images']}
-    anns_by_id = {ann.get('id'): ann for ann in instances['annotations']}
+    images_by_id = _by_id(instances['images'], f'images of {ann_file}')
+    anns_by_id = _by_id(instances['annotations'], f'annotations of {ann_file}')
     images: Dict[Any, dict] = {}
     faults = []
     for ref in refs:
-        if ref['split'] != split:
+        if ref.get('split') != split:
             continue
         try:
             record = _ref_record(ref, anns_by_id, images_by_id)
@@ -198,6 +226,20 @@ def raise_faults(faults: List[str], where: str) -> None:
         '\nCorrect these entries, or remove them from the annotation files.')
 
 
+def _by_id(entries: List[dict], where: str) -> Dict[Any, dict]:
+    by_id = {}
+    for entry in entries:
+        number = entry.get('id') if isinstance(entry, dict) else None
+        if not isinstance(number, (int, str)):
+            raise ValueError(f'{where}: {str(entry)[:60]} is no dict with an '
+                             'id')
+        if number in by_id:
+            raise ValueError(f'{where}: two have the id {number!r}; give each '
+                             'its own')
+        by_id[number] = entry
+    return by_id
+
+
 def _ref_record(ref: dict, anns_by_id: dict, images_by_id: dict) -> dict:
     """The part of a ref that is needed later, verified."""
     missing = {'ref_id', 'ann_id', 'image_id', 'sentences'} - ref.keys()
@@ -205,18 +247,18 @@ def _ref_record(ref: dict, anns_by_id: dict, images_by_id: dict) -> dict:
         raise ValueError(f'it has no {", ".join(sorted(missing))}')
     image = images_by_id.get(ref['image_id'])
     if image is None:
-        raise ValueError(f'its image_id {ref["image_id"]} does not exist')
+        raise ValueError(f'its image_id {ref["image_id"]!r} does not exist')
     ann = anns_by_id.get(ref['ann_id'])
     if ann is None:
-        raise ValueError(f'its ann_id {ref["ann_id"]} does not exist')
+        raise ValueError(f'its ann_id {ref["ann_id"]!r} does not exist')
     if ann.get('image_id') != ref['image_id']:
         raise ValueError(
             f'its ann_id {ref["ann_id"]} lies in image '
             f'{ann.get("image_id")}, not in {ref["image_id"]}')
     for key in ('height', 'width'):
         if not isinstance(image.get(key), int) or image[key] < 1:
-            raise ValueError(f'its image {ref["image_id"]} has {key} '
-                             f'{image.get(key)!r}')
+            raise ValueError(f'its image {ref["image_id"]!r} has {key} '
+                             f'{image.get(key)!r}, not a positive integer')
     _check_file_name(image.get('file_name'))
     if not ref['sentences']:
         raise ValueError('it has no sentence')

@@ -1,12 +1,55 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Checkpoints, read without executing anything and loaded without gaps."""
-import contextlib
+import codecs
 import os.path as osp
+import pickle
+import re
+from collections import OrderedDict
+from types import SimpleNamespace
 
+import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
-from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.utils import digit_version
 from torch import nn
+
+try:
+    from numpy._core.multiarray import _reconstruct, scalar
+except ImportError:
+    from numpy.core.multiarray import _reconstruct, scalar
+_NUMPY_FUNCTIONS = (_reconstruct, scalar)
+
+
+def _method_of_history_buffer(owner: type, name: str):
+    """Stands in for getattr, which the log's pickle names its methods with."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError(f'it asks for {owner}.{name}')
+    return getattr(HistoryBuffer, name)
+
+
+# What mmengine stores beside the weights: the history of its log. By the
+# names in the pickle; numpy._core was numpy.core before NumPy 2.
+_LOG_OBJECTS = {
+    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+    'builtins.getattr': _method_of_history_buffer,
+    'numpy.ndarray': np.ndarray,
+    'numpy.dtype': np.dtype,
+    **{
+        f'numpy.dtypes.{type(np.dtype(code)).__name__}': type(np.dtype(code))
+        for code in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8')
+    },
+    **{
+        f'numpy.{core}.multiarray.{function.__name__}': function
+        for core in ('core', '_core') for function in _NUMPY_FUNCTIONS
+    },
+}
+_TENSOR_OBJECTS = {
+    '_codecs.encode': codecs.encode,
+    'collections.OrderedDict': OrderedDict,
+    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+    'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
+}
 
 
 def read_checkpoint(path: str) -> dict:
@@ -26,15 +69,13 @@ def read_checkpoint(path: str) -> dict:
     if not osp.isfile(path):
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
-        with _mmengine_objects():
-            checkpoint = torch.load(
-                path, map_location='cpu', weights_only=True)
+        checkpoint = _load(path)
     except OSError:
         raise
     except Exception as error:  # any broken byte ends in some exception
         raise ValueError(
             f'{path} is not a checkpoint of tensors and plain data: '
-            f'{str(error).splitlines()[0]}') from error
+            f'{_reason(error)}') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a '
                          'dict of weights')
@@ -69,8 +110,7 @@ def load_weights(model: nn.Module, path: str) -> None:
         raise ValueError(
             f'{path} does not fit the model of this config:\n  ' +
             '\n  '.join(faults[:8]) + more +
-            '\nUse the config it was trained with. To start from a part of '
-            "it, give model.init_cfg=dict(type='Pretrained', ...) instead.")
+            '\nUse the config it was trained with.')
     model.load_state_dict(weights)
 
 
@@ -78,10 +118,44 @@ def _shape(value) -> tuple:
     return tuple(getattr(value, 'shape', ('no tensor', )))
 
 
-def _mmengine_objects():
-    """Admit what mmengine itself stores beside the weights (its log)."""
-    allowlist = getattr(mmengine_checkpoint, 'get_torch_safe_globals', None)
-    safe_globals = getattr(torch.serialization, 'safe_globals', None)
-    if allowlist is None or safe_globals is None:
-        return contextlib.nullcontext()
-    return safe_globals(allowlist())
+def _reason(error: Exception) -> str:
+    """torch's own text suggests to load unsafely; take what it found."""
+    text = str(error)
+    asked = re.search(r'it asks for [^\n]+', text)
+    if asked:
+        return asked[0]
+    unknown = re.search(r'GLOBAL ([\w.]+)', text)
+    if unknown:
+        return f'it asks for {unknown[1]}'
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _load(path: str):
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        return _load_before_torch_2_6(path)
+    admitted = [(value, name) for name, value in _LOG_OBJECTS.items()]
+    with torch.serialization.safe_globals(admitted):
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+
+class _AllowlistUnpickler(pickle.Unpickler):
+
+    def find_class(self, module: str, name: str):
+        full = f'{module}.{name}'.replace('__builtin__', 'builtins')
+        try:
+            return {**_LOG_OBJECTS, **_TENSOR_OBJECTS}[full]
+        except KeyError:
+            raise pickle.UnpicklingError(f'it asks for {full}') from None
+
+
+def _load_before_torch_2_6(path: str):
+    """weights_only=True, which cannot be told of mmengine's objects there."""
+    pickle_module = SimpleNamespace(
+        __name__=__name__,
+        Unpickler=_AllowlistUnpickler,
+        load=lambda file, **kwargs: _AllowlistUnpickler(file, **kwargs).load())
+    return torch.load(
+        path,
+        map_location='cpu',
+        pickle_module=pickle_module,
+        weights_only=False)

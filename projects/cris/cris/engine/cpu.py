@@ -38,16 +38,17 @@ def init_cpu_process_group(cfg: Config) -> None:
     """Let torchrun's ranks train and test without a GPU.
 
     mmengine's launcher calls ``torch.cuda.set_device`` whatever the backend,
-    and its default wrapper passes ``device_ids``. A process group that is
-    already there is left alone, and so is a wrapper that the config names.
+    and wraps the model with ``device_ids``. A process group that is already
+    there is left alone.
 
     Args:
         cfg (Config): Of the run; ``model_wrapper_cfg`` is set.
     """
     if not dist.is_initialized():
         dist.init_process_group('gloo')
-    cfg.model_wrapper_cfg = cfg.get('model_wrapper_cfg') or dict(
+    cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+        device_ids=None)
     cfg.sync_bn = None  # SyncBatchNorm has no CPU kernel

@@ -34,7 +34,7 @@ class RefSegMetric(BaseMetric):
         """Count the pixels of a batch.
 
         One entry is kept per sample, however many expressions it has:
-        mengine drops the padding of the last batch by the number of entries.
+        mmengine drops the padding of the last batch by the number of entries.
 
         Args:
             data_batch (dict): Not used.

@@ -15,6 +15,8 @@ from open_clip.model import _build_text_tower, _build_vision_tower
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
 
+from .clip_weights import read_clip_weights
+
 
 class SpatialAttentionPool(AttentionPool2d):
     """CLIP's attention pool without its mean token: a map in, a map out.
@@ -68,8 +70,8 @@ class CLIPBackbone(BaseModule):
 
     Args:
         model_name (str, optional): A model of open_clip with a ResNet image
-            encoder, e.g. ``'RN50'`` or ``'RN101'``. What the next three
-            arguments leave out is taken from it. Defaults to None.
+            encoder, e.g. ``'RN50'`` or ``'RN101'``. It stands for the next
+            three arguments. Defaults to None.
         embed_dim (int, optional): Dimension of the joint embedding space.
         vision_cfg (dict, optional): open_clip's own keys, e.g.
             ``dict(image_size=224, layers=[3, 4, 6, 3], width=64)``.
@@ -78,12 +80,13 @@ class CLIPBackbone(BaseModule):
             layers=12)``.
         quick_gelu (bool): Use QuickGELU in the text transformer, as OpenAI's
             weights need it. Defaults to True.
-        init_cfg (dict, optional): Weights to load. Nothing is loaded or
-            downloaded before ``init_weights()``. Defaults to None.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE)``
+            loads CLIP's weights, see :func:`.clip_weights.read_clip_weights`.
+            Nothing is loaded before ``init_weights()``. Defaults to None.
 
     Raises:
-        ValueError: If the model is unknown, incompletely described, or its
-            image encoder is not a ResNet.
+        ValueError: If the model is unknown, incompletely or contradictorily
+            described, or its image encoder is not a ResNet.
     """
 
     def __init__(self,
@@ -94,10 +97,15 @@ class CLIPBackbone(BaseModule):
                  quick_gelu: bool = True,
                  init_cfg: Optional[dict] = None):
         super().__init__(init_cfg=init_cfg)
-        named = {} if model_name is None else _named_config(model_name)
-        embed_dim = named.get('embed_dim') if embed_dim is None else embed_dim
-        vision_cfg = vision_cfg or named.get('vision_cfg')
-        text_cfg = text_cfg or named.get('text_cfg')
+        if init_cfg is not None and init_cfg.get('type') != 'Pretrained':
+            raise ValueError("init_cfg of CLIPBackbone must be of type "
+                             f"'Pretrained', got {init_cfg}")
+        if model_name is not None:
+            given = dict(
+                embed_dim=embed_dim, vision_cfg=vision_cfg, text_cfg=text_cfg)
+            named = _named_config(model_name)
+            _check_agreement(model_name, named, given)
+            embed_dim, vision_cfg, text_cfg = (named[key] for key in given)
         if embed_dim is None or vision_cfg is None or text_cfg is None:
             raise ValueError(
                 'CLIPBackbone needs model_name, or embed_dim, vision_cfg and '
@@ -119,6 +127,13 @@ class CLIPBackbone(BaseModule):
             pool.num_heads, embed_dim)
         self.visual.init_parameters()
         self.text = _build_text_tower(embed_dim, dict(text_cfg), quick_gelu)
+
+    def init_weights(self) -> None:
+        """Load the weights that init_cfg names, if it does."""
+        if self.init_cfg is not None:
+            self.load_state_dict(
+                read_clip_weights(self.init_cfg['checkpoint'],
+                                  self.state_dict()))
 
     def encode_image(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Feature maps of the last three stages.
@@ -181,6 +196,18 @@ def _named_config(model_name: str) -> dict:
         raise ValueError(f'open_clip has no model {model_name!r}; CRIS can '
                          f'use {", ".join(resnets)}')
     return config
+
+
+def _check_agreement(model_name: str, named: dict, given: dict) -> None:
+    """What is given beside a name must be what the name says."""
+    for key, value in given.items():
+        same = named[key] == value
+        if isinstance(value, dict):
+            same = all(named[key].get(k) == v for k, v in value.items())
+        if value is not None and not same:
+            raise ValueError(
+                f'model_name={model_name!r} has {key}={named[key]}, but '
+                f'{key}={value} is given: leave one of the two out')
 
 
 def _check_size(images: Tensor) -> None:

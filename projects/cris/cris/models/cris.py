@@ -97,9 +97,8 @@ class CRIS(BaseSegmentor):
                 data_samples: List[SegDataSample]) -> List[SegDataSample]:
         """Masks at the images' original size.
 
-        The probabilities are resized to the input's size (bicubic,
-        ``align_corners=True``), taken back to the original picture and
-        thresholded, as in the official code.
+        The probabilities are resized to the input's size (bicubic), taken
+        back to the original picture and thresholded, as in the official code.
 
         Args:
             inputs (Tensor): Normalised, letterboxed images, (B, 3, H, W).
@@ -117,13 +116,13 @@ class CRIS(BaseSegmentor):
             logits.float().sigmoid(),
             inputs.shape[-2:],
             mode='bicubic',
-            align_corners=True)
+            align_corners=self.decode_head.align_corners)
         counts = [len(sample.tokens) for sample in data_samples]
         for sample, prob in zip(
                 data_samples, probs[:, 0].split(counts), strict=True):
             height, width = sample.ori_shape[:2]
             prob = torch.from_numpy(
-                unletterbox(prob.cpu().numpy(), height, width))
+                unletterbox(prob.detach().cpu().numpy(), height, width))
             sample.seg_logits = PixelData(data=prob)
             sample.pred_sem_seg = PixelData(
                 data=prob > self.decode_head.threshold)
@@ -147,7 +146,10 @@ class CRIS(BaseSegmentor):
         """Logits at the size of the inputs, ``(E, 1, H, W)``."""
         logits = self._forward(inputs, batch_data_samples)
         return F.interpolate(
-            logits, inputs.shape[-2:], mode='bicubic', align_corners=True)
+            logits,
+            inputs.shape[-2:],
+            mode='bicubic',
+            align_corners=self.decode_head.align_corners)
 
 
 def _check_image_index(images: Tensor, tokens: Tensor,

@@ -223,11 +223,21 @@ class VisionLanguageDecoderHead(BaseModule):
             Defaults to 3.
         threshold (float): A pixel is the referent's where its probability is
             above. Defaults to 0.35.
+        align_corners (bool): How probabilities are resized to the size of the
+            input. Defaults to True, as in the official code.
+        target_resize (str): How masks are resized to the size of the logits,
+            ``'nearest'``, as in the official code, or ``'area'``. The official
+            pair moves masks by up to 3 pixels of the input to the right and
+            down: a cell is trained on the first of its 4 x 4 pixels, and
+            aligned corners stretch the map. At 416 pixels that is little, at
+            160 it is not: there take ``'area'`` and align_corners=False,
+            which fit each other. Defaults to ``'nearest'``.
         loss_decode (dict): Config of the loss.
         init_cfg (dict, optional): Initialisation config. Defaults to None.
 
     Raises:
-        ValueError: If in_channels is not a multiple of 4 or kernel_size even.
+        ValueError: If in_channels is not a multiple of 4, kernel_size even or
+            target_resize unknown.
     """
 
     def __init__(self,
@@ -241,8 +251,10 @@ class VisionLanguageDecoderHead(BaseModule):
                  dropout: float = 0.1,
                  kernel_size: int = 3,
                  threshold: float = 0.35,
+                 align_corners: bool = True,
+                 target_resize: str = 'nearest',
                  loss_decode: dict = dict(type='TextToPixelContrastiveLoss'),
-                 init_cfg: dict = None):
+                 init_cfg: Optional[dict] = None):
         super().__init__(init_cfg=init_cfg)
         if in_channels % 4:
             raise ValueError(
@@ -250,7 +262,12 @@ class VisionLanguageDecoderHead(BaseModule):
                 'multiple of 4')
         if kernel_size % 2 == 0:
             raise ValueError(f'kernel_size={kernel_size} must be odd')
+        if target_resize not in ('nearest', 'area'):
+            raise ValueError(f"target_resize={target_resize!r} must be "
+                             "'nearest' or 'area'")
         self.threshold = threshold
+        self.align_corners = align_corners
+        self.target_resize = target_resize
         self.decoder = VisionLanguageDecoder(
             in_channels,
             num_layers=num_layers,
@@ -292,5 +309,6 @@ class VisionLanguageDecoderHead(BaseModule):
             dict[str, Tensor]: The loss, a scalar, under its name.
         """
         target = torch.cat(masks)[:, None].float()  # (E, 1, H, W)
-        target = F.interpolate(target, logits.shape[-2:], mode='nearest')
+        target = F.interpolate(
+            target, logits.shape[-2:], mode=self.target_resize)
         return {self.loss_decode.loss_name: self.loss_decode(logits, target)}

@@ -3,7 +3,7 @@
 
 Shapes: B images, E expressions; h x w pixels at stride 16.
 """
-from typing import Sequence
+from typing import Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ class CrossModalFPN(BaseModule):
                  out_channels: Sequence[int],
                  *,
                  sentence_channels: int,
-                 init_cfg: dict = None):
+                 init_cfg: Optional[dict] = None):
         super().__init__(init_cfg=init_cfg)
         in3, in4, in5 = in_channels
         out3, out4, out5 = out_channels

@@ -119,7 +119,7 @@ def draw_tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
 
     Args:
         image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        caption (str): In any script; wrapped.
+        caption (str): Wrapped; Latin, Greek and Cyrillic letters.
         width (int): Of the tile, in pixels.
 
     Returns:

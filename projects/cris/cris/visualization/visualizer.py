@@ -4,7 +4,6 @@ from typing import Optional
 
 import mmcv
 import numpy as np
-from mmengine.dist import master_only
 from mmengine.visualization import Visualizer
 from mmseg.registry import VISUALIZERS
 from mmseg.structures import SegDataSample
@@ -32,7 +31,6 @@ class ReferLocalVisualizer(Visualizer):
         super().__init__(name=name, **kwargs)
         self.show_dir = show_dir
 
-    @master_only
     def add_datasample(self,
                        name: str,
                        image: np.ndarray,
@@ -42,7 +40,7 @@ class ReferLocalVisualizer(Visualizer):
                        out_file: Optional[str] = None,
                        step: int = 0,
                        **kwargs) -> None:
-        """Draw a sample.
+        """Draw a sample; with show_dir, every rank writes its share.
 
         Args:
             name (str): Name of the picture.
@@ -53,7 +51,8 @@ class ReferLocalVisualizer(Visualizer):
             show (bool): Open a window. Defaults to False.
             wait_time (float): Seconds to show it; 0 waits for a key.
             out_file (str, optional): Where to write the picture.
-            step (int): Of the backends, and part of names in show_dir.
+            step (int): Of the backends; in show_dir the number of a sample
+                without ``img_id``.
         """
         masks = [
             data_sample.get(key).data.cpu().numpy() > 0.5
@@ -65,7 +64,8 @@ class ReferLocalVisualizer(Visualizer):
             self.show(drawn, win_name=name, wait_time=wait_time)
         if out_file is None and self.show_dir is not None:
             stem = osp.splitext(name)[0]
-            out_file = osp.join(self.show_dir, f'{stem}_{step:05d}.jpg')
+            number = data_sample.get('img_id', step)
+            out_file = osp.join(self.show_dir, f'{stem}_{number}.jpg')
         if out_file is not None:
             mmcv.imwrite(drawn[..., ::-1], out_file)
         else:
