@@ -15,7 +15,7 @@ step() { echo; echo "== $*"; }
 
 if [ ! -f "$data/refs(unc).p" ]; then
     step "Writing RefShapes to $data"
-    python tools/dataset_converters/refshapes.py --out "$data" --num-train 3600 --seed 0
+    python tools/dataset_converters/refshapes.py --out "$data" --num-train 4000 --seed 0
 fi
 if [ ! -f "$data/refs(shuffled).p" ]; then
     python tools/dataset_converters/shuffle_sentences.py "$data/refs(unc).p" "$data/refs(shuffled).p"

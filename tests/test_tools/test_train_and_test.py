@@ -212,6 +212,15 @@ def test_browse_and_draw(trained, tmp_path):
     assert (tmp_path / 'sheet.jpg').stat().st_size > 5000
 
 
+def test_mask_ceiling(refer_set):
+    root = refer_set.write()
+    out = tool('analysis_tools/mask_ceiling.py', root / 'instances.json',
+               root / 'refs(unc).p', '--sizes', 64)
+    official, ours = (
+        float(x) for x in re.findall(r'^ +64 .* ([\d.]+)$', out, re.M))
+    assert 50 < official < ours <= 100
+
+
 def test_print_config():
     out = tool('misc/print_config.py', CONFIG, '--cfg-options',
                'model.decode_head.num_layers=7')

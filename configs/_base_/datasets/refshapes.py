@@ -1,4 +1,4 @@
-# tools/dataset_converters/refshapes.py --out data/refshapes --num-train 3600
+# tools/dataset_converters/refshapes.py --out data/refshapes --num-train 4000
 _base_ = './refer.py'
 data_root = 'data/refshapes'
 image_size = 160

@@ -1,0 +1,67 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""What a perfect prediction scores: the limit set by input size and resizing.
+
+Every mask is letterboxed, resized to the logits' quarter size as in training,
+taken back as in testing, and scored against itself.
+"""
+import argparse
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from cris.datasets.refer import decode_mask, load_refer
+from cris.geometry import letterbox, unletterbox
+
+
+def ceiling(mask: np.ndarray, size: int, target_resize: str,
+            align_corners: bool, threshold: float) -> float:
+    """IoU of a mask with what is left of it after the way there and back.
+
+    Args:
+        mask (np.ndarray): uint8 (h, w) of 0 and 1.
+        size (int): Side of the input, in pixels.
+        target_resize (str): Of the decode head.
+        align_corners (bool): Of the decode head.
+        threshold (float): Of the decode head.
+
+    Returns:
+        float: In [0, 1].
+    """
+    boxed = letterbox(mask * 255, size, cv2.INTER_LINEAR) / 255
+    prob = torch.from_numpy(boxed)[None, None]
+    prob = F.interpolate(prob, (size // 4, size // 4), mode=target_resize)
+    prob = F.interpolate(
+        prob, (size, size), mode='bicubic', align_corners=align_corners)
+    kept = unletterbox(prob[0, 0].numpy(), *mask.shape) > threshold
+    return (kept & (mask > 0)).sum() / (kept | (mask > 0)).sum()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('ann_file', help='instances.json')
+    parser.add_argument('split_file', help='refs(<split_by>).p')
+    parser.add_argument('--split', default='val')
+    parser.add_argument('--sizes', type=int, nargs='+', default=[160, 416])
+    parser.add_argument('--threshold', type=float, default=0.35)
+    args = parser.parse_args()
+    masks = [
+        decode_mask(ref['segmentation'], image['height'], image['width'])
+        for image in load_refer(args.ann_file, args.split_file, args.split)
+        for ref in image['refs']
+    ]
+    print('input  target_resize  align_corners  mIoU of a perfect prediction')
+    for size in args.sizes:
+        for resize, align in (('nearest', True), ('area', False)):
+            ious = [
+                ceiling(mask, size, resize, align, args.threshold)
+                for mask in tqdm(masks, leave=False)
+            ]
+            print(f'{size:5}  {resize:13}  {align!s:13}  '
+                  f'{100 * np.mean(ious):.1f}')
+
+
+if __name__ == '__main__':
+    main()
