@@ -216,7 +216,7 @@ def test_area_targets_and_unaligned_corners_fit_each_other():
     """A mask that is predicted as it was taught stays where it is."""
     cfg = Config.fromfile(REPO / 'configs/_base_/models/cris_tiny.py').model
     mask = torch.zeros(1, 160, 160)
-    mask[0, 100:140, 96:136] = 1
+    mask[0, 130:146, 132:148] = 1
     ious = {}
     for pair in (('area', False), ('nearest', True)):
         cfg.decode_head.update(target_resize=pair[0], align_corners=pair[1])
@@ -233,7 +233,7 @@ def test_area_targets_and_unaligned_corners_fit_each_other():
         pred, target = out.pred_sem_seg.data[0], mask[0] > 0
         ious[pair] = ((pred & target).sum() / (pred | target).sum()).item()
     # Corners are rounded off either way.
-    assert ious['area', False] > 0.9 > 0.88 > ious['nearest', True]
+    assert ious['area', False] > 0.8 > 0.7 > ious['nearest', True]
 
 
 @pytest.mark.parametrize('form', ['plain', 'module', 'wrapped', 'safetensors'])
