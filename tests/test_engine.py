@@ -3,27 +3,22 @@ import os
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
 from cris.engine import checkpoint as checkpoint_module
-from cris.engine import load_weights, read_checkpoint, use_bfloat16
+from cris.engine import cpu, load_weights, read_checkpoint
 
 
 def test_bfloat16_wrapper_trains_on_a_cpu():
-    cfg = Config(
-        dict(
-            optim_wrapper=dict(
-                type='AmpOptimWrapper',
-                loss_scale='dynamic',
-                optimizer=dict(type='SGD', lr=0.01))))
-    use_bfloat16(cfg)
+    cfg = dict(
+        type='BFloat16OptimWrapper', optimizer=dict(type='SGD', lr=0.01))
     model = nn.Linear(64, 1)
     with DefaultScope.overwrite_default_scope('mmseg'):
-        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        wrapper = build_optim_wrapper(model, ConfigDict(cfg))
     x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     losses = []
     for _ in range(60):
@@ -34,6 +29,21 @@ def test_bfloat16_wrapper_trains_on_a_cpu():
         wrapper.update_params(losses[-1])
     assert losses[-1] < 0.1 * losses[0]
     assert model.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize('has, expected', [(True, 'BFloat16OptimWrapper'),
+                                           (False, 'OptimWrapper')])
+def test_mixed_precision_depends_on_the_processor(monkeypatch, has, expected):
+    monkeypatch.setattr(cpu, 'has_bfloat16', lambda: has)
+    optimizer = dict(type='SGD', lr=0.1)
+    cfg = Config(
+        dict(
+            optim_wrapper=dict(
+                type='AmpOptimWrapper',
+                loss_scale='dynamic',
+                optimizer=optimizer)))
+    cpu.use_bfloat16(cfg)
+    assert cfg.optim_wrapper == dict(type=expected, optimizer=optimizer)
 
 
 class Getter:

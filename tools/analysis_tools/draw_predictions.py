@@ -18,7 +18,7 @@ from cris.visualization import draw_masks, draw_tile, join_tiles
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Draw a sheet of predictions: ground truth outlined in '
-        'yellow, prediction tinted blue')
+        'yellow, prediction tinted cyan')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('out', help='picture to write')

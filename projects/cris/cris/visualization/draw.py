@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PREDICTION = (30, 110, 255)
+PREDICTION = (0, 230, 235)
 GROUND_TRUTH = (255, 220, 0)
 _FONT_SIZE = 15
 _LINE = 19
@@ -59,7 +59,7 @@ def draw_expressions(image: np.ndarray,
                      columns: int = 4) -> np.ndarray:
     """A sheet with the image and a tile for every expression.
 
-    The prediction is tinted blue, the ground truth outlined in yellow; with
+    The prediction is tinted cyan, the ground truth outlined in yellow; with
     both, the caption gives their IoU.
 
     Args:
@@ -75,7 +75,7 @@ def draw_expressions(image: np.ndarray,
     """
     legend = ['image']
     if pred is not None:
-        legend.append('blue: prediction')
+        legend.append('cyan: prediction')
     if gt is not None:
         legend.append('yellow: ground truth')
     tiles = [draw_tile(image, ', '.join(legend), tile_width)]
