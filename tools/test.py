@@ -2,7 +2,6 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT."""
 import argparse
 import os
-import os.path as osp
 
 import torch
 from mmengine.config import Config, DictAction
@@ -10,7 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.runner import Runner
 
-from cris.engine import init_cpu_process_group, load_weights
+from cris.engine import init_cpu_process_group, load_config, load_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,13 +41,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def build_config(args: argparse.Namespace) -> Config:
-    cfg = Config.fromfile(args.config)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    stem = osp.splitext(osp.basename(args.config))[0]
-    cfg.work_dir = (
-        args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', stem))
     cfg.load_from = None
     cfg.resume = False
     if args.show_dir is not None:

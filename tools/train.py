@@ -2,13 +2,17 @@
 """Train a model: python tools/train.py CONFIG."""
 import argparse
 import os
-import os.path as osp
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from cris.engine import init_cpu_process_group, load_weights, use_bfloat16
+from cris.engine import (
+    init_cpu_process_group,
+    load_config,
+    load_weights,
+    use_bfloat16,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,14 +47,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def build_config(args: argparse.Namespace) -> Config:
-    cfg = Config.fromfile(args.config)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    # The command line goes before the config, the file's name comes last.
-    stem = osp.splitext(osp.basename(args.config))[0]
-    cfg.work_dir = (
-        args.work_dir or cfg.get('work_dir') or osp.join('work_dirs', stem))
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -5,13 +5,13 @@ import argparse
 import mmcv
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 from tqdm import tqdm
 
-from cris.engine import load_weights
+from cris.engine import load_config, load_weights
 from cris.visualization import draw_masks, draw_tile, join_tiles
 
 
@@ -32,9 +32,7 @@ def parse_args() -> argparse.Namespace:
 @torch.no_grad()
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     init_default_scope(cfg.default_scope)
     model = MODELS.build(cfg.model)
     load_weights(model, args.checkpoint)

@@ -4,11 +4,12 @@ import argparse
 import os.path as osp
 
 import mmcv
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 from tqdm import tqdm
 
+from cris.engine import load_config
 from cris.visualization import draw_expressions
 
 
@@ -30,9 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg[f'{args.loader}_dataloader'].dataset)
     for i in tqdm(range(min(args.num, len(dataset)))):

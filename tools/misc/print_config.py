@@ -2,7 +2,9 @@
 """Print a config with its bases merged: print_config.py CONFIG."""
 import argparse
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
+
+from cris.engine import load_config
 
 
 def main() -> None:
@@ -10,9 +12,7 @@ def main() -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     args = parser.parse_args()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     print(cfg.pretty_text)
 
 

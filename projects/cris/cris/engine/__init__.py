@@ -1,8 +1,10 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 from .checkpoint import load_weights, read_checkpoint
+from .config import load_config
 from .cpu import BFloat16OptimWrapper, init_cpu_process_group, use_bfloat16
 
 __all__ = [
-    'BFloat16OptimWrapper', 'init_cpu_process_group', 'load_weights',
+    'BFloat16OptimWrapper', 'init_cpu_process_group', 'load_config',
+    'load_weights',
     'read_checkpoint', 'use_bfloat16'
 ]

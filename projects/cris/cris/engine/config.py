@@ -1,0 +1,27 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import os.path as osp
+from typing import Optional
+
+from mmengine.config import Config
+
+
+def load_config(path: str,
+                options: Optional[dict] = None,
+                work_dir: Optional[str] = None) -> Config:
+    """Read a config as the tools do.
+
+    Args:
+        path (str): Config file.
+        options (dict, optional): Of ``--cfg-options``; they come last.
+        work_dir (str, optional): Goes before the config's own; without
+            either it is ``work_dirs/<name of the file>``.
+
+    Returns:
+        Config: With its bases merged.
+    """
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options or {})
+    stem = osp.splitext(osp.basename(path))[0]
+    cfg.work_dir = (
+        work_dir or cfg.get('work_dir') or osp.join('work_dirs', stem))
+    return cfg
