@@ -141,6 +141,12 @@ class TestFaults:
         refer_set.refs[0]['ann_id'] = -1  # of val
         assert len(load(refer_set)) == 2
 
+    def test_a_split_is_not_the_beginning_of_another(self, refer_set):
+        refer_set.refs[4]['split'] = 'testA'
+        refer_set.refs[5]['split'] = 'testAB'
+        (image, ) = load(refer_set, 'testA')
+        assert [ref['ref_id'] for ref in image['refs']] == [4]
+
     def test_split_that_does_not_exist(self, refer_set):
         self.expect(
             refer_set,
