@@ -12,7 +12,7 @@ from mmseg.registry import DATASETS, MODELS
 from tqdm import tqdm
 
 from cris.engine import load_config, load_weights
-from cris.visualization import draw_masks, draw_tile, join_tiles
+from cris.visualization import draw_expression_tile, join_tiles
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,12 +47,9 @@ def main() -> None:
         k = rng.integers(len(sample.expressions))
         gt = sample.gt_sem_seg.data[k].cpu().numpy() > 0.5
         pred = sample.pred_sem_seg.data[k].cpu().numpy()
-        iou = (gt & pred).sum() / max((gt | pred).sum(), 1)
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         tiles.append(
-            draw_tile(
-                draw_masks(image, gt, pred),
-                f'"{sample.expressions[k]}"  IoU {100 * iou:.0f}', 300))
+            draw_expression_tile(image, sample.expressions[k], gt, pred))
     mmcv.imwrite(join_tiles(tiles, args.columns)[..., ::-1], args.out)
     print(f'{len(tiles)} predictions in {args.out}')
 

@@ -97,7 +97,23 @@ def load_weights(model: nn.Module, path: str) -> None:
         model = model.module
     checkpoint = read_checkpoint(path)
     weights = checkpoint.get('state_dict', checkpoint)
-    wanted = model.state_dict()
+    differences = compare_weights(weights, model.state_dict())
+    if differences:
+        raise ValueError(f'{path} does not fit the model of this config:\n'
+                         f'{differences}\nUse the config it was trained with.')
+    model.load_state_dict(weights)
+
+
+def compare_weights(weights: dict, wanted: dict) -> str:
+    """Names and shapes in which a file differs from a model.
+
+    Args:
+        weights (dict): Of the file.
+        wanted (dict): state_dict of the model.
+
+    Returns:
+        str: The first of them, one a line; empty if there is none.
+    """
     faults = [f'missing: {name}' for name in wanted if name not in weights]
     faults += [f'not in the model: {k}' for k in weights if k not in wanted]
     faults += [
@@ -105,13 +121,9 @@ def load_weights(model: nn.Module, path: str) -> None:
         'the model' for name, own in wanted.items()
         if name in weights and _shape(weights[name]) != tuple(own.shape)
     ]
-    if faults:
-        more = f'\n  ... and {len(faults) - 8} more' if len(faults) > 8 else ''
-        raise ValueError(
-            f'{path} does not fit the model of this config:\n  ' +
-            '\n  '.join(faults[:8]) + more +
-            '\nUse the config it was trained with.')
-    model.load_state_dict(weights)
+    if len(faults) > 8:
+        faults[8:] = [f'... and {len(faults) - 8} more']
+    return '\n'.join(f'  {fault}' for fault in faults)
 
 
 def _shape(value) -> tuple:

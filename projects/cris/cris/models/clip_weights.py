@@ -5,7 +5,7 @@ from typing import Dict
 
 from torch import Tensor
 
-from cris.engine.checkpoint import read_checkpoint
+from cris.engine.checkpoint import compare_weights, read_checkpoint
 
 # CLIP's temperature, and sizes that OpenAI stores among the weights.
 _NOT_NEEDED = ('logit_scale', 'logit_bias', 'input_resolution',
@@ -53,15 +53,9 @@ def read_clip_weights(path: str,
     for name, own in wanted.items():
         if '.connect.' in name or name.endswith('num_batches_tracked'):
             weights.setdefault(name, own)
-    faults = [f'missing: {name}' for name in wanted if name not in weights]
-    faults += [f'unknown: {name}' for name in weights if name not in wanted]
-    faults += [
-        f'{name}: {tuple(weights[name].shape)} in the file, '
-        f'{tuple(own.shape)} in the backbone' for name, own in wanted.items()
-        if name in weights and weights[name].shape != own.shape
-    ]
-    if faults:
-        listed = '\n  '.join(faults[:8])
-        raise ValueError(f"{path} does not hold CLIP's weights of this size; "
-                         f'{len(faults)} differ:\n  {listed}')
+    differences = compare_weights(weights, wanted)
+    if differences:
+        raise ValueError(
+            f"{path} does not hold CLIP's weights of this size:\n"
+            f'{differences}')
     return weights

@@ -82,13 +82,33 @@ def draw_expressions(image: np.ndarray,
     for k, expression in enumerate(expressions):
         gt_k = None if gt is None else gt[k]
         pred_k = None if pred is None else pred[k]
-        caption = f'"{expression}"'
-        if gt is not None and pred is not None:
-            iou = (gt_k & pred_k).sum() / max((gt_k | pred_k).sum(), 1)
-            caption += f'  IoU {100 * iou:.1f}'
         tiles.append(
-            draw_tile(draw_masks(image, gt_k, pred_k), caption, tile_width))
+            draw_expression_tile(image, expression, gt_k, pred_k, tile_width))
     return join_tiles(tiles, columns)
+
+
+def draw_expression_tile(image: np.ndarray,
+                         expression: str,
+                         gt: Optional[np.ndarray] = None,
+                         pred: Optional[np.ndarray] = None,
+                         width: int = 300) -> np.ndarray:
+    """One tile: masks on the image, the expression and the IoU below.
+
+    Args:
+        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
+        expression (str): What was asked.
+        gt (np.ndarray, optional): bool ``(h, w)``.
+        pred (np.ndarray, optional): bool ``(h, w)``.
+        width (int): Of the tile, in pixels. Defaults to 300.
+
+    Returns:
+        np.ndarray: RGB, uint8.
+    """
+    caption = f'"{expression}"'
+    if gt is not None and pred is not None:
+        iou = (gt & pred).sum() / max((gt | pred).sum(), 1)
+        caption += f'  IoU {100 * iou:.1f}'
+    return draw_tile(draw_masks(image, gt, pred), caption, width)
 
 
 def join_tiles(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
