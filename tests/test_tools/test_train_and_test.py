@@ -20,7 +20,8 @@ def run(*command, cwd=REPO, ok=True, **env):
     done = subprocess.run(
         [str(c) for c in command],
         cwd=cwd,
-        env=dict(os.environ, OMP_NUM_THREADS='1', **env),
+        env=dict(
+            os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, **env),
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL)
