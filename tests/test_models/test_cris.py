@@ -1,7 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import copy
 
-import open_clip
 import pytest
 import torch
 from conftest import REPO
@@ -39,35 +38,14 @@ def tokens():
         17)
 
 
-def parameters(model) -> float:
-    return sum(p.numel() for p in model.parameters()) / 1e6
-
-
-def test_r50_size_and_a_step_at_416():
+def test_a_step_of_r50_at_416():
     model = MODELS.build(R50)
-    assert parameters(model) == pytest.approx(146.85, abs=0.005)
     logits = model.predict_logits(
         torch.randn(2, 3, 416, 416), tokenize(['a dog', 'a cat'], 17))
     assert logits.shape == (2, 1, 104, 104)
     logits.mean().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None]
     assert without == []
-
-
-@pytest.mark.parametrize('layers, millions', [(1, 138.43), (2, 142.64),
-                                              (4, 151.06)])
-def test_r50_size_by_decoder_layers(layers, millions):
-    cfg = copy.deepcopy(R50)
-    cfg.decode_head.num_layers = layers
-    assert parameters(MODELS.build(cfg)) == pytest.approx(millions, abs=0.005)
-
-
-def test_r101_size():
-    cfg = copy.deepcopy(R50)
-    cfg.backbone = dict(type='CLIPBackbone', model_name='RN101')
-    cfg.neck.update(in_channels=[512, 1024, 512], sentence_channels=512)
-    cfg.decode_head.sentence_channels = 512
-    assert parameters(MODELS.build(cfg)) == pytest.approx(161.25, abs=0.005)
 
 
 @torch.no_grad()
@@ -227,100 +205,41 @@ class TestBackbone:
         with pytest.raises(ValueError, match='vision_cfg=.* is given'):
             MODELS.build(dict(cfg, vision_cfg=dict(width=32)))
 
-    @pytest.fixture
-    def clip(self):
-        return open_clip.CLIP(
-            **{
-                k: TINY.backbone[k]
-                for k in ('embed_dim', 'vision_cfg', 'text_cfg')
-            },
-            quick_gelu=True).eval()
-
-    def load(self, weights, tmp_path, **cfg):
-        path = str(tmp_path / 'clip.pth')
-        torch.save(weights, path)
-        backbone = MODELS.build(
-            dict(
-                dict(TINY.backbone, **cfg),
-                init_cfg=dict(type='Pretrained', checkpoint=path)))
-        backbone.init_weights()
-        return backbone.eval()
-
-    @torch.no_grad()
-    @pytest.mark.parametrize('form', ['plain', 'wrapped', 'half'])
-    def test_clips_weights(self, clip, tmp_path, form):
-        weights = clip.state_dict()
-        if form == 'half':
-            weights = {k: v.half() for k, v in weights.items()}
-            weights['input_resolution'] = torch.tensor(160)
-        if form == 'wrapped':
-            weights = dict(
-                state_dict={f'module.{k}': v
-                            for k, v in weights.items()})
-        backbone = self.load(weights, tmp_path)
-        tokens = tokenize(['a red circle'], 32)
-        torch.testing.assert_close(
-            backbone.encode_text(tokens)[1],
-            clip.encode_text(tokens),
-            atol=2e-3 if form == 'half' else 1e-6,
-            rtol=0)
-        images = torch.randn(1, 3, 64, 64)
-        c4 = clip.visual.forward_intermediates(
-            images, indices=[3],
-            intermediates_only=True)['image_intermediates'][0]
-        torch.testing.assert_close(
-            backbone.encode_image(images)[1], c4, atol=5e-3, rtol=0)
-
-    def test_a_longer_positional_embedding_is_cut(self, clip, tmp_path):
-        text_cfg = dict(TINY.backbone.text_cfg, context_length=20)
-        backbone = self.load(
-            clip.state_dict(), tmp_path, text_cfg=text_cfg)
-        assert torch.equal(backbone.text.positional_embedding,
-                           clip.positional_embedding[:20])
-
-    def test_files_that_are_not_clips(self, clip, tiny, tmp_path):
-        with pytest.raises(ValueError, match='holds a whole CRIS'):
-            self.load(tiny.state_dict(), tmp_path)
-        weights = clip.state_dict()
-        del weights['text_projection']
-        with pytest.raises(ValueError, match='missing: text.text_projection'):
-            self.load(weights, tmp_path)
-        weights = clip.state_dict()
-        weights['visual.conv1.weight'] = torch.zeros(9, 3, 3, 3)
-        with pytest.raises(ValueError, match=r'\(9, 3, 3, 3\) in the file'):
-            self.load(weights, tmp_path)
-        path = str(tmp_path / 'clip.pth')
-        torch.jit.script(torch.nn.Linear(2, 2)).save(path)
-        backbone = MODELS.build(
-            dict(
-                TINY.backbone,
-                init_cfg=dict(type='Pretrained', checkpoint=path)))
-        with pytest.raises(ValueError, match='TorchScript archive'):
-            backbone.init_weights()
-
     def test_config_is_not_changed(self):
         cfg = copy.deepcopy(TINY)
         MODELS.build(cfg)
         assert cfg == TINY
 
-    @torch.no_grad()
-    def test_towers_are_open_clips(self, tiny, clip):
-        backbone = tiny.backbone
-        clip.load_state_dict({
-            k.replace('text.', ''): v
-            for k, v in backbone.state_dict().items() if 'connect' not in k
-        } | {'logit_scale': clip.logit_scale})
-        images = torch.randn(2, 3, 64, 64)
-        stages = clip.visual.forward_intermediates(
-            images, indices=[2, 3], intermediates_only=True)
-        c3, c4, c5 = backbone.encode_image(images)
-        for ours, theirs in zip((c3, c4),
-                                stages['image_intermediates'],
-                                strict=True):
-            assert torch.equal(ours, theirs)
-        assert c5.shape == (2, 64, 2, 2)
 
-        full = tokenize(['a red circle', 'sky'], 32)
-        words, sentence = backbone.encode_text(full[:, :9])
-        torch.testing.assert_close(sentence, clip.encode_text(full))
-        assert words.shape == (2, 9, 64)
+@pytest.mark.parametrize('num_layers', [0, 1])
+def test_the_papers_ablations(num_layers, tokens):
+    """Without text kernel and decoder the sentence still steers the neck."""
+    cfg = copy.deepcopy(TINY)
+    cfg.decode_head.update(num_layers=num_layers, text_kernel=False)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg)
+    images = torch.randn(1, 3, 64, 64).expand(4, -1, -1, -1)
+    logits = model.predict_logits(images, tokens)
+    assert logits.shape == (4, 1, 16, 16)
+    assert (logits[0] - logits[1]).abs().max() > 1e-4
+    logits.square().mean().backward()
+    kernel = model.decode_head.projector.kernel
+    assert kernel.shape == (1, 32 * 9 + 1)
+    without = [n for n, p in model.named_parameters() if p.grad is None]
+    assert without == []
+
+
+@torch.no_grad()
+def test_a_static_kernel_is_a_convolution():
+    cfg = copy.deepcopy(TINY)
+    cfg.decode_head.text_kernel = False
+    projector = MODELS.build(cfg).decode_head.projector.eval()
+    decoded, sentence = torch.randn(2, 64, 4, 5), torch.randn(2, 64)
+    weight, bias = projector.kernel.split([32 * 9, 1], dim=1)
+    expected = torch.nn.functional.conv2d(
+        projector.pixel_proj(projector.upsample(decoded)),
+        weight.reshape(1, 32, 3, 3),
+        bias[0],
+        padding=1)
+    torch.testing.assert_close(
+        projector(decoded, sentence), expected, atol=1e-5, rtol=1e-5)

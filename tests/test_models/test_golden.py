@@ -15,7 +15,6 @@ from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from safetensors.torch import load_file
 
-from cris.engine import load_weights
 from cris.models.losses import TextToPixelContrastiveLoss
 
 _spec = importlib.util.spec_from_file_location(
@@ -234,37 +233,3 @@ def test_area_targets_and_unaligned_corners_fit_each_other():
         ious[pair] = ((pred & target).sum() / (pred | target).sum()).item()
     # Corners are rounded off either way.
     assert ious['area', False] > 0.8 > 0.7 > ious['nearest', True]
-
-
-@pytest.mark.parametrize('form', ['plain', 'module', 'wrapped', 'safetensors'])
-def test_converter_takes_every_form(model, form, tmp_path, monkeypatch):
-    official = load_file(GOLDEN / 'official_weights.safetensors')
-    src, dst = tmp_path / 'src.pth', tmp_path / 'dst.pth'
-    if form == 'safetensors':
-        src = GOLDEN / 'official_weights.safetensors'
-    else:
-        content = official
-        if form != 'plain':
-            content = {f'module.{k}': v for k, v in official.items()}
-        if form == 'wrapped':
-            content = dict(epoch=3, state_dict=content, optimizer={})
-        torch.save(content, src)
-    monkeypatch.setattr('sys.argv', ['official_cris.py', str(src), str(dst)])
-    official_cris.main()
-    expected = {k: v.clone() for k, v in model.state_dict().items()}
-    for parameter in model.parameters():
-        parameter.data.zero_()
-    load_weights(model, str(dst))
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, expected[name]), name
-
-
-def test_converter_refuses_others():
-    with pytest.raises(ValueError, match='2 unknown names.*visual.conv1'):
-        official_cris.to_ours({
-            'visual.conv1.weight': 0,
-            'neck.new.weight': 0,
-            'proj.txt.bias': 0
-        })
-    with pytest.raises(ValueError, match='empty'):
-        official_cris.to_ours({})

@@ -1,45 +1,60 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Convert a checkpoint of the official CRIS code to this project's.
+"""Convert a checkpoint of the official CRIS code to this project's, or back.
 
 Takes a plain state_dict, one with `module.` before every name, or one wrapped
-in `state_dict` with the optimizer's; .pth, .pt or .safetensors. Every name is
-mapped exactly; one that is not of the official code ends the conversion.
+in `state_dict` with the optimizer's; .pth, .pt or .safetensors; of any size.
+Names are mapped one to one. What is missing, unknown or of another shape than
+the rest of the checkpoint asks for ends the conversion with a list.
 """
 import argparse
+import math
+import os.path as osp
 import re
+import sys
+from pathlib import Path
+from typing import Callable, Optional
 
 import torch
+from mmengine.config import Config, ConfigDict
+from mmseg.registry import MODELS
+from safetensors.torch import save_file
 
-from cris.engine import read_checkpoint
+import cris  # noqa: F401  registers the model
+from cris.engine import compare_weights, read_checkpoint, state_dict_of
 
-_RULES = [
-    (r'backbone\.(positional_embedding|text_projection|token_embedding\.'
-     r'|ln_final\.|transformer\.)', r'backbone.text.\1'),
-    (r'neck\.txt_proj\.', 'neck.sentence_proj.'),
-    (r'neck\.f1_v_proj\.', 'neck.proj5.'),
-    (r'neck\.norm_layer\.', 'neck.norm5.'),
-    (r'neck\.f2_v_proj\.', 'neck.proj4.'),
-    (r'neck\.f2_cat\.', 'neck.merge4.'),
-    (r'neck\.f3_v_proj\.', 'neck.proj3.'),
-    (r'neck\.f3_cat\.', 'neck.merge3.'),
-    (r'neck\.f4_proj([345])\.', r'neck.smooth\1.'),
-    (r'neck\.aggr\.', 'neck.aggregate.'),
-    (r'neck\.coordconv\.0\.conv1\.', 'neck.coord.0.'),
-    (r'neck\.coordconv\.1\.', 'neck.coord.1.'),
-    (r'decoder\.(layers\.\d+)\.multihead_attn\.',
-     r'decode_head.decoder.\1.cross_attn.'),
-    (r'decoder\.', 'decode_head.decoder.'),
-    (r'proj\.vis\.4\.', 'decode_head.projector.pixel_proj.'),
-    (r'proj\.vis\.', 'decode_head.projector.upsample.'),
-    (r'proj\.txt\.', 'decode_head.projector.kernel_proj.'),
+# Beginnings of names, official and ours; the first that fits is taken.
+_PREFIXES = [
+    ('backbone.visual.', 'backbone.visual.'),
+    ('backbone.positional_embedding', 'backbone.text.positional_embedding'),
+    ('backbone.text_projection', 'backbone.text.text_projection'),
+    ('backbone.token_embedding.', 'backbone.text.token_embedding.'),
+    ('backbone.transformer.', 'backbone.text.transformer.'),
+    ('backbone.ln_final.', 'backbone.text.ln_final.'),
+    ('neck.txt_proj.', 'neck.sentence_proj.'),
+    ('neck.f1_v_proj.', 'neck.proj5.'),
+    ('neck.norm_layer.', 'neck.norm5.'),
+    ('neck.f2_v_proj.', 'neck.proj4.'),
+    ('neck.f2_cat.', 'neck.merge4.'),
+    ('neck.f3_v_proj.', 'neck.proj3.'),
+    ('neck.f3_cat.', 'neck.merge3.'),
+    ('neck.f4_proj3.', 'neck.smooth3.'),
+    ('neck.f4_proj4.', 'neck.smooth4.'),
+    ('neck.f4_proj5.', 'neck.smooth5.'),
+    ('neck.aggr.', 'neck.aggregate.'),
+    ('neck.coordconv.0.conv1.', 'neck.coord.0.'),
+    ('neck.coordconv.1.', 'neck.coord.1.'),
+    ('decoder.', 'decode_head.decoder.'),
+    ('proj.vis.4.', 'decode_head.projector.pixel_proj.'),
+    ('proj.vis.', 'decode_head.projector.upsample.'),
+    ('proj.txt.', 'decode_head.projector.kernel_proj.'),
 ]
-
-
-_KNOWN = re.compile(r'backbone\.(visual|text)\.|neck\.(sentence_proj'
-                    r'|(proj|norm|merge|smooth)[345]|aggregate|coord)\.'
-                    r'|decode_head\.(decoder|projector)\.')
-# CLIP's temperature; CRIS has no use for it.
-_DROPPED = 'backbone.logit_scale'
+# Inside the decoder, whatever layer.
+_CROSS_ATTENTION = ('.multihead_attn.', '.cross_attn.')
+# CLIP's temperature: CRIS has no use for it, but the official code loads it.
+_UNUSED = 'backbone.logit_scale'
+_INITIAL = {_UNUSED: torch.tensor(math.log(1 / 0.07))}
+BASE_CONFIG = (
+    Path(__file__).parents[2] / 'configs/_base_/models/cris_r50.py')
 
 
 def our_name(name: str) -> str:
@@ -48,14 +63,27 @@ def our_name(name: str) -> str:
     Raises:
         ValueError: If the official code has no such name.
     """
-    ours = name
-    for pattern, replacement in _RULES:
-        ours, changed = re.subn('^' + pattern, replacement, name)
-        if changed:
-            break
-    if not _KNOWN.match(ours):
-        raise ValueError(name)
-    return ours
+    return _rename(name, 0)
+
+
+def official_name(name: str) -> str:
+    """The official code's name of one of ours.
+
+    Raises:
+        ValueError: If the official code has no such name.
+    """
+    return _rename(name, 1)
+
+
+def _rename(name: str, source: int) -> str:
+    for pair in _PREFIXES:
+        if name.startswith(pair[source]):
+            name = pair[1 - source] + name[len(pair[source]):]
+            if 'decoder.layers.' in name:
+                name = name.replace(_CROSS_ATTENTION[source],
+                                    _CROSS_ATTENTION[1 - source])
+            return name
+    raise ValueError(name)
 
 
 def to_ours(state_dict: dict) -> dict:
@@ -70,53 +98,237 @@ def to_ours(state_dict: dict) -> dict:
     Raises:
         ValueError: If there are names that the official code does not have.
     """
-    converted, unknown = {}, []
+    return _rename_all(state_dict, our_name, 'of the official code')
+
+
+def to_official(state_dict: dict) -> dict:
+    """Rename all entries of a state_dict of ours.
+
+    Raises:
+        ValueError: If there are names that the official code does not have.
+    """
+    return _rename_all(state_dict, official_name, "with this project's names")
+
+
+def _rename_all(state_dict: dict, rename: Callable, whose: str) -> dict:
+    renamed, unknown = {}, []
     for name, value in state_dict.items():
-        if name == _DROPPED:
+        if name == _UNUSED:
             continue
         try:
-            converted[our_name(name)] = value
+            renamed[rename(name)] = value
         except ValueError:
             unknown.append(name)
-    if unknown or not converted:
+    if unknown or not renamed:
+        listed = '\n'.join(f'  {name}' for name in unknown)
         raise ValueError(
-            'this is no checkpoint of the official CRIS code: ' +
-            (f'it has {len(unknown)} unknown names, e.g. {unknown[:3]}'
+            f'this is no CRIS checkpoint {whose}: ' +
+            (f'it has {len(unknown)} unknown names:\n{listed}'
              if unknown else 'it is empty'))
-    return converted
+    return renamed
 
 
-def read_official(path: str) -> dict:
-    """Official names and tensors, whatever they are wrapped in.
+def model_config(weights: dict, num_heads: int = 8) -> ConfigDict:
+    """Config of the model that a checkpoint was made with.
+
+    All sizes are read off the tensors, but for the number of heads of the
+    decoder, which no tensor shows.
 
     Args:
-        path (str): .pth, .pt or .safetensors.
+        weights (dict): State_dict under our names.
+        num_heads (int): Of the decoder; the official code has 8.
 
     Returns:
-        dict: Without `module.` before the names.
+        ConfigDict: For mmseg's MODELS.
+
+    Raises:
+        ValueError: If a tensor that shows a size is missing or misshapen.
     """
-    if path.endswith('.safetensors'):
-        from safetensors.torch import load_file
-        weights = load_file(path)
+
+    def shape(name: str, dims: int) -> tuple:
+        found = getattr(weights.get(name), 'shape', None)
+        if found is None or len(found) != dims:
+            state = (' is missing' if found is None else
+                     f' has shape {tuple(found)}, not {dims} dimensions')
+            raise ValueError('the sizes of the model cannot be read: '
+                             f'{official_name(name)}{state}')
+        return tuple(found)
+
+    def count(pattern: str) -> int:
+        """Modules of a list, by the largest index there is."""
+        found = [re.match(pattern, name) for name in weights]
+        return 1 + max((int(m[1]) for m in found if m), default=-1)
+
+    visual, text = 'backbone.visual', 'backbone.text'
+    decoder = 'decode_head.decoder.layers'
+    projector = 'decode_head.projector'
+    grid = math.isqrt(
+        shape(f'{visual}.attnpool.positional_embedding', 2)[0] - 1)
+    width, embed_dim = shape(f'{text}.text_projection', 2)
+    projections = [shape(f'neck.proj{i}.0.weight', 4) for i in (3, 4, 5)]
+    channels = shape(f'{projector}.upsample.1.0.weight', 4)[1]
+    kernel, sentence_channels = shape(f'{projector}.kernel_proj.weight', 2)
+    if f'{decoder}.0.cross_attn.k_proj_weight' in weights:
+        word_channels = shape(f'{decoder}.0.cross_attn.k_proj_weight', 2)[1]
+    else:  # PyTorch joins the three projections where their sizes agree
+        word_channels = shape(f'{decoder}.0.cross_attn.in_proj_weight', 2)[1]
+
+    model = Config.fromfile(BASE_CONFIG).model
+    model.backbone = dict(
+        type='CLIPBackbone',
+        embed_dim=embed_dim,
+        vision_cfg=dict(
+            image_size=32 * grid,
+            layers=[
+                count(rf'{visual}\.layer{i}\.(\d+)\.') for i in (1, 2, 3, 4)
+            ],
+            width=shape(f'{visual}.layer1.0.conv1.weight', 4)[0]),
+        text_cfg=dict(
+            context_length=shape(f'{text}.positional_embedding', 2)[0],
+            vocab_size=shape(f'{text}.token_embedding.weight', 2)[0],
+            width=width,
+            heads=max(width // 64, 1),
+            layers=count(rf'{text}\.transformer\.resblocks\.(\d+)\.')),
+        quick_gelu=True)
+    model.neck.update(
+        in_channels=[p[1] for p in projections],
+        out_channels=[p[0] for p in projections],
+        sentence_channels=embed_dim)
+    model.decode_head.update(
+        in_channels=channels,
+        word_channels=word_channels,
+        sentence_channels=sentence_channels,
+        num_layers=count(rf'{re.escape(decoder)}\.(\d+)\.'),
+        num_heads=num_heads,
+        feedforward_channels=shape(f'{decoder}.0.ffn.0.weight', 2)[0],
+        kernel_size=math.isqrt((kernel - 1) // max(channels // 2, 1)))
+    return model
+
+
+def check(official: dict, num_heads: int = 8) -> ConfigDict:
+    """Verify that an official state_dict is whole.
+
+    Args:
+        official (dict): Official names, without `module.`.
+        num_heads (int): See :func:`model_config`.
+
+    Returns:
+        ConfigDict: Config of the model that it loads into strictly.
+
+    Raises:
+        ValueError: With all that is missing, unknown or misshapen.
+    """
+    known = {
+        name: value
+        for name, value in official.items()
+        if name.startswith(tuple(theirs for theirs, _ in _PREFIXES))
+    }
+    if not any(name.startswith('proj.') for name in known):
+        raise ValueError('this is no CRIS checkpoint of the official code: '
+                         f'none of its {len(official)} names begins with '
+                         f"'proj.'; it has {sorted(official)[:3]}")
+    cfg = model_config(to_ours(known), num_heads)
+    try:
+        with torch.device('meta'):
+            model = MODELS.build(cfg)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise ValueError('its tensors do not describe a model: '
+                         f'{error}') from error
+    faults = compare_weights(
+        {name: value for name, value in official.items() if name != _UNUSED},
+        to_official(model.state_dict()),
+        most=sys.maxsize)
+    if faults:
+        raise ValueError(f'it does not fit the model of its sizes:\n{faults}')
+    return cfg
+
+
+def convert(src: str, dst: str, num_heads: int = 8) -> ConfigDict:
+    """Official checkpoint -> ours.
+
+    Args:
+        src (str): Official checkpoint.
+        dst (str): Where to write; in a .pth it is under ``state_dict``.
+        num_heads (int): See :func:`model_config`.
+
+    Returns:
+        ConfigDict: Config of the model that it loads into strictly.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no whole checkpoint of the official code.
+    """
+    official = state_dict_of(read_checkpoint(src))
+    if any(name.startswith('decode_head.') for name in official):
+        raise ValueError("it has this project's names already")
+    cfg = check(official, num_heads)
+    unused = {k: v for k, v in official.items() if k == _UNUSED}
+    _save(to_ours(official), dst, meta=dict(official_unused=unused))
+    return cfg
+
+
+def revert(src: str, dst: str, num_heads: int = 8) -> ConfigDict:
+    """Our checkpoint -> a plain state_dict with the official names.
+
+    The temperature, which the official code wants to find, is what it was
+    before the conversion, or else CLIP's initial one. Arguments and errors
+    are those of :func:`convert`.
+    """
+    checkpoint = read_checkpoint(src)
+    official = to_official(state_dict_of(checkpoint))
+    cfg = check(official, num_heads)
+    official.update(
+        checkpoint.get('meta', {}).get('official_unused', _INITIAL))
+    _save(official, dst)
+    return cfg
+
+
+def _save(state_dict: dict, dst: str, meta: Optional[dict] = None) -> None:
+    if dst.endswith('.safetensors'):
+        save_file({k: v.contiguous() for k, v in state_dict.items()}, dst)
+    elif meta is None:
+        torch.save(state_dict, dst)
     else:
-        weights = read_checkpoint(path)
-    weights = weights.get('state_dict', weights)
-    return {name.removeprefix('module.'): v for name, v in weights.items()}
+        torch.save(dict(meta=meta, state_dict=state_dict), dst)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n')[0],
-        epilog='The result loads strictly into the config of its sizes.')
-    parser.add_argument('src', help='official checkpoint')
-    parser.add_argument('dst', help='checkpoint to write, .pth')
+        epilog='The result loads strictly into the config that '
+        '--print-config shows.')
+    parser.add_argument('src', help='checkpoint: .pth, .pt or .safetensors')
+    parser.add_argument('dst', help='checkpoint to write')
+    parser.add_argument(
+        '--reverse',
+        action='store_true',
+        help="from this project's names to the official ones")
+    parser.add_argument(
+        '--print-config',
+        action='store_true',
+        help='print the config of the model on the standard output')
+    parser.add_argument(
+        '--num-heads',
+        type=int,
+        default=8,
+        help='heads of the decoder, which no tensor shows (default: 8)')
     args = parser.parse_args()
+    if not osp.isdir(osp.dirname(args.dst) or '.'):
+        parser.error(f'there is no folder {osp.dirname(args.dst)}')
     try:
-        state_dict = to_ours(read_official(args.src))
+        cfg = (revert if args.reverse else convert)(args.src, args.dst,
+                                                    args.num_heads)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'{args.src}: {error}') from error
-    torch.save(dict(state_dict=state_dict), args.dst)
-    print(f'{len(state_dict)} tensors in {args.dst}')
+    print(f'written: {args.dst}', file=sys.stderr)
+    if args.print_config:
+        print(
+            Config(
+                dict(
+                    custom_imports=dict(
+                        imports=['cris'], allow_failed_imports=False),
+                    default_scope='mmseg',
+                    model=cfg)).pretty_text)
 
 
 if __name__ == '__main__':

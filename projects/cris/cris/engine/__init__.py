@@ -1,10 +1,15 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-from .checkpoint import load_weights, read_checkpoint
+from .checkpoint import (
+    compare_weights,
+    load_weights,
+    read_checkpoint,
+    state_dict_of,
+)
 from .config import load_config
 from .cpu import BFloat16OptimWrapper, init_cpu_process_group, use_bfloat16
 
 __all__ = [
-    'BFloat16OptimWrapper', 'init_cpu_process_group', 'load_config',
-    'load_weights',
-    'read_checkpoint', 'use_bfloat16'
+    'BFloat16OptimWrapper', 'compare_weights', 'init_cpu_process_group',
+    'load_config', 'load_weights', 'read_checkpoint', 'state_dict_of',
+    'use_bfloat16'
 ]

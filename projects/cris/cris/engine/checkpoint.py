@@ -12,7 +12,10 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.utils import digit_version
+from safetensors.torch import load_file
 from torch import nn
+
+from .torchscript import is_torchscript, read_torchscript
 
 try:
     from numpy._core.multiarray import _reconstruct, scalar
@@ -53,10 +56,12 @@ _TENSOR_OBJECTS = {
 
 
 def read_checkpoint(path: str) -> dict:
-    """Read a PyTorch checkpoint; only tensors and plain data are admitted.
+    """Read a checkpoint; only tensors and plain data are admitted.
 
     Args:
-        path (str): Written by this project's runner, or a state_dict.
+        path (str): Written by this project's runner, a state_dict, a
+            TorchScript archive (its parameters and buffers are taken and its
+            code is not run) or a .safetensors file.
 
     Returns:
         dict: As saved, on the CPU.
@@ -82,6 +87,27 @@ def read_checkpoint(path: str) -> dict:
     return checkpoint
 
 
+def state_dict_of(checkpoint: dict) -> dict:
+    """The weights in what :func:`read_checkpoint` returns.
+
+    Args:
+        checkpoint (dict): A state_dict, or one under the key ``state_dict``.
+
+    Returns:
+        dict: Weights by name, without the ``module.`` that
+        ``DataParallel`` puts before every name.
+
+    Raises:
+        ValueError: If it is no dict of names.
+    """
+    weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, dict) or not all(
+            isinstance(name, str) for name in weights):
+        raise ValueError('the checkpoint holds no weights by name, neither '
+                         "at its top nor under 'state_dict'")
+    return {name.removeprefix('module.'): w for name, w in weights.items()}
+
+
 def load_weights(model: nn.Module, path: str) -> None:
     """Load a checkpoint into a model of exactly that shape.
 
@@ -96,7 +122,7 @@ def load_weights(model: nn.Module, path: str) -> None:
     if is_model_wrapper(model):
         model = model.module
     checkpoint = read_checkpoint(path)
-    weights = checkpoint.get('state_dict', checkpoint)
+    weights = state_dict_of(checkpoint)
     differences = compare_weights(weights, model.state_dict())
     if differences:
         raise ValueError(f'{path} does not fit the model of this config:\n'
@@ -104,15 +130,16 @@ def load_weights(model: nn.Module, path: str) -> None:
     model.load_state_dict(weights)
 
 
-def compare_weights(weights: dict, wanted: dict) -> str:
+def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:
     """Names and shapes in which a file differs from a model.
 
     Args:
         weights (dict): Of the file.
         wanted (dict): state_dict of the model.
+        most (int): How many are listed. Defaults to 8.
 
     Returns:
-        str: The first of them, one a line; empty if there is none.
+        str: One a line; empty if there is none.
     """
     faults = [f'missing: {name}' for name in wanted if name not in weights]
     faults += [f'not in the model: {k}' for k in weights if k not in wanted]
@@ -121,8 +148,8 @@ def compare_weights(weights: dict, wanted: dict) -> str:
         'the model' for name, own in wanted.items()
         if name in weights and _shape(weights[name]) != tuple(own.shape)
     ]
-    if len(faults) > 8:
-        faults[8:] = [f'... and {len(faults) - 8} more']
+    if len(faults) > most:
+        faults[most:] = [f'... and {len(faults) - most} more']
     return '\n'.join(f'  {fault}' for fault in faults)
 
 
@@ -143,6 +170,10 @@ def _reason(error: Exception) -> str:
 
 
 def _load(path: str):
+    if path.endswith('.safetensors'):
+        return load_file(path)
+    if is_torchscript(path):
+        return read_torchscript(path)
     if digit_version(torch.__version__) < digit_version('2.6'):
         return _load_before_torch_2_6(path)
     admitted = [(value, name) for name, value in _LOG_OBJECTS.items()]

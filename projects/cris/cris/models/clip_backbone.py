@@ -80,8 +80,9 @@ class CLIPBackbone(BaseModule):
             layers=12)``.
         quick_gelu (bool): Use QuickGELU in the text transformer, as OpenAI's
             weights need it. Defaults to True.
-        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=FILE)``
-            loads CLIP's weights, see :func:`.clip_weights.read_clip_weights`.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=...)``
+            loads CLIP's weights from a file or a pretrained tag such as
+            ``'openai'``, see :func:`.clip_weights.read_clip_weights`.
             Nothing is loaded before ``init_weights()``. Defaults to None.
 
     Raises:
@@ -113,6 +114,8 @@ class CLIPBackbone(BaseModule):
                 f'embed_dim={embed_dim!r}, vision_cfg={vision_cfg!r}, '
                 f'text_cfg={text_cfg!r}')
 
+        self.model_name = model_name
+        self.quick_gelu = quick_gelu
         # open_clip decides by the type of `layers` which encoder it builds.
         self.visual = _build_vision_tower(embed_dim, dict(vision_cfg))
         if not isinstance(self.visual, ModifiedResNet):
@@ -132,8 +135,11 @@ class CLIPBackbone(BaseModule):
         """Load the weights that init_cfg names, if it does."""
         if self.init_cfg is not None:
             self.load_state_dict(
-                read_clip_weights(self.init_cfg['checkpoint'],
-                                  self.state_dict()))
+                read_clip_weights(
+                    self.init_cfg['checkpoint'],
+                    self.state_dict(),
+                    model_name=self.model_name,
+                    quick_gelu=self.quick_gelu))
 
     def encode_image(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Feature maps of the last three stages.

@@ -1,47 +1,54 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """CLIP's weights -> the names and shapes of CLIPBackbone."""
-import zipfile
-from typing import Dict
+import os
+from typing import Dict, Optional
 
+import open_clip
+from mmengine.dist import barrier
 from torch import Tensor
 
-from cris.engine.checkpoint import compare_weights, read_checkpoint
+from cris.engine import compare_weights, read_checkpoint, state_dict_of
 
-# CLIP's temperature, and sizes that OpenAI stores among the weights.
+_TAG_PREFIX = 'open_clip://'
+# CLIP's temperature, sizes that OpenAI stores among the weights, and the
+# causal mask, which a traced model keeps.
 _NOT_NEEDED = ('logit_scale', 'logit_bias', 'input_resolution',
-               'context_length', 'vocab_size')
+               'context_length', 'vocab_size', 'attn_mask', 'text.attn_mask')
 
 
-def read_clip_weights(path: str,
-                      wanted: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    """Read a CLIP checkpoint for a backbone of its size.
+def read_clip_weights(source: str,
+                      wanted: Dict[str, Tensor],
+                      *,
+                      model_name: Optional[str] = None,
+                      quick_gelu: bool = True) -> Dict[str, Tensor]:
+    """Read CLIP's weights for a backbone of their size.
 
     Args:
-        path (str): A state_dict in the layout of OpenAI or open_clip, plain
-            or under the key ``state_dict``.
+        source (str): A file in the layout of OpenAI or open_clip: OpenAI's
+            TorchScript archive, a state_dict, plain or under the key
+            ``state_dict``, or safetensors. Or a pretrained tag of open_clip,
+            which downloads it: ``'open_clip://RN50/openai'``; with
+            model_name, ``'open_clip://openai'`` or ``'openai'`` will do.
         wanted (dict[str, Tensor]): state_dict of the backbone. The residual
             of its attention pool, ``connect``, is not in CLIP and stays as it
             is; of a longer text positional embedding the first rows are taken.
+        model_name (str, optional): Of the backbone, for a bare tag.
+        quick_gelu (bool): Of the backbone; it must be what a tag asks for.
+            Files do not say which they need. Defaults to True.
 
     Returns:
         dict[str, Tensor]: A full state_dict of the backbone.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else, or another size of CLIP.
+        FileNotFoundError: If there is no such file, or no download.
+        ValueError: If the tag is unknown, or the file holds something else
+            or another size of CLIP.
     """
-    if zipfile.is_zipfile(path) and any(
-            name.endswith('constants.pkl')
-            for name in zipfile.ZipFile(path).namelist()):
-        raise ValueError(
-            f'{path} is a TorchScript archive. Write its weights first: '
-            "torch.save(torch.jit.load('RN50.pt').state_dict(), 'RN50.pth')")
-    weights = read_checkpoint(path)
-    weights = weights.get('state_dict', weights)
-    weights = {name.removeprefix('module.'): w for name, w in weights.items()}
-    if any(name.startswith(('neck.', 'decode_head.')) for name in weights):
-        raise ValueError(f'{path} holds a whole CRIS, not CLIP: name it as '
-                         'load_from, not in the init_cfg of the backbone')
+    path = source
+    if _is_tag(source, model_name):
+        path = _download(source, model_name, quick_gelu)
+    weights = state_dict_of(read_checkpoint(path))
+    _refuse_others(path, weights)
     weights = {
         name if name.startswith(('visual.', 'text.')) else f'text.{name}': w
         for name, w in weights.items() if name not in _NOT_NEEDED
@@ -57,5 +64,70 @@ def read_clip_weights(path: str,
     if differences:
         raise ValueError(
             f"{path} does not hold CLIP's weights of this size:\n"
-            f'{differences}')
+            f'{differences}\nGive the CLIP that the backbone describes'
+            f'{f" ({model_name})" if model_name else ""}, or change the '
+            'backbone.')
     return weights
+
+
+def _refuse_others(path: str, weights: dict) -> None:
+    """Name what people give in place of CLIP's ResNet."""
+
+    def has(*prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in weights)
+
+    if has('neck.', 'decode_head.', 'decoder.', 'proj.', 'backbone.'):
+        found = ('a whole CRIS, not CLIP: name it as load_from or on the '
+                 'command line (one of the official code after '
+                 'tools/model_converters/official_cris.py), not in the '
+                 'init_cfg of the backbone')
+    elif has('visual.transformer.', 'visual.trunk.', 'vision_model.'):
+        found = ("a CLIP whose image encoder is no ModifiedResNet; CRIS's "
+                 'backbone is RN50, RN101 or a larger ResNet of CLIP')
+    elif has('visual.') and not has('token_embedding.', 'text.'):
+        found = 'the image encoder of a CLIP without its text encoder'
+    elif has('layer1.', 'conv1.', 'stem.') and not has('visual.'):
+        found = ('an image classifier, not CLIP: the text encoder and the '
+                 'attention pool are missing')
+    elif not has('visual.'):
+        found = (f'no CLIP: none of its {len(weights)} names begins with '
+                 f"'visual.'; it has {sorted(weights)[:3]}")
+    else:
+        return
+    raise ValueError(f'{path} holds {found}')
+
+
+def _is_tag(source: str, model_name: Optional[str]) -> bool:
+    return source.startswith(_TAG_PREFIX) or (
+        model_name is not None
+        and open_clip.pretrained.is_pretrained_cfg(model_name, source))
+
+
+def _download(source: str, model_name: Optional[str],
+              quick_gelu: bool) -> str:
+    """File of a tag, fetched once by open_clip into its cache."""
+    *named, tag = source.removeprefix(_TAG_PREFIX).split('/')
+    name = '/'.join(named) or model_name
+    if name is None:
+        raise ValueError(f'{source} does not say whose tag it is: write '
+                         f'{_TAG_PREFIX}MODEL/{tag}')
+    cfg = open_clip.get_pretrained_cfg(name, tag)
+    if not cfg:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ValueError(f'open_clip has no weights {tag!r} of {name!r}; it '
+                         f'has {tags or "none of this model"}')
+    if bool(cfg.get('quick_gelu')) != quick_gelu:
+        raise ValueError(
+            f'the weights {tag!r} of {name} were trained with quick_gelu='
+            f'{bool(cfg.get("quick_gelu"))}: set it so in the backbone')
+    try:
+        # One process of a machine fetches, the others find it in the cache.
+        if int(os.environ.get('LOCAL_RANK', 0)) == 0:
+            open_clip.download_pretrained(cfg)
+        barrier()
+        return open_clip.download_pretrained(cfg)
+    except Exception as error:  # whatever the network or the hub raises
+        raise FileNotFoundError(
+            f'the weights {tag!r} of {name} could not be downloaded: {error}\n'
+            'On a machine without access, name a file of them: --cfg-options '
+            'model.backbone.init_cfg.checkpoint=RN50.pt') from error

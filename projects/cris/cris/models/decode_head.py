@@ -156,7 +156,8 @@ class TextToPixelProjector(nn.Module):
     """Answers every pixel with a kernel made from the sentence.
 
     The paper's section 3.3: pixels are upsampled to stride 4 and projected to
-    C / 2 channels; the sentence becomes a k x k x C/2 kernel and a bias.
+    C / 2 channels; the sentence becomes a k x k x C/2 kernel and a bias. With
+    text_kernel=False one learnt kernel of that shape answers every sentence.
 
     The last projection of the pixels is linear, so it is applied to the
     kernel instead of the map. The convolution is then one matrix product per
@@ -165,7 +166,7 @@ class TextToPixelProjector(nn.Module):
     """
 
     def __init__(self, in_channels: int, *, sentence_channels: int,
-                 kernel_size: int):
+                 kernel_size: int, text_kernel: bool):
         super().__init__()
         channels = in_channels // 2
         self.kernel_size = kernel_size
@@ -175,8 +176,13 @@ class TextToPixelProjector(nn.Module):
             nn.Upsample(scale_factor=2, mode='bilinear'),
             conv_bn_relu(in_channels, channels, 3))
         self.pixel_proj = nn.Conv2d(channels, channels, 1)
-        self.kernel_proj = nn.Linear(sentence_channels,
-                                     channels * kernel_size**2 + 1)
+        length = channels * kernel_size**2 + 1  # with the bias
+        if text_kernel:
+            self.kernel_proj = nn.Linear(sentence_channels, length)
+        else:
+            bound = (length - 1)**-0.5  # as nn.Conv2d begins
+            self.kernel = nn.Parameter(
+                torch.empty(1, length).uniform_(-bound, bound))
 
     def forward(self, decoded: Tensor, sentence: Tensor) -> Tensor:
         """Responses.
@@ -194,8 +200,11 @@ class TextToPixelProjector(nn.Module):
 
     def respond(self, pixels: Tensor, sentence: Tensor) -> Tensor:
         size, k = pixels.shape[-2:], self.kernel_size
-        kernel, bias = self.kernel_proj(sentence).split(
-            [pixels.shape[1] * k**2, 1], dim=1)
+        if hasattr(self, 'kernel_proj'):
+            kernel = self.kernel_proj(sentence)
+        else:
+            kernel = self.kernel.expand(len(sentence), -1)
+        kernel, bias = kernel.split([pixels.shape[1] * k**2, 1], dim=1)
         kernel = kernel.unflatten(1, (-1, k**2)).transpose(1, 2)
         offset = kernel @ self.pixel_proj.bias  # (E, k*k)
         kernel = kernel @ self.pixel_proj.weight.flatten(1)  # (E, k*k, C/2)
@@ -214,13 +223,17 @@ class VisionLanguageDecoderHead(BaseModule):
         in_channels (int): Channels of the fused features, C.
         word_channels (int): Channels of the word features.
         sentence_channels (int): Channels of the sentence feature.
-        num_layers (int): Decoder layers. Defaults to 3.
+        num_layers (int): Decoder layers; 0 leaves the decoder out (the
+            paper's ablation). Defaults to 3.
         num_heads (int): Attention heads. Defaults to 8.
         feedforward_channels (int): Hidden channels of the feed-forward
             network. Defaults to 2048.
         dropout (float): Defaults to 0.1.
         kernel_size (int): Side of the kernel made from the sentence, odd.
             Defaults to 3.
+        text_kernel (bool): Make the kernel from the sentence. False takes one
+            kernel for all, the paper's ablation of the contrastive loss.
+            Defaults to True.
         threshold (float): A pixel is the referent's where its probability is
             above. Defaults to 0.35.
         align_corners (bool): How probabilities are resized to the size of the
@@ -250,6 +263,7 @@ class VisionLanguageDecoderHead(BaseModule):
                  feedforward_channels: int = 2048,
                  dropout: float = 0.1,
                  kernel_size: int = 3,
+                 text_kernel: bool = True,
                  threshold: float = 0.35,
                  align_corners: bool = True,
                  target_resize: str = 'nearest',
@@ -268,17 +282,20 @@ class VisionLanguageDecoderHead(BaseModule):
         self.threshold = threshold
         self.align_corners = align_corners
         self.target_resize = target_resize
-        self.decoder = VisionLanguageDecoder(
-            in_channels,
-            num_layers=num_layers,
-            word_channels=word_channels,
-            num_heads=num_heads,
-            feedforward_channels=feedforward_channels,
-            dropout=dropout)
+        self.decoder = None
+        if num_layers > 0:
+            self.decoder = VisionLanguageDecoder(
+                in_channels,
+                num_layers=num_layers,
+                word_channels=word_channels,
+                num_heads=num_heads,
+                feedforward_channels=feedforward_channels,
+                dropout=dropout)
         self.projector = TextToPixelProjector(
             in_channels,
             sentence_channels=sentence_channels,
-            kernel_size=kernel_size)
+            kernel_size=kernel_size,
+            text_kernel=text_kernel)
         self.loss_decode = MODELS.build(loss_decode)
 
     def forward(self, fused: Tensor, *, words: Tensor, sentence: Tensor,
@@ -294,7 +311,10 @@ class VisionLanguageDecoderHead(BaseModule):
         Returns:
             Tensor: ``(E, 1, 4h, 4w)`` at stride 4.
         """
-        decoded = self.decoder(fused, words=words, padding_mask=padding_mask)
+        decoded = fused
+        if self.decoder is not None:
+            decoded = self.decoder(
+                fused, words=words, padding_mask=padding_mask)
         return self.projector(decoded, sentence)
 
     def loss(self, logits: Tensor, masks: List[Tensor]) -> Dict[str, Tensor]:
