@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPO
 from mmengine.config import Config
 from mmseg.registry import MODELS, TRANSFORMS
@@ -10,8 +11,8 @@ from mmseg.registry import MODELS, TRANSFORMS
 from cris.geometry import letterbox
 
 CONFIGS = sorted((REPO / 'configs/cris').glob('*.py'))
-NAME = re.compile(r'cris_(?P<model>[a-z0-9]+)_(?P<gpus>\d+)xb(?P<batch>\d+)'
-                  r'(?P<amp>-amp)?-(?P<epochs>\d+)e_(?P<data>[a-z]+)'
+NAME = re.compile(r'cris_(?P<model>[a-z0-9-]+)_(?P<gpus>\d+)xb(?P<batch>\d+)'
+                  r'(?P<amp>-amp)?-(?P<epochs>\d+)e_(?P<data>[a-z0-9-]+)'
                   r'-(?P<height>\d+)x(?P<width>\d+)\.py')
 
 
@@ -40,14 +41,71 @@ def test_config_does_what_its_name_says(path):
     assert not cfg.train_dataloader.dataset.get('test_mode')
     assert cfg.test_dataloader.dataset.test_mode
     assert size[0] % 32 == size[1] % 32 == 0
-    MODELS.build(cfg.model)
+    check_data(name['data'], cfg)
+    check_model(name['model'], cfg.model)
+
+
+# Folder, split file and context length of the paper's data sets.
+DATA = {
+    'refcoco': ('data/refcoco', 'refs(unc).p', 17),
+    'refcoco-plus': ('data/refcoco+', 'refs(unc).p', 17),
+    'refcocog-umd': ('data/refcocog', 'refs(umd).p', 22),
+    'refcocog-google': ('data/refcocog', 'refs(google).p', 22),
+}
+# Millions of parameters, decoder layers and text kernel of the paper's models.
+MODEL = {
+    'r50': (146.85, 3, True),
+    'r101': (161.25, 3, True),
+    'r50-static-dec0': (131.86, 0, False),
+    'r50-dec0': (134.22, 0, True),
+    'r50-static-dec1': (136.07, 1, False),
+    'r50-dec1': (138.43, 1, True),
+    'r50-dec2': (142.64, 2, True),
+    'r50-dec4': (151.06, 4, True),
+}
+
+
+def check_data(name, cfg):
+    if name not in DATA:
+        return
+    for loader in (cfg.train_dataloader, cfg.val_dataloader,
+                   cfg.test_dataloader):
+        data = loader.dataset
+        (length, ) = (t.context_length for t in data.pipeline
+                      if t.type == 'TokenizeExpressions')
+        assert (data.data_root, data.split_file, length) == DATA[name]
+
+
+def check_model(name, cfg):
+    with torch.device('meta'):
+        model = MODELS.build(cfg)
+    if name == 'tiny':
+        return
+    millions, layers, text_kernel = MODEL[name]
+    head = model.decode_head
+    assert count(model) / 1e6 == pytest.approx(millions, abs=0.005)
+    assert len(head.decoder.layers if head.decoder else ()) == layers
+    assert hasattr(head.projector, 'kernel_proj') == text_kernel
+    # CLIP's weights are loaded unless the user says otherwise.
+    assert cfg.backbone.init_cfg.checkpoint == 'openai'
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_the_papers_models_and_data_are_all_there():
+    names = [NAME.fullmatch(path.name) for path in CONFIGS]
+    pairs = {(name['model'], name['data']) for name in names}
+    assert pairs >= {(m, d) for m in ('r50', 'r101') for d in DATA}
+    assert pairs >= {(m, 'refcoco') for m in MODEL}
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_config_says_how_to_run_it(path):
     head = path.read_text().split('_base_')[0]
     assert f'configs/cris/{path.name}' in head
-    assert 'mIoU' in head
+    assert 'mIoU' in head and 'TODO' not in head
 
 
 def test_inheritance_is_shallow():

@@ -31,6 +31,11 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='mixed precision; bfloat16 where there is no GPU')
     parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the rate by this run's batch over all processes / the "
+        "config's auto_scale_lr.base_batch_size")
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -54,6 +59,12 @@ def build_config(args: argparse.Namespace) -> Config:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise SystemExit(
+                '--auto-scale-lr: the config has no auto_scale_lr='
+                'dict(base_batch_size=...), the batch that its rate is for')
+        cfg.auto_scale_lr.enable = True
     if not torch.cuda.is_available():
         if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             use_bfloat16(cfg)

@@ -12,7 +12,9 @@ model = dict(
     backbone=dict(
         type='CLIPBackbone',
         model_name='RN50',
-        quick_gelu=True),
+        quick_gelu=True,
+        # CLIP's weights, loaded when training starts; or a file of them.
+        init_cfg=dict(type='Pretrained', checkpoint='openai')),
     neck=dict(
         type='CrossModalFPN',
         in_channels=[512, 1024, 1024],

@@ -6,15 +6,16 @@ model = dict(
         embed_dim=64,
         vision_cfg=dict(image_size=160, layers=[1, 1, 1, 1], width=16),
         text_cfg=dict(
-            context_length=32, vocab_size=49408, width=64, heads=2,
-            layers=2)),
+            context_length=32, vocab_size=49408, width=48, heads=3,
+            layers=2),
+        init_cfg=None),
     neck=dict(
         in_channels=[128, 256, 64],
         out_channels=[32, 64, 128],
         sentence_channels=64),
     decode_head=dict(
         in_channels=64,
-        word_channels=64,
+        word_channels=48,
         sentence_channels=64,
         num_layers=2,
         num_heads=4,

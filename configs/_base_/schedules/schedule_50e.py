@@ -1,7 +1,7 @@
-# Adam without weight decay, CLIP at a tenth of the rate. Positional
-# embeddings, CLIP's too, are in the group of the full rate.
+# The paper's recipe: fp16, Adam without weight decay, CLIP at a tenth of the
+# rate; positional embeddings, CLIP's too, are in the group of the full rate.
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='AmpOptimWrapper',
     optimizer=dict(type='Adam', lr=1e-4),
     paramwise_cfg=dict(
         custom_keys={
@@ -15,3 +15,4 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=50, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 auto_scale_lr = dict(enable=False, base_batch_size=64)  # 8 GPUs x 8
+sync_bn = 'torch'

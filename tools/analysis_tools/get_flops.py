@@ -1,0 +1,109 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Count parameters and FLOPs of a model (a multiply-add is two).
+
+One image, one expression. The official code applies the head's last 1x1
+convolution to the map, this one to the kernel that the sentence makes, so
+both counts are printed.
+"""
+import argparse
+from typing import Dict
+
+import torch
+from mmengine.config import DictAction
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cris.engine import load_config
+
+
+@torch.no_grad()
+def count_flops(model: nn.Module, height: int, width: int,
+                length: int) -> Dict[str, int]:
+    """FLOPs of every stage for one image and one expression.
+
+    Args:
+        model (nn.Module): CRIS, in eval mode.
+        height (int): Of the input, in pixels, a multiple of 32.
+        width (int): Likewise.
+        length (int): Tokens of the expression.
+
+    Returns:
+        dict[str, int]: By the names ``image``, ``text``, ``neck``,
+        ``decoder`` and ``head``.
+    """
+    head = model.decode_head
+    flops = {}
+
+    def counted(stage, function, *args, **kwargs):
+        with FlopCounterMode(display=False) as counter:
+            out = function(*args, **kwargs)
+        flops[stage] = counter.get_total_flops()
+        return out
+
+    images = torch.zeros(1, 3, height, width)
+    tokens = torch.ones(1, length, dtype=torch.long)
+    c3, c4, c5 = counted('image', model.backbone.encode_image, images)
+    words, sentence = counted('text', model.backbone.encode_text, tokens)
+    x = counted(
+        'neck',
+        model.neck,
+        c3,
+        c4,
+        c5,
+        sentence=sentence,
+        image_index=torch.zeros(1, dtype=torch.long))
+    flops['decoder'] = 0
+    if head.decoder is not None:
+        x = counted(
+            'decoder', head.decoder, x, words=words, padding_mask=tokens == 0)
+    counted('head', head.projector, x, sentence)
+    return flops
+
+
+def official_extra(model: nn.Module, height: int, width: int) -> int:
+    """FLOPs by which the official head exceeds ours.
+
+    Its last 1x1 convolution is applied to the map at stride 4, ours to the
+    k x k positions of the kernel.
+    """
+    projector = model.decode_head.projector
+    c_out, c_in = projector.pixel_proj.weight.shape[:2]
+    positions = (height // 4) * (width // 4) - projector.kernel_size**2
+    return 2 * c_out * c_in * positions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help="size of the input in pixels (default: the config's)")
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    args = parser.parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model).eval()
+    shape = args.shape or cfg.image_size
+    height, width = (shape, shape) if isinstance(shape, int) else shape
+
+    flops = count_flops(model, height, width, cfg.context_length)
+    total = sum(flops.values())
+    extra = official_extra(model, height, width)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f'input {height}x{width}, {cfg.context_length} tokens, one image, '
+          'one expression')
+    print(f'parameters     {parameters / 1e6:8.2f} M')
+    for stage, count in flops.items():
+        print(f'{stage:14} {count / 1e9:8.1f} GFLOPs')
+    print(f'total          {total / 1e9:8.1f} GFLOPs')
+    print(f'official code  {(total + extra) / 1e9:8.1f} GFLOPs (head '
+          f'{(flops["head"] + extra) / 1e9:.2f})')
+
+
+if __name__ == '__main__':
+    main()
