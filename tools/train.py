@@ -12,6 +12,7 @@ from cris.engine import (
     load_config,
     load_weights,
     use_bfloat16,
+    use_safe_loader,
 )
 
 
@@ -75,6 +76,7 @@ def build_config(args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
+    use_safe_loader()
     cfg = build_config(args)
     start = cfg.load_from
     if cfg.resume and start is None:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import os.path as osp
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from cris.engine import read_checkpoint, state_dict_of
 
@@ -30,14 +30,13 @@ def main() -> None:
                w).contiguous()
         for name, w in weights.items()
     }
-    os.makedirs(osp.dirname(args.dst) or '.', exist_ok=True)
-    unnamed = args.dst + '.safetensors'
-    save_file(weights, unnamed, metadata=dict(format='pt'))
-    with open(unnamed, 'rb') as file:
-        sha256 = hashlib.sha256(file.read()).hexdigest()
+    content = save(weights, metadata=dict(format='pt'))
+    sha256 = hashlib.sha256(content).hexdigest()
     path = f'{args.dst}-{sha256[:8]}.safetensors'
-    os.replace(unnamed, path)
-    print(f'{path}\n{osp.getsize(path)} bytes\nsha256 {sha256}')
+    os.makedirs(osp.dirname(path) or '.', exist_ok=True)
+    with open(path, 'wb') as file:
+        file.write(content)
+    print(f'{path}\n{len(content)} bytes\nsha256 {sha256}')
 
 
 if __name__ == '__main__':

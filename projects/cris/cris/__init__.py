@@ -5,9 +5,10 @@ from ._requirements import check_requirements
 check_requirements()
 
 from . import datasets, engine, evaluation, models, visualization  # noqa: E402
+from .apis import init_model, list_models  # noqa: E402
 from .version import __version__  # noqa: E402
 
 __all__ = [
-    '__version__', 'datasets', 'engine', 'evaluation', 'models',
-    'visualization'
+    '__version__', 'datasets', 'engine', 'evaluation', 'init_model',
+    'list_models', 'models', 'visualization'
 ]

@@ -4,6 +4,7 @@ from .checkpoint import (
     load_weights,
     read_checkpoint,
     state_dict_of,
+    use_safe_loader,
 )
 from .config import load_config
 from .cpu import BFloat16OptimWrapper, init_cpu_process_group, use_bfloat16
@@ -11,5 +12,5 @@ from .cpu import BFloat16OptimWrapper, init_cpu_process_group, use_bfloat16
 __all__ = [
     'BFloat16OptimWrapper', 'compare_weights', 'init_cpu_process_group',
     'load_config', 'load_weights', 'read_checkpoint', 'state_dict_of',
-    'use_bfloat16'
+    'use_bfloat16', 'use_safe_loader'
 ]

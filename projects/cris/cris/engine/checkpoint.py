@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
+from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 from safetensors.torch import load_file
 from torch import nn
@@ -85,6 +86,19 @@ def read_checkpoint(path: str) -> dict:
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a '
                          'dict of weights')
     return checkpoint
+
+
+def use_safe_loader() -> None:
+    """Let mmengine read local files with :func:`read_checkpoint`.
+
+    Its own loader executes what a file brings along when the safe way fails,
+    and knows no safetensors. This holds for the whole process, so the tools
+    ask for it and ``import cris`` does not.
+    """
+    CheckpointLoader.register_scheme(
+        prefixes='',
+        loader=lambda path, map_location=None: read_checkpoint(path),
+        force=True)
 
 
 def state_dict_of(checkpoint: dict) -> dict:

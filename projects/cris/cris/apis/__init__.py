@@ -1,0 +1,4 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+from .model_zoo import init_model, list_models
+
+__all__ = ['init_model', 'list_models']

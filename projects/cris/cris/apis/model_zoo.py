@@ -1,0 +1,126 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The models of model-index.yml, from a checkout or an installed wheel."""
+import difflib
+import fnmatch
+import os.path as osp
+from pathlib import Path
+from typing import Dict, List, Optional, Union
+
+import torch
+from mmengine.config import Config
+from mmengine.fileio import load
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+from torch import nn
+
+from cris.engine import load_config, load_weights
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def zoo_root() -> Path:
+    """Folder of model-index.yml, configs/, tools/ and checkpoints/.
+
+    Raises:
+        FileNotFoundError: If the installation does not have it.
+    """
+    # A wheel carries them in .mim, a checkout has them at its top.
+    for root in (_PACKAGE / '.mim', _PACKAGE.parents[2]):
+        if (root / 'model-index.yml').is_file():
+            return root
+    raise FileNotFoundError(
+        f'neither {_PACKAGE}/.mim nor a checkout around it has '
+        'model-index.yml: install the project again, from its wheel or with '
+        'pip install -e .')
+
+
+def read_model_index() -> Dict[str, dict]:
+    """Entries of the model zoo.
+
+    Returns:
+        dict[str, dict]: By name, as in configs/cris/metafile.yml.
+    """
+    root = zoo_root()
+    files = load(root / 'model-index.yml')['Import']
+    return {
+        model['Name']: model
+        for file in files for model in load(root / file)['Models']
+    }
+
+
+def list_models(pattern: Optional[str] = None,
+                pretrained: bool = False) -> List[str]:
+    """Names of the models that :func:`init_model` can make.
+
+    Args:
+        pattern (str, optional): Only those that match, with ``*`` and ``?``.
+        pretrained (bool): Only those with weights. Defaults to False.
+
+    Returns:
+        list[str]: Sorted.
+    """
+    return sorted(
+        name for name, model in read_model_index().items()
+        if fnmatch.fnmatch(name, pattern or '*') and (
+            'Weights' in model or not pretrained))
+
+
+def init_model(model: Union[str, Path, Config],
+               checkpoint: Optional[str] = None,
+               device: Union[str, torch.device, None] = None,
+               pretrained: bool = True) -> nn.Module:
+    """Make a model and load its weights.
+
+    Args:
+        model (str | Path | Config): A name of :func:`list_models`, a config
+            file, or a config.
+        checkpoint (str, optional): Weights. None takes those of the model
+            zoo. Defaults to None.
+        device (str | torch.device, optional): Defaults to the GPU if there
+            is one.
+        pretrained (bool): False leaves the weights random where checkpoint
+            is None. Defaults to True.
+
+    Returns:
+        nn.Module: In eval mode, with its config as ``cfg``.
+
+    Raises:
+        ValueError: If there is no such model, it has no weights in the zoo,
+            or the checkpoint does not fit.
+        FileNotFoundError: If the checkpoint does not exist.
+    """
+    if not isinstance(model, Config):
+        model, weights = _find(str(model))
+        if checkpoint is None and pretrained:
+            checkpoint = weights
+    if checkpoint is None and pretrained:
+        raise ValueError(
+            'there are no weights for this model in the model zoo '
+            f'(it has them for {", ".join(list_models(pretrained=True))}): '
+            'give checkpoint=FILE, or pretrained=False for random weights')
+    init_default_scope(model.get('default_scope', 'mmseg'))
+    built = MODELS.build(model.model)
+    if checkpoint is not None:
+        load_weights(built, checkpoint)
+    built.cfg = model
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    return built.to(device).eval()
+
+
+def _find(model: str):
+    """Config and, for a name of the zoo, the path of its weights."""
+    if model.endswith('.py'):
+        if not osp.isfile(model):
+            raise FileNotFoundError(f'config file {model} does not exist')
+        return load_config(model), None
+    zoo = read_model_index()
+    if model not in zoo:
+        close = difflib.get_close_matches(model, zoo, n=3, cutoff=0.4)
+        raise ValueError(f'no model {model!r} in the model zoo; '
+                         f'near it: {", ".join(close) or "none"}. '
+                         'cris.list_models() shows all of them.')
+    root, entry = zoo_root(), zoo[model]
+    weights = entry.get('Weights')
+    return (load_config(str(root / entry['Config'])),
+            str(root / weights) if weights else None)

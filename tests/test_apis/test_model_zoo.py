@@ -1,0 +1,233 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import modelindex
+import pytest
+import torch
+from conftest import REPO
+from mmengine.config import Config
+from mmseg.registry import MODELS
+
+import cris
+from cris.apis.model_zoo import read_model_index
+
+ZOO = read_model_index()
+CONFIGS = sorted((REPO / 'configs/cris').glob('*.py'))
+WITH_WEIGHTS = [name for name, model in ZOO.items() if 'Weights' in model]
+WITHOUT = 'cris_tiny_1xb8-50e_refer-192x256'
+
+
+def test_index_is_openmmlabs():
+    index = modelindex.load(str(REPO / 'model-index.yml'))
+    # OpenMMLab's paths begin at the top of the repository; the package would
+    # look beside the metafile.
+    errors = [e for e in index.check(silent=True) if 'README' not in e]
+    assert errors == []
+    assert (REPO / index.collections[0].readme).is_file()
+    assert sorted(m.name for m in index.models) == sorted(ZOO)
+    assert all(model.in_collection == 'CRIS' for model in index.models)
+    (collection, ) = index.collections
+    assert collection.paper['URL'] == 'https://arxiv.org/abs/2111.15174'
+
+
+def test_every_config_has_an_entry():
+    assert sorted(ZOO) == [path.stem for path in CONFIGS]
+
+
+@pytest.mark.parametrize('name', ZOO)
+def test_entry_agrees_with_its_config(name):
+    entry = ZOO[name]
+    assert entry['Config'] == f'configs/cris/{name}.py'
+    meta = entry['Metadata']
+    cfg = Config.fromfile(REPO / entry['Config'])
+    assert meta['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+    assert meta['Epochs'] == cfg.train_cfg.max_epochs
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert meta['Parameters'] == sum(p.numel() for p in model.parameters())
+
+
+def test_scores_are_the_papers_or_measured():
+    """What has no weights here and is not a CPU run is the paper's."""
+    head = {}
+    for name, entry in ZOO.items():
+        for result in entry.get('Results', ()):
+            for metric, value in result['Metrics'].items():
+                if entry['Metadata']['Training Resources'] == '8 GPUs':
+                    assert '(paper' in metric, name
+                    head.setdefault(name, []).append(value)
+                else:
+                    assert '(paper' not in metric, name
+    for name, values in head.items():
+        text = (REPO / ZOO[name]['Config']).read_text()
+        assert ' / '.join(f'{v:.2f}' for v in values) in text
+    r50 = head['cris_r50_8xb8-amp-50e_refcoco-416x416']
+    assert r50 == [69.52, 72.72, 64.70]
+
+
+def test_readme_has_every_model():
+    readme = (REPO / 'configs/cris/README.md').read_text()
+    for name, entry in ZOO.items():
+        (row, ) = (line for line in readme.splitlines()
+                   if line.startswith('|') and f'{name}.py' in line)
+        assert f'{entry["Metadata"]["Parameters"] / 1e6:.2f}' in row
+        for result in entry.get('Results', ()):
+            for metric, value in result['Metrics'].items():
+                if metric.startswith('mIoU'):
+                    assert f'{value:.2f}' in row, (name, metric)
+
+
+class TestWeights:
+
+    def test_there_are_some(self):
+        assert WITH_WEIGHTS
+
+    @pytest.mark.parametrize('name', WITH_WEIGHTS)
+    def test_file_is_the_one_that_was_measured(self, name):
+        entry = ZOO[name]
+        content = (REPO / entry['Weights']).read_bytes()
+        sha256 = hashlib.sha256(content).hexdigest()
+        assert sha256 == entry['SHA256']
+        assert sha256[:8] in entry['Weights']
+        assert len(content) < 10_000_000
+        log = (REPO / entry['Training Log']).read_text()
+        epochs = entry['Metadata']['Epochs']
+        scores = re.findall(
+            rf'Epoch\(val\) \[{epochs}\].* mIoU: ([\d.]+)', log)
+        (val, ) = (r['Metrics']['mIoU'] for r in entry['Results']
+                   if r['Dataset'].endswith('val'))
+        # The weights were rounded to half precision after the run.
+        assert float(scores[-1]) == pytest.approx(val, abs=0.1)
+
+    @pytest.mark.parametrize('name', WITH_WEIGHTS)
+    def test_it_segments(self, name, tmp_path):
+        """Scores on fresh pictures of its data set, as its users would."""
+        make = REPO / 'tools/dataset_converters/refshapes.py'
+        subprocess.run([
+            sys.executable, make, '--out', tmp_path / 'data', '--num-train',
+            '1', '--num-eval', '20', '--seed', '7'
+        ],
+                       check=True)
+        out = tmp_path / 'scores.json'
+        subprocess.run([
+            sys.executable, REPO / 'tools/test.py', REPO / ZOO[name]['Config'],
+            REPO / ZOO[name]['Weights'], '--work-dir', tmp_path, '--out', out,
+            '--cfg-options',
+            f'test_dataloader.dataset.data_root={tmp_path / "data"}'
+        ],
+                       check=True)
+        assert json.loads(out.read_text())['mIoU'] > 55
+
+
+class TestInitModel:
+
+    def test_list(self):
+        assert cris.list_models() == sorted(ZOO)
+        r101 = cris.list_models('*r101*')
+        assert len(r101) == 4 and all('r101' in name for name in r101)
+        assert cris.list_models(pretrained=True) == WITH_WEIGHTS
+        assert cris.list_models('nothing') == []
+
+    def test_weights_of_the_zoo(self):
+        name = WITH_WEIGHTS[0]
+        model = cris.init_model(name, device='cpu')
+        assert not model.training
+        assert model.cfg.data_root == 'data/refshapes'
+        from safetensors.torch import load_file
+        weights = load_file(REPO / ZOO[name]['Weights'])
+        for key, value in model.state_dict().items():
+            assert torch.equal(value, weights[key].to(value.dtype)), key
+
+    def test_other_weights_config_files_and_configs(self, tmp_path):
+        path = REPO / 'configs/cris' / f'{WITHOUT}.py'
+        random = cris.init_model(WITHOUT, pretrained=False, device='cpu')
+        own = str(tmp_path / 'own.pth')
+        torch.save(random.state_dict(), own)
+        for model in (WITHOUT, path, str(path), Config.fromfile(path)):
+            loaded = cris.init_model(model, own, 'cpu')
+            for key, value in loaded.state_dict().items():
+                assert torch.equal(value, random.state_dict()[key]), key
+
+    def test_refusals(self, tmp_path):
+        with pytest.raises(ValueError, match=f'near it: {WITHOUT}'):
+            cris.init_model(WITHOUT.replace('refer', 'refers'))
+        with pytest.raises(ValueError, match=f'no weights.*{WITH_WEIGHTS[0]}'):
+            cris.init_model(WITHOUT)
+        with pytest.raises(FileNotFoundError, match='absent.py does not'):
+            cris.init_model('absent.py')
+        with pytest.raises(FileNotFoundError, match='absent.pth does not'):
+            cris.init_model(WITHOUT, 'absent.pth')
+
+
+def pip(*args, cwd):
+    subprocess.run([sys.executable, '-m', 'pip', *map(str, args)],
+                   check=True,
+                   cwd=cwd)
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('wheel')
+    source = folder / 'source'  # the build leaves its folder there
+    shutil.copytree(
+        REPO,
+        source,
+        ignore=shutil.ignore_patterns('.*', 'data', 'work_dirs', 'build',
+                                      '*.egg-info', '__pycache__'))
+    pip('wheel', '-q', '--no-deps', '-w', folder, source, cwd=folder)
+    (path, ) = folder.glob('mmseg_cris-*.whl')
+    return path
+
+
+def test_wheel_carries_configs_tools_index_and_weights(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = subprocess.run(
+        ['git', 'ls-files', 'configs', 'tools', 'checkpoints'],
+        cwd=REPO,
+        check=True,
+        capture_output=True,
+        text=True).stdout.split()
+    for name in [*tracked, 'model-index.yml', ZOO[WITH_WEIGHTS[0]]['Weights']]:
+        assert f'cris/.mim/{name}' in names, name
+    assert not any('__pycache__' in name for name in names)
+
+
+def test_wheel_without_the_repository(wheel, tmp_path):
+    """Unpacked away from the checkout, as pip does it."""
+    site = tmp_path / 'site'
+    pip('install', '-q', '--no-deps', '--target', site, wheel, cwd=tmp_path)
+    code = '''
+import cris, torch
+from cris.datasets.tokenizer import tokenize
+(name,) = cris.list_models(pretrained=True)
+assert len(cris.list_models()) > 15
+model = cris.init_model(name)
+logits = model.predict_logits(
+    torch.zeros(1, 3, 160, 160), tokenize('the red circle', 17))
+print(cris.__file__, tuple(logits.shape))
+'''
+    done = subprocess.run([sys.executable, '-c', code],
+                          cwd=tmp_path,
+                          capture_output=True,
+                          text=True,
+                          env=dict(os.environ, PYTHONPATH=str(site)))
+    assert done.returncode == 0, done.stderr
+    assert str(site) in done.stdout and '(1, 1, 40, 40)' in done.stdout
+    tool = site / 'cris/.mim/tools/model_converters/official_cris.py'
+    done = subprocess.run([
+        sys.executable, tool, REPO / 'tests/data/golden/'
+        'official_weights.safetensors', tmp_path / 'x.pth', '--num-heads=4',
+        '--print-config'
+    ],
+                          cwd=tmp_path,
+                          capture_output=True,
+                          text=True,
+                          env=dict(os.environ, PYTHONPATH=str(site)))
+    assert "type='CRIS'" in done.stdout, done.stderr

@@ -1,0 +1,83 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import hashlib
+import re
+
+import pytest
+import torch
+from conftest import CONFIG, REPO, ReferSet, options, tool
+from safetensors.torch import load_file, save_file
+
+import cris
+
+R50 = REPO / 'configs/cris/cris_r50_8xb8-amp-50e_refcoco-416x416.py'
+
+
+def test_flops_of_the_official_code():
+    out = tool('analysis_tools/get_flops.py', R50)
+    assert '146.85 M' in out
+    official = re.search(r'official code +([\d.]+) GFLOPs \(head ([\d.]+)',
+                         out).groups()
+    assert [float(x) for x in official] == pytest.approx([131.9, 39.8],
+                                                         abs=0.06)
+    for stage, count in dict(
+            image=42.9, text=1.3, neck=30.1, decoder=17.8).items():
+        assert re.search(rf'{stage} +{count} GFLOPs', out), stage
+
+
+def test_flops_grow_with_the_input():
+    total = []
+    for shape in ((64, 64), (64, 128)):
+        out = tool('analysis_tools/get_flops.py', R50, '--shape', *shape,
+                   '--cfg-options', 'model.decode_head.num_layers=0')
+        assert re.search(r'decoder +0.0 GFLOPs', out)
+        total.append(float(re.search(r'head +([\d.]+)', out)[1]))
+    assert total[1] == pytest.approx(2 * total[0], rel=0.1)
+
+
+def test_published_weights(tmp_path):
+    model = cris.init_model(CONFIG, pretrained=False, device='cpu')
+    weights = model.state_dict()
+    src = tmp_path / 'epoch_3.pth'
+    torch.save(dict(state_dict=weights, optimizer=dict(state={})), src)
+    for half in ((), ('--half', )):
+        dst = tmp_path / f'out{len(half)}' / 'cris'
+        out = tool('model_converters/publish_model.py', src, dst, *half)
+        (path, ) = dst.parent.iterdir()
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert path.name == f'cris-{sha256[:8]}.safetensors'
+        assert sha256 in out
+        dtype = torch.float16 if half else torch.float32
+        written = load_file(path)
+        assert written.keys() == weights.keys()
+        for name, value in weights.items():
+            if value.is_floating_point():
+                value = value.to(dtype)
+            assert torch.equal(written[name], value), name
+            assert written[name].dtype == value.dtype
+        cris.init_model(CONFIG, str(path))
+
+
+def test_learning_rate_follows_the_batch(tmp_path):
+    data = ReferSet(tmp_path / 'refer').write()
+    log = tool('train.py', CONFIG, '--work-dir', tmp_path, '--auto-scale-lr',
+               *options(data)[:-1], 'train_cfg.max_epochs=1',
+               'param_scheduler=[]', 'default_hooks.logger.interval=1')
+    # The config's rate is for a batch of 8, the run's is 2.
+    assert re.search(r'Epoch\(train\).* lr: 3.0000e-04', log)
+    config = tmp_path / 'config.py'
+    config.write_text(f'_base_ = {str(CONFIG)!r}\nauto_scale_lr = '
+                      'dict(_delete_=True, enable=False)\n')
+    log = tool('train.py', config, '--auto-scale-lr', ok=False)
+    assert 'the config has no auto_scale_lr' in log
+
+
+def test_fine_tuning_begins_with_published_weights(tmp_path):
+    data = ReferSet(tmp_path / 'refer').write()
+    model = cris.init_model(CONFIG, pretrained=False, device='cpu')
+    save_file(model.state_dict(), tmp_path / 'start.safetensors')
+    tool('train.py', CONFIG, '--work-dir', tmp_path, *options(data)[:-1],
+         'train_cfg.max_epochs=1', f'load_from={tmp_path}/start.safetensors',
+         'optim_wrapper.optimizer.lr=0.0')
+    trained = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    for name, value in model.named_parameters():
+        assert torch.equal(trained['state_dict'][name], value), name
