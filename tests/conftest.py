@@ -1,6 +1,9 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,6 +14,7 @@ import cris  # noqa: F401  registers everything
 
 GOLDEN = Path(__file__).parent / 'data' / 'golden'
 REPO = Path(__file__).parents[1]
+CONFIG = next((REPO / 'configs/cris').glob('cris_tiny_*_refer-*.py'))
 
 
 @pytest.fixture
@@ -84,3 +88,35 @@ def refer_set(tmp_path) -> ReferSet:
     refer_set = ReferSet(tmp_path / 'refer')
     refer_set.write()
     return refer_set
+
+
+def run(*command, cwd=REPO, ok=True, **env):
+    """What a process printed; it must succeed, or fail, as said."""
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env=dict(
+            os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, **env),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL)
+    out = done.stdout + done.stderr
+    assert (done.returncode == 0) == ok, out[-3000:]
+    return out
+
+
+def tool(name, *args, **kwargs):
+    """The same, for a file in tools/."""
+    return run(sys.executable, REPO / 'tools' / name, *args, **kwargs)
+
+
+def options(root):
+    """What a user with an own folder gives, and nothing else but speed."""
+    out = ['--cfg-options']
+    for part in ('train', 'val', 'test'):
+        out += [
+            f'{part}_dataloader.dataset.data_root={root}',
+            f'{part}_dataloader.num_workers=0',
+            f'{part}_dataloader.persistent_workers=False'
+        ]
+    return out + ['train_dataloader.batch_size=2', 'train_cfg.max_epochs=2']

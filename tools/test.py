@@ -9,7 +9,14 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.runner import Runner
 
-from cris.engine import init_cpu_process_group, load_config, load_weights
+from cris.engine import (
+    init_cpu_process_group,
+    load_config,
+    load_weights,
+    use_safe_loader,
+)
+from cris.evaluation import add_audit, audit_table, check_results_file
+from cris.evaluation.audit import find_metric
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,6 +25,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder of the log')
     parser.add_argument('--out', help='write the scores to this JSON file')
+    parser.add_argument(
+        '--audit',
+        action='store_true',
+        help="also score under the field's other conventions and print a "
+        'table of them')
+    parser.add_argument(
+        '--results',
+        help='write a record per expression to this .json or .parquet file')
     parser.add_argument(
         '--show-dir',
         help='write a picture of every sample: expressions, ground truth, '
@@ -36,6 +51,11 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.out is not None and not args.out.endswith('.json'):
         parser.error(f'--out writes JSON, got {args.out}')
+    if args.results is not None:
+        try:
+            check_results_file(args.results)
+        except (ImportError, ValueError) as error:
+            parser.error(f'--results: {error}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
@@ -45,6 +65,10 @@ def build_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     cfg.load_from = None
     cfg.resume = False
+    if args.results is not None:
+        find_metric(cfg.test_evaluator).out_file = args.results
+    if args.audit:
+        cfg.test_evaluator = add_audit(cfg.test_evaluator)
     if args.show_dir is not None:
         cfg.setdefault('default_hooks', {})['visualization'] = dict(
             type='SegVisualizationHook', draw=True)
@@ -57,10 +81,15 @@ def build_config(args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
+    use_safe_loader()
     runner = Runner.from_cfg(build_config(args))
     load_weights(runner.model, args.checkpoint)
     scores = runner.test()
-    if args.out is not None and is_main_process():
+    if not is_main_process():
+        return
+    if args.audit:
+        print(audit_table(scores))
+    if args.out is not None:
         dump(scores, args.out, indent=2)
 
 

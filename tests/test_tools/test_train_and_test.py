@@ -4,46 +4,13 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import REPO, ReferSet
+from conftest import CONFIG, REPO, ReferSet, options, run, tool
 
 from cris.engine.cpu import has_bfloat16
-
-CONFIG = next((REPO / 'configs/cris').glob('cris_tiny_*_refer-*.py'))
-
-
-def run(*command, cwd=REPO, ok=True, **env):
-    done = subprocess.run(
-        [str(c) for c in command],
-        cwd=cwd,
-        env=dict(
-            os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, **env),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL)
-    out = done.stdout + done.stderr
-    assert (done.returncode == 0) == ok, out[-3000:]
-    return out
-
-
-def tool(name, *args, **kwargs):
-    return run(sys.executable, REPO / 'tools' / name, *args, **kwargs)
-
-
-def options(root):
-    """What a user with an own folder gives, and nothing else but speed."""
-    out = ['--cfg-options']
-    for part in ('train', 'val', 'test'):
-        out += [
-            f'{part}_dataloader.dataset.data_root={root}',
-            f'{part}_dataloader.num_workers=0',
-            f'{part}_dataloader.persistent_workers=False'
-        ]
-    return out + ['train_dataloader.batch_size=2', 'train_cfg.max_epochs=2']
 
 
 @pytest.fixture(scope='module')

@@ -1,9 +1,15 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-from typing import Dict, List, Optional, Sequence
+"""Scores of referring segmentation.
+
+Shapes: a sample of h x w pixels with K expressions.
+"""
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
+
+from .results_file import check_results_file, describe, write_results_file
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -18,17 +24,87 @@ class RefSegMetric(BaseMetric):
     ("IoU" in the paper), oIoU = sum I / sum U, and Pr@X the share of
     expressions with IoU > X. All sentences count.
 
+    That is the test of the official code. The options are the conventions of
+    others; :mod:`cris.evaluation.audit` puts them side by side.
+
     Args:
         collect_device (str): Where results of several ranks are gathered.
             Defaults to 'cpu'.
         prefix (str, optional): Put before the names of the scores, with a
             slash. Defaults to None.
+        threshold (float, optional): A pixel is predicted where its
+            probability in ``seg_logits`` is above. None takes
+            ``pred_sem_seg``, cut at the threshold of the model's head.
+            Defaults to None.
+        inclusive (bool): Pr@X counts IoU >= X, as LAVT and its successors
+            do, with IoU = I / U: the 1e-6 would put an exact X below X.
+            Defaults to False.
+        sentences (str): Which sentences of a ref count: ``'all'``, the
+            ``'first'`` or the ``'last'`` that the sample has with its
+            ``ref_ids``. Defaults to 'all'.
+        gt_size (tuple[int, int], optional): Height and width at which pixels
+            are counted; LAVT's code scores at (480, 480). Prediction, cut at
+            the original size, and ground truth are both resized, regardless
+            of their ratio: pixel i of n takes the value of pixel
+            floor((i + 1/2) * N / n) of N, the one that its centre falls on.
+            None counts at the original size. Defaults to None.
+        empty_union (float): IoU where neither prediction nor ground truth
+            has a pixel: 0 in the official code, 1 in others.
+            Defaults to 0.0.
+        generalized (bool): Also report the scores of gRefCOCO, in percent;
+            ground truth without a pixel is an expression without target.
+            gIoU is the mean of I / U where an expression without target
+            scores 1 if nothing is predicted, else 0; cIoU is oIoU; N-acc is
+            the share of expressions without target for which nothing is
+            predicted, T-acc that of the others for which something is. An
+            accuracy over no expressions is left out. Defaults to False.
+        out_file (str, optional): ``.json`` or ``.parquet`` (for which pandas
+            and pyarrow are needed) with a record per expression that counts,
+            in the order of the data set: img_path, img_id, ref_id, sent_id
+            and expression of the metainfo (None where it has none), original
+            height and width, the pixels intersection, union, pred_area and
+            gt_area, iou in [0, 1], and score, the confidence in [0, 1]: the
+            mean probability of the predicted pixels at the original size, or
+            the largest of all where nothing is predicted; None without
+            ``seg_logits``. Defaults to None.
+
+    Raises:
+        ValueError: If an option has a value that it cannot have.
+        ImportError: If a package for ``.parquet`` is missing.
     """
 
     def __init__(self,
                  collect_device: str = 'cpu',
-                 prefix: Optional[str] = None):
+                 prefix: Optional[str] = None,
+                 *,
+                 threshold: Optional[float] = None,
+                 inclusive: bool = False,
+                 sentences: str = 'all',
+                 gt_size: Optional[Tuple[int, int]] = None,
+                 empty_union: float = 0.0,
+                 generalized: bool = False,
+                 out_file: Optional[str] = None):
         super().__init__(collect_device=collect_device, prefix=prefix)
+        if threshold is not None:
+            _check_fraction('threshold', threshold)
+        _check_fraction('empty_union', empty_union)
+        if sentences not in ('all', 'first', 'last'):
+            raise ValueError(f"sentences={sentences!r} must be 'all', "
+                             "'first' or 'last'")
+        if gt_size is not None and not (
+                isinstance(gt_size, (tuple, list)) and len(gt_size) == 2
+                and all(isinstance(n, int) and n > 0 for n in gt_size)):
+            raise ValueError(f'gt_size={gt_size!r} must be (height, width), '
+                             'two positive integers')
+        if out_file is not None:
+            check_results_file(out_file)
+        self.threshold = threshold
+        self.inclusive = inclusive
+        self.sentences = sentences
+        self.gt_size = gt_size
+        self.empty_union = empty_union
+        self.generalized = generalized
+        self.out_file = out_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Count the pixels of a batch.
@@ -39,13 +115,15 @@ class RefSegMetric(BaseMetric):
         Args:
             data_batch (dict): Not used.
             data_samples (Sequence[dict]): With ``pred_sem_seg`` and
-                ``gt_sem_seg``, both (K, h, w).
+                ``gt_sem_seg``, both (K, h, w); with threshold, instead of
+                the first, ``seg_logits``, the probabilities, (K, h, w).
 
         Raises:
-            ValueError: If prediction and ground truth differ in shape.
+            ValueError: If prediction and ground truth differ in shape, or
+                what an option needs is missing.
         """
         for sample in data_samples:
-            pred = sample['pred_sem_seg']['data'].cpu().numpy() > 0
+            pred = self._cut(sample)
             target = sample['gt_sem_seg']['data'].cpu().numpy() > 0.5
             if pred.shape != target.shape:
                 raise ValueError(
@@ -53,27 +131,97 @@ class RefSegMetric(BaseMetric):
                     f'{target.shape} of {sample.get("img_path")} differ in '
                     'shape: load the masks after the letterbox, so that they '
                     'stay at the original size')
-            self.results.append(
-                dict(
-                    intersection=(pred & target).sum(axis=(1, 2)),
-                    union=(pred | target).sum(axis=(1, 2))))
+            chosen = self._choose(sample, len(pred))
+            pred, target = pred[chosen], target[chosen]
+            entry = {}
+            if self.out_file is not None:
+                entry.update(described=describe(sample, chosen, pred))
+            if self.gt_size is not None:
+                pred, target = (
+                    _resize(mask, self.gt_size) for mask in (pred, target))
+            entry.update(
+                intersection=(pred & target).sum(axis=(1, 2)),
+                union=(pred | target).sum(axis=(1, 2)),
+                pred_area=pred.sum(axis=(1, 2)),
+                gt_area=target.sum(axis=(1, 2)))
+            self.results.append(entry)
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
-        """Scores of the whole set.
+        """Scores of the whole set; writes out_file.
 
         Args:
             results (list[dict]): Counts of every sample.
 
         Returns:
-            dict[str, float]: mIoU, oIoU, Pr@50 ... Pr@90 and n_expressions.
+            dict[str, float]: mIoU, oIoU, Pr@50 ... Pr@90, n_expressions and,
+            if wanted, gIoU, cIoU, N-acc and T-acc.
         """
-        intersection = np.concatenate([r['intersection'] for r in results])
-        union = np.concatenate([r['union'] for r in results])
-        iou = intersection / (union + 1e-6)
+        counts = {
+            name: np.concatenate([r[name] for r in results])
+            for name in ('intersection', 'union', 'pred_area', 'gt_area')
+        }
+        intersection, union = counts['intersection'], counts['union']
+        exact = np.where(union == 0, self.empty_union,
+                         intersection / np.maximum(union, 1))
+        iou = np.where(union == 0, self.empty_union,
+                       intersection / (union + 1e-6))
         scores = dict(
             mIoU=100 * iou.mean(),
             oIoU=100 * intersection.sum() / max(union.sum(), 1))
         for level in PRECISION_AT:
-            scores[f'Pr@{level * 100:.0f}'] = 100 * (iou > level).mean()
+            reached = exact >= level if self.inclusive else iou > level
+            scores[f'Pr@{level * 100:.0f}'] = 100 * reached.mean()
+        if self.generalized:
+            answered, target = counts['pred_area'] > 0, counts['gt_area'] > 0
+            scores['gIoU'] = 100 * np.where(target, exact, ~answered).mean()
+            scores['cIoU'] = scores['oIoU']
+            if not target.all():
+                scores['N-acc'] = 100 * (~answered[~target]).mean()
+            if target.any():
+                scores['T-acc'] = 100 * answered[target].mean()
+        if self.out_file is not None:
+            described = [d for r in results for d in r['described']]
+            write_results_file(described, counts, iou, self.out_file)
         scores = {name: float(score) for name, score in scores.items()}
         return dict(scores, n_expressions=len(iou))
+
+    def _cut(self, sample: dict) -> np.ndarray:
+        """Predicted pixels, bool (K, h, w)."""
+        if self.threshold is None:
+            return sample['pred_sem_seg']['data'].cpu().numpy() > 0
+        if 'seg_logits' not in sample:
+            raise ValueError(
+                f'threshold={self.threshold} needs the probabilities, but the '
+                f'prediction of {sample.get("img_path")} has no seg_logits: '
+                'leave threshold=None to score pred_sem_seg')
+        # In torch, as the head does it, for the same rounding.
+        return (sample['seg_logits']['data'] > self.threshold).cpu().numpy()
+
+    def _choose(self, sample: dict, count: int) -> List[int]:
+        """Positions of the expressions that count."""
+        if self.sentences == 'all':
+            return list(range(count))
+        ref_ids = sample.get('ref_ids')
+        if ref_ids is None or len(ref_ids) != count:
+            raise ValueError(
+                f'sentences={self.sentences!r} needs one of ref_ids for each '
+                f'of the {count} expressions of {sample.get("img_path")}, '
+                f'but they are {ref_ids}: add them to the meta_keys of '
+                'PackReferInputs')
+        positions = {}
+        for k, ref_id in enumerate(ref_ids):
+            if self.sentences == 'last' or ref_id not in positions:
+                positions[ref_id] = k
+        return sorted(positions.values())
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f'{name}={value!r} must be a number in [0, 1]')
+
+
+def _resize(masks: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
+    # In integers: a centre may fall exactly between two pixels.
+    rows, columns = ((2 * np.arange(n) + 1) * length // (2 * n)
+                     for n, length in zip(size, masks.shape[1:], strict=True))
+    return masks[:, rows[:, None], columns]

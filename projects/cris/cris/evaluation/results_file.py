@@ -1,0 +1,97 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""A file with one record per expression, to sort and filter.
+
+Shapes: a sample of h x w pixels with K expressions; N expressions in all.
+"""
+import os
+import os.path as osp
+from typing import Dict, List, Sequence
+
+import numpy as np
+from mmengine.fileio import dump
+
+
+def check_results_file(path: str) -> None:
+    """Refuse a file that could not be written in the end.
+
+    Args:
+        path (str): Where the records are to go.
+
+    Raises:
+        ValueError: If it is neither ``.json`` nor ``.parquet``.
+        ImportError: If it is ``.parquet`` and a package for that is missing.
+    """
+    if not path.endswith(('.json', '.parquet')):
+        raise ValueError(f'{path} is no name for a file of results: end it '
+                         'in .json or .parquet')
+    if path.endswith('.parquet'):
+        try:
+            import pandas  # noqa: F401
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                f'{path} cannot be written ({error}): pip install pandas '
+                'pyarrow, or end the name in .json') from error
+
+
+def describe(sample: dict, chosen: Sequence[int],
+             pred: np.ndarray) -> List[dict]:
+    """What a record says beside the counts.
+
+    Args:
+        sample (dict): A SegDataSample as a dict.
+        chosen (Sequence[int]): Positions among the K expressions.
+        pred (np.ndarray): Their predictions, bool ``(len(chosen), h, w)``.
+
+    Returns:
+        list[dict]: One for each position; see :class:`RefSegMetric`.
+    """
+    height, width = pred.shape[1:]
+    described = []
+    for k, mask in zip(chosen, pred, strict=True):
+        score = None
+        if 'seg_logits' in sample:
+            prob = sample['seg_logits']['data'][k].cpu().numpy()
+            score = prob[mask].mean() if mask.any() else prob.max()
+            # Cubic interpolation overshoots.
+            score = min(max(float(score), 0.0), 1.0)
+        ref_id, sent_id, expression = (
+            sample[key][k] if key in sample else None
+            for key in ('ref_ids', 'sent_ids', 'expressions'))
+        described.append(
+            dict(
+                img_path=sample.get('img_path'),
+                img_id=sample.get('img_id'),
+                ref_id=ref_id,
+                sent_id=sent_id,
+                expression=expression,
+                height=height,
+                width=width,
+                score=score))
+    return described
+
+
+def write_results_file(described: Sequence[dict],
+                       counts: Dict[str, np.ndarray], iou: np.ndarray,
+                       path: str) -> None:
+    """Write a record per expression; missing folders are made.
+
+    Args:
+        described (Sequence[dict]): N of them, by :func:`describe`.
+        counts (dict[str, np.ndarray]): Pixels by name, int64 ``(N, )`` each.
+        iou (np.ndarray): float64 ``(N, )`` in [0, 1].
+        path (str): See :func:`check_results_file`. ``.json`` is a list of
+            flat dicts, ``.parquet`` a table.
+    """
+    records = []
+    for i, known in enumerate(described):
+        record = {k: v for k, v in known.items() if k != 'score'}
+        record.update({name: int(count[i]) for name, count in counts.items()})
+        records.append(
+            dict(record, iou=float(iou[i]), score=known['score']))
+    if path.endswith('.json'):
+        dump(records, path, indent=2)
+        return
+    import pandas
+    os.makedirs(osp.dirname(path) or '.', exist_ok=True)
+    pandas.DataFrame(records).to_parquet(path, engine='pyarrow', index=False)
