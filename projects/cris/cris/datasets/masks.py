@@ -92,6 +92,26 @@ def mask_area(segmentation: Segmentation, height: int, width: int) -> int:
     return int(coco_mask.area(encode_mask(segmentation, height, width)))
 
 
+def is_outside(segmentation: Segmentation, height: int, width: int,
+               margin: float = 1) -> bool:
+    """Whether a point of a polygon is outside the image.
+
+    Args:
+        segmentation (list | dict): See the top of this file.
+        height (int): Height of the image, in pixels.
+        width (int): Width of the image, in pixels.
+        margin (float): Pixels by which it has to be; annotators' points often
+            lie on the very edge.
+    """
+    parts = segmentation if isinstance(segmentation, list) else []
+    points = [np.reshape(p, (-1, 2)) for p in parts if isinstance(p, list)]
+    if not points:
+        return False
+    points = np.concatenate(points)
+    return bool((points < -margin).any()
+                or (points > (width + margin, height + margin)).any())
+
+
 def bounding_box(rle: dict) -> List[float]:
     """COCO's box ``[x, y, width, height]`` of a compressed RLE."""
     return coco_mask.toBbox(rle).tolist()

@@ -10,7 +10,7 @@ LMDB has ``img_path``, too.
 """
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 
-from .masks import Segmentation, encode_mask, mask_area
+from .masks import Segmentation, encode_mask, is_outside, mask_area
 
 _MAX_LISTED = 10
 
@@ -150,6 +150,9 @@ def verified_area(ref: dict, height: int, width: int) -> int:
     except Exception as error:  # pycocotools raises whatever comes
         kind = 'mask-size' if ' of size ' in str(error) else 'bad-mask'
         raise EntryError(kind, f'{what} cannot be read: {error}') from error
+    if area == 0 and is_outside(ref['segmentation'], height, width):
+        raise EntryError('outside-image', f'{what} is empty: it lies outside '
+                         'the image')
     if area == 0:
         raise EntryError('empty-mask', f'{what} is empty')
     return area

@@ -273,7 +273,8 @@ class RefCOCODataset(ReferDataset):
         return dict(
             ann_file=self.ann_file,
             split_file=self.split_file,
-            img_folder=self.data_prefix['img_path'])
+            img_folder=self.data_prefix['img_path'],
+            skip_images=[i for i in self.exclude if isinstance(i, int)])
 
     def _source(self) -> str:
         return self.split_file

@@ -56,7 +56,8 @@ def load_refer(ann_file: str, split_file: str, split: str) -> List[dict]:
 def read_refer(ann_file: str,
                split_file: str,
                split: Union[None, str, Sequence[str]] = None,
-               img_folder: str = 'images') -> Records:
+               img_folder: str = 'images',
+               skip_images: Sequence[Union[int, str]] = ()) -> Records:
     """Like :func:`load_refer`, but collects the faults of single entries.
 
     Args:
@@ -64,6 +65,8 @@ def read_refer(ann_file: str,
         split_file (str): Path of ``refs(<split_by>).p``, or ``.json``.
         split (str | list[str], optional): One split, several, or all.
         img_folder (str): Where the images lie.
+        skip_images (Sequence[int | str]): Ids of images whose refs are left
+            out, whatever is wrong with them.
 
     Returns:
         Records: Records and faults.
@@ -90,7 +93,8 @@ def read_refer(ann_file: str,
     categories = category_names(instances)
     may_be_several = split_file.endswith('.json')
     for ref in refs:
-        if splits is not None and ref.get('split') not in splits:
+        if (splits is not None and ref.get('split') not in splits) or (
+                ref.get('image_id') in skip_images):
             continue
         with builder.entry(f'ref {ref.get("ref_id")}'):
             missing = {'ref_id', 'ann_id', 'image_id', 'sentences', 'split'

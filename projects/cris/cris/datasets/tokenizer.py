@@ -40,3 +40,8 @@ def tokenize(texts: Union[str, List[str]], context_length: int) -> Tensor:
     if not texts:
         return torch.zeros(0, context_length, dtype=torch.long)
     return _tokenizer()(texts, context_length)
+
+
+def count_tokens(text: str) -> int:
+    """Length of a text in tokens, with start and end, before it is cut."""
+    return len(_tokenizer().encode(text)) + 2
