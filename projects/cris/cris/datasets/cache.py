@@ -14,6 +14,8 @@ import os.path as osp
 import tempfile
 from typing import Any, Callable, Optional, Sequence, Tuple
 
+from .files import parse_json
+
 _FORMAT = 1  # to be raised with every change of the records
 _MAX_HASHED = 4 << 30  # bytes; larger files go by size and times
 
@@ -95,7 +97,7 @@ def _read(path: str, key: str, note: Callable[[str], None]) -> Any:
             body = file.read()
         if head['digest'] != _digest(body):
             raise ValueError('its digest does not agree')
-        return json.loads(body)
+        return parse_json(body)
     except FileNotFoundError:
         return None
     except (AttributeError, KeyError, OSError, TypeError, ValueError,
@@ -109,7 +111,7 @@ def _write(path: str, key: str, value: Any, files: Sequence[str],
     """Write a cache file that is either whole or not there."""
     try:
         body = json.dumps(value, separators=(',', ':')).encode()
-        if json.loads(body) != value:
+        if parse_json(body) != value:
             return note('not cached: ids that are not numbers or strings')
         head = dict(
             format=_FORMAT,

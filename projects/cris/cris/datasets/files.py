@@ -1,19 +1,38 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Reading files of unknown origin: nothing runs, nothing outside is read."""
+import gc
 import json
 import os.path as osp
 import pickle
 import warnings
+from contextlib import contextmanager
 from io import BytesIO
-from typing import Any, List, Tuple, Union
+from typing import Any, Iterator, List, Tuple, Union
 
 from PIL import Image
+
+try:
+    import orjson
+except ImportError:  # the standard library does it, too, more slowly
+    orjson = None
 
 #: Pictures and masks with more pixels are refused before they are decoded.
 MAX_PIXELS = 100_000_000
 _EXIF_ORIENTATION = 0x0112
 #: What the values of an LMDB are called, see readers/official_lmdb.py.
 LMDB_SCHEME = 'official-lmdb://'
+
+
+@contextmanager
+def _no_gc() -> Iterator[None]:
+    """Millions of new objects would be searched for cycles, in vain."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -29,8 +48,9 @@ def parse_plain_pickle(content: bytes, where: str) -> Any:
     """Like :func:`load_plain_pickle`, of bytes that ``where`` names."""
     try:
         # The files of RefCOCO were written by Python 2.
-        return _PlainUnpickler(
-            BytesIO(content), encoding='utf-8', errors='replace').load()
+        with _no_gc():
+            return _PlainUnpickler(
+                BytesIO(content), encoding='utf-8', errors='replace').load()
     except Exception as error:  # any broken byte ends in some exception
         raise ValueError(f'{where} is not a pickle of plain data: {error}. '
                          'Get the file again from its source.') from error
@@ -56,12 +76,24 @@ def load_plain_pickle(path: str) -> Any:
 
 def load_json(path: str) -> Any:
     """Read a JSON file; a broken one is a ValueError that names it."""
-    with open(path, encoding='utf-8') as file:
-        try:
-            return json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f'{path} is not valid JSON: {error}. Get the '
-                             'file again from its source.') from error
+    with open(path, 'rb') as file:
+        content = file.read()
+    try:
+        return parse_json(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is not valid JSON: {error}. Get the '
+                         'file again from its source.') from error
+
+
+def parse_json(content: bytes) -> Any:
+    """Like ``json.loads``, faster where orjson is installed."""
+    with _no_gc():
+        if orjson:
+            try:
+                return orjson.loads(content)
+            except ValueError:
+                pass  # NaN, huge numbers: or an error that json words better
+        return json.loads(content.decode('utf-8'))
 
 
 def read_bytes(path: str) -> bytes:
