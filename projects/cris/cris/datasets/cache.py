@@ -98,9 +98,9 @@ def _read(path: str, key: str, note: Callable[[str], None]) -> Any:
         if head['digest'] != _digest(body):
             raise ValueError('its digest does not agree')
         return parse_json(body)
-    except FileNotFoundError:
+    except OSError:
         return None
-    except (AttributeError, KeyError, OSError, TypeError, ValueError,
+    except (AttributeError, KeyError, TypeError, ValueError,
             RecursionError) as error:
         note(f'the cache {path} is broken and is written anew: {error!r}')
         return None
