@@ -18,13 +18,14 @@ except ImportError:  # the standard library does it, too, more slowly
 
 #: Pictures and masks with more pixels are refused before they are decoded.
 MAX_PIXELS = 100_000_000
+_LARGE = 64 << 20  # bytes
 _EXIF_ORIENTATION = 0x0112
 #: What the values of an LMDB are called, see readers/official_lmdb.py.
 LMDB_SCHEME = 'official-lmdb://'
 
 
 @contextmanager
-def _no_gc() -> Iterator[None]:
+def no_gc() -> Iterator[None]:
     """Millions of new objects would be searched for cycles, in vain."""
     enabled = gc.isenabled()
     gc.disable()
@@ -48,7 +49,7 @@ def parse_plain_pickle(content: bytes, where: str) -> Any:
     """Like :func:`load_plain_pickle`, of bytes that ``where`` names."""
     try:
         # The files of RefCOCO were written by Python 2.
-        with _no_gc():
+        with no_gc():
             return _PlainUnpickler(
                 BytesIO(content), encoding='utf-8', errors='replace').load()
     except Exception as error:  # any broken byte ends in some exception
@@ -76,10 +77,13 @@ def load_plain_pickle(path: str) -> Any:
 
 def load_json(path: str) -> Any:
     """Read a JSON file; a broken one is a ValueError that names it."""
-    with open(path, 'rb') as file:
-        content = file.read()
     try:
-        return parse_json(content)
+        if osp.getsize(path) > _LARGE:
+            # orjson would be faster, but takes twice the memory meanwhile.
+            with open(path, encoding='utf-8') as file, no_gc():
+                return json.load(file)
+        with open(path, 'rb') as file:
+            return parse_json(file.read())
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not valid JSON: {error}. Get the '
                          'file again from its source.') from error
@@ -87,7 +91,7 @@ def load_json(path: str) -> Any:
 
 def parse_json(content: bytes) -> Any:
     """Like ``json.loads``, faster where orjson is installed."""
-    with _no_gc():
+    with no_gc():
         if orjson:
             try:
                 return orjson.loads(content)

@@ -11,7 +11,7 @@ import os.path as osp
 from collections import Counter
 from typing import Any, Dict, List, Optional, Sequence, Union
 
-from .files import load_json, load_plain_pickle, safe_join
+from .files import load_json, load_plain_pickle, no_gc, safe_join
 from .masks import decode_mask, encode_mask
 from .records import (
     EntryError,
@@ -53,6 +53,7 @@ def load_refer(ann_file: str, split_file: str, split: str) -> List[dict]:
     return records.images
 
 
+@no_gc()
 def read_refer(ann_file: str,
                split_file: str,
                split: Union[None, str, Sequence[str]] = None,
@@ -81,9 +82,10 @@ def read_refer(ann_file: str,
             raise FileNotFoundError(
                 f'{what} file {path} does not exist: check data_root, '
                 'ann_file and split_file')
+    # The large file first: the peak of memory is while it is parsed.
+    instances = load_instances(ann_file)
     refs = _load_refs(split_file)
     splits = check_splits(refs, split, split_file)
-    instances = load_instances(ann_file)
 
     builder = RecordBuilder()
     images, twice_images = by_id(builder, instances['images'],
@@ -91,6 +93,7 @@ def read_refer(ann_file: str,
     anns, twice_anns = by_id(builder, instances['annotations'],
                              f'annotations of {ann_file}')
     categories = category_names(instances)
+    verified: Dict[Any, dict] = {}
     may_be_several = split_file.endswith('.json')
     for ref in refs:
         if (splits is not None and ref.get('split') not in splits) or (
@@ -106,10 +109,12 @@ def read_refer(ann_file: str,
             if ref['image_id'] in twice_images or any(
                     ann_id in twice_anns for ann_id in ann_ids):
                 continue  # the fault is that of the id
-            image = image_of(images, ref['image_id'], img_folder)
+            image_id = ref['image_id']
+            if image_id not in verified:
+                verified[image_id] = image_of(images, image_id, img_folder)
             found = [_annotation(anns, ann_id, ref) for ann_id in ann_ids]
             builder.add(
-                image,
+                verified[image_id],
                 dict(
                     ref_id=ref['ref_id'],
                     ann_id=ref['ann_id'],
