@@ -56,7 +56,7 @@ class TestRoundTrips:
         expected = records(*source)
         assert len(expected) == 8
         for form in FORMS:
-            dst = tmp_path / form
+            dst = tmp_path / f'as {form}'
             convert(locate(str(source[0]), source[1]), str(dst), form)
             found = records(dst, form)
             assert found == expected
