@@ -1,3 +1,4 @@
+# RefCOCO+ (unc): train, val, testA, testB.
 _base_ = './refcoco.py'
 data_root = 'data/refcoco+'
 train_dataloader = dict(dataset=dict(data_root=data_root))

@@ -1,4 +1,4 @@
-# Longer sentences than in RefCOCO; test_dataloader.dataset.split=test is there.
+# RefCOCOg (umd): train, val, test. Its sentences are long: 22 tokens.
 _base_ = './refcoco.py'
 data_root = 'data/refcocog'
 split_file = 'refs(umd).p'
@@ -13,4 +13,9 @@ train_dataloader = dict(
 val_dataloader = dict(
     dataset=dict(
         data_root=data_root, split_file=split_file, pipeline=test_pipeline))
-test_dataloader = val_dataloader
+test_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        split_file=split_file,
+        split='test',
+        pipeline=test_pipeline))

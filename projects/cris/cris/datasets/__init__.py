@@ -1,4 +1,10 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+from .own import (
+    OfficialCRISDataset,
+    OfficialLMDBDataset,
+    ReferCOCODataset,
+    ReferJSONLDataset,
+)
 from .refcoco import RefCOCODataset
 from .transforms import (
                          ChooseExpressions,
@@ -10,6 +16,8 @@ from .transforms import (
 )
 
 __all__ = [
-    'RefCOCODataset', 'ChooseExpressions', 'Letterbox', 'LoadReferImage',
-    'LoadReferMasks', 'PackReferInputs', 'TokenizeExpressions'
+    'ChooseExpressions', 'Letterbox', 'LoadReferImage', 'LoadReferMasks',
+    'OfficialCRISDataset', 'OfficialLMDBDataset', 'PackReferInputs',
+    'RefCOCODataset', 'ReferCOCODataset', 'ReferJSONLDataset',
+    'TokenizeExpressions'
 ]

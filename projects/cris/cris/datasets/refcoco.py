@@ -1,19 +1,23 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import json
 import logging
-import os
 import os.path as osp
-from typing import Callable, List, Optional, Sequence, Union
+from typing import Callable, List, Optional, Sequence, Set, Tuple, Union
 
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmseg.registry import DATASETS, TRANSFORMS
 
-from .refer import load_refer, raise_faults
+from .cache import cached
+from .images import check_headers
+from .readers import READERS
+from .records import Fault, Records, as_splits, raise_faults
+
+_REF_KEYS = ('ref_id', 'ann_id', 'segmentation', 'sent_ids', 'sentences')
 
 
-@DATASETS.register_module()
-class RefCOCODataset(BaseDataset):
-    """A referring segmentation set in the REFER layout.
+class ReferDataset(BaseDataset):
+    """A referring segmentation set; a subclass names the form of its files.
 
     In training a sample is a *ref*, an object with several sentences of which
     one is drawn each time it is read; an epoch visits every ref once. In
@@ -23,15 +27,28 @@ class RefCOCODataset(BaseDataset):
 
     Args:
         data_root (str): Root folder; relative paths below are under it.
-        ann_file (str): COCO annotations. Defaults to 'instances.json'.
-        split_file (str): Expressions and splits.
-            Defaults to 'refs(unc).p'.
-        split (str): Defaults to 'train'.
-        data_prefix (dict): ``dict(img_path=FOLDER)``.
+        ann_file (str): The annotations. ``{split}`` in it is replaced by the
+            split.
+        split (str | list[str]): One split or several. Defaults to 'train'.
+        data_prefix (dict): ``dict(img_path=FOLDER)``, for mask files also
+            ``mask_path=FOLDER``.
         num_expressions (int): Expressions of a training sample, K. More than
             one share the pass of the image encoder: a sample then holds up to
             K refs of an image, and refs with fewer are asked with further
             sentences. Defaults to 1.
+        on_error (str): 'raise' ends the run with a list of all faulty
+            entries; 'skip' leaves them out, counts them (``faults``), and in
+            training replaces a sample that cannot be decoded by another.
+        exclude (Sequence[int | str | dict]): Images to leave out: ids, file
+            names, or configs of data sets none of whose images may be used
+            (matched by file name), such as the val and test splits of sets
+            that are mixed.
+        check_images (bool): Whether to read the header of every image when
+            the set is built. Defaults to True; False only asks whether the
+            files exist.
+        cache_dir (str | bool, optional): Where to keep what was read;
+            ``.cris_cache`` beside the annotations by default, False for
+            nowhere.
         pipeline (Sequence[dict | Callable]): Transforms of a sample.
         **kwargs: Of :class:`mmengine.dataset.BaseDataset`.
 
@@ -39,21 +56,33 @@ class RefCOCODataset(BaseDataset):
         FileNotFoundError: If a file or the image folder is missing.
         ValueError: If the split does not exist or an entry is at fault.
     """
+    reader: str
 
     def __init__(self,
                  data_root: Optional[str] = '',
-                 ann_file: str = 'instances.json',
-                 split_file: str = 'refs(unc).p',
-                 split: str = 'train',
+                 ann_file: str = '',
+                 split: Union[str, Sequence[str]] = 'train',
                  data_prefix: dict = dict(img_path='images'),
                  num_expressions: int = 1,
+                 on_error: str = 'raise',
+                 exclude: Sequence[Union[int, str, dict]] = (),
+                 check_images: bool = True,
+                 cache_dir: Union[None, str, bool] = None,
                  pipeline: Sequence[Union[dict, Callable]] = (),
                  **kwargs):
         if num_expressions < 1:
             raise ValueError(f'num_expressions={num_expressions} must be >= 1')
-        self.split = split
+        if on_error not in ('raise', 'skip'):
+            raise ValueError(f"on_error={on_error!r} must be 'raise' or "
+                             "'skip'")
+        self.split = split if isinstance(split, str) else list(split)
         self.num_expressions = num_expressions
-        self.split_file = osp.join(data_root or '', split_file)
+        self.on_error = on_error
+        self.exclude = exclude
+        self.check_images = check_images
+        self.cache_dir = cache_dir
+        self.faults: List[Fault] = []
+        self.num_skipped = 0
         super().__init__(
             data_root=data_root,
             ann_file=ann_file,
@@ -65,52 +94,149 @@ class RefCOCODataset(BaseDataset):
             ],
             **kwargs)
 
+    def reader_args(self) -> dict:
+        """Arguments of the reader, but for the split."""
+        raise NotImplementedError
+
+    def read(self) -> Records:
+        """Records and faults of the split, from the cache if it is valid."""
+        args = self.reader_args()
+        splits = as_splits(self.split)
+        files = [
+            args[key].replace('{split}', split) for split in splits
+            for key in ('ann_file', 'split_file') if key in args
+        ]
+        files = list(dict.fromkeys(files))
+
+        def compute() -> Tuple[list, list]:
+            records = READERS[self.reader](**args, split=splits)
+            return [records.images,
+                    [list(f) for f in records.faults]], records.files
+
+        images, faults = self._cached(
+            [self.reader, json.dumps(args), splits], files, compute)
+        return Records(images, [Fault(*fault) for fault in faults])
+
+    def image_names(self) -> Set[str]:
+        """File names, without folders, of the images of the split."""
+        return {osp.basename(i['file_name']) for i in self.read().images}
+
     def load_data_list(self) -> List[dict]:
         """One dict per sample: image, its size and its refs."""
-        images = load_refer(self.ann_file, self.split_file, self.split)
-        self._check_images(images)
+        images, faults = self.read()[:2]
+        self._take(faults, f'{self._source()}, split {self.split!r}')
+        images = self._without_excluded(images)
+        images = self._with_files(images)
         self._report(images)
         samples = []
         for image in images:
-            image = dict(
-                image,
-                img_path=osp.join(self.data_prefix['img_path'],
-                                  image.pop('file_name')))
+            image = dict(image)
+            name = image.pop('file_name')
+            # An image inside an LMDB has its address already.
+            image.setdefault('img_path',
+                             osp.join(self.data_prefix['img_path'], name))
+            refs = [{key: ref[key] for key in _REF_KEYS}
+                    for ref in image['refs']]
             if self.test_mode:
-                samples.append(image)
+                samples.append(dict(image, refs=refs))
             else:
-                refs, k = image['refs'], self.num_expressions
+                k = self.num_expressions
                 samples += [
                     dict(image, refs=refs[i:i + k], num_expressions=k)
                     for i in range(0, len(refs), k)
                 ]
         return samples
 
-    def _check_images(self, images: List[dict]) -> None:
+    def prepare_data(self, idx: int) -> Optional[dict]:
+        """A sample; None where it is skipped and another is to be drawn."""
+        try:
+            return super().prepare_data(idx)
+        except (OSError, ValueError) as error:
+            if self.test_mode or self.on_error == 'raise':
+                raise
+            self.num_skipped += 1
+            print_log(
+                f'sample {idx} is skipped, the {self.num_skipped}. of this '
+                f'process: {error}',
+                'current',
+                level=logging.WARNING)
+            return None
+
+    def _cached(self, asked: list, files: list, compute: Callable) -> list:
+        folder = self.cache_dir
+        if folder is None:
+            folder = osp.join(osp.dirname(self.ann_file), '.cris_cache')
+        return cached(folder or None, asked, files, compute,
+                      lambda message: print_log(message, 'current'))
+
+    def _take(self, faults: Sequence[Fault], where: str) -> None:
+        """Raise, or remember and report, what is wrong."""
+        if self.on_error == 'raise':
+            raise_faults(faults, where)
+        if not faults:
+            return
+        self.faults += faults
+        print_log(
+            f'{len(faults)} fault(s) in {where} are skipped, the first: '
+            f'{faults[0]}',
+            'current',
+            level=logging.WARNING)
+
+    def _without_excluded(self, images: List[dict]) -> List[dict]:
+        names = set()
+        for item in self.exclude:
+            if isinstance(item, dict):
+                names |= DATASETS.build(dict(item,
+                                             lazy_init=True)).image_names()
+        plain = {i for i in self.exclude if isinstance(i, (int, str))}
+        kept = [
+            image for image in images
+            if osp.basename(image['file_name']) not in names and not plain
+            & {image['img_id'], image['file_name']}
+        ]
+        if len(kept) < len(images):
+            print_log(f'{len(images) - len(kept)} of {len(images)} images are '
+                      'excluded', 'current')
+        return kept
+
+    def _with_files(self, images: List[dict]) -> List[dict]:
+        """The images whose files are there and of the annotated size."""
         folder = self.data_prefix['img_path']
+        if all('img_path' in image for image in images):
+            return images
         if not osp.isdir(folder):
             raise FileNotFoundError(
                 f'the image folder {folder} does not exist: check data_root '
                 'and data_prefix=dict(img_path=...)')
-        # One listing of a folder instead of a question per file.
-        present = {}
-        faults = []
-        for image in images:
-            path = osp.join(folder, image['file_name'])
-            parent, name = osp.split(path)
-            if parent not in present:
-                present[parent] = set(
-                    os.listdir(parent) if osp.isdir(parent) else ())
-            if name not in present[parent]:
-                faults.append(f'image file {path} does not exist')
-        raise_faults(faults, f'the images of {self.ann_file}')
+
+        def compute() -> Tuple[list, list]:
+            faults = check_headers(images, folder, self.check_images)
+            return [list(f) for f in faults
+                    ], [osp.join(folder, i['file_name']) for i in images]
+
+        asked = [(i['file_name'], i['height'], i['width']) for i in images]
+        faults = [
+            Fault(*f) for f in self._cached(
+                ['images', folder, self.check_images, asked], [], compute)
+        ]
+        self._take(faults, f'the images of {self._source()}')
+        bad = {fault.where for fault in faults}
+        return [i for i in images if i['file_name'] not in bad]
+
+    def _source(self) -> str:
+        return self.ann_file
 
     def _report(self, images: List[dict]) -> None:
         refs = [ref for image in images for ref in image['refs']]
         sentences = [s for ref in refs for s in ref['sentences']]
         print_log(
-            f'{self.split_file}, split {self.split!r}: {len(images)} images, '
+            f'{self._source()}, split {self.split!r}: {len(images)} images, '
             f'{len(refs)} refs, {len(sentences)} sentences', 'current')
+        if not images:
+            raise ValueError(
+                f'no image of {self._source()}, split {self.split!r}, is '
+                f'left: {len(self.faults)} faults were skipped, the others '
+                'excluded')
         empty = [ref['ref_id'] for ref in refs
                  if not all(s.strip() for s in ref['sentences'])]
         if empty:
@@ -119,3 +245,36 @@ class RefCOCODataset(BaseDataset):
                 'for instance); it is kept and says nothing to the model',
                 'current',
                 level=logging.WARNING)
+
+
+@DATASETS.register_module()
+class RefCOCODataset(ReferDataset):
+    """A set in the REFER layout: RefCOCO, RefCOCO+, RefCOCOg, RefClef,
+    gRefCOCO, RRSIS-D and others.
+
+    Args:
+        data_root (str): Root folder; relative paths below are under it.
+        ann_file (str): COCO annotations. Defaults to 'instances.json'.
+        split_file (str): Expressions and splits; ``grefs(unc).json`` for
+            gRefCOCO. Defaults to 'refs(unc).p'.
+        **kwargs: Of :class:`ReferDataset`.
+    """
+    reader = 'refer'
+
+    def __init__(self,
+                 data_root: Optional[str] = '',
+                 ann_file: str = 'instances.json',
+                 split_file: str = 'refs(unc).p',
+                 **kwargs):
+        self.split_file = osp.join(data_root or '', split_file)
+        super().__init__(data_root=data_root, ann_file=ann_file, **kwargs)
+
+    def reader_args(self) -> dict:
+        return dict(
+            ann_file=self.ann_file,
+            split_file=self.split_file,
+            img_folder=self.data_prefix['img_path'],
+            skip_images=[i for i in self.exclude if isinstance(i, int)])
+
+    def _source(self) -> str:
+        return self.split_file

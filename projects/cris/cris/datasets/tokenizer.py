@@ -2,6 +2,7 @@
 from functools import lru_cache
 from typing import List, Union
 
+import numpy as np
 import torch
 from open_clip import SimpleTokenizer
 from torch import Tensor
@@ -10,6 +11,16 @@ from torch import Tensor
 @lru_cache(maxsize=None)
 def _tokenizer() -> SimpleTokenizer:
     return SimpleTokenizer()
+
+
+@lru_cache(maxsize=100_000)
+def _ids(text: str, context_length: int) -> bytes:
+    """Ids of a text, uint16: cleaning it takes half a millisecond.
+
+    Two bytes an id, so that a worker keeps no more than some 36 MB.
+    """
+    ids = _tokenizer()([text], context_length)[0]
+    return ids.numpy().astype(np.uint16).tobytes()
 
 
 def tokenize(texts: Union[str, List[str]], context_length: int) -> Tensor:
@@ -39,4 +50,11 @@ def tokenize(texts: Union[str, List[str]], context_length: int) -> Tensor:
                          'between start and end of text; it must be >= 3')
     if not texts:
         return torch.zeros(0, context_length, dtype=torch.long)
-    return _tokenizer()(texts, context_length)
+    ids = b''.join(_ids(text, context_length) for text in texts)
+    ids = np.frombuffer(ids, np.uint16).astype(np.int64)
+    return torch.from_numpy(ids.reshape(-1, context_length))
+
+
+def count_tokens(text: str) -> int:
+    """Length of a text in tokens, with start and end, before it is cut."""
+    return len(_tokenizer().encode(text)) + 2

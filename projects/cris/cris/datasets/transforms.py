@@ -5,7 +5,6 @@ Load image -> choose expressions -> load masks -> letterbox -> tokenize ->
 pack. Masks that are loaded after the letterbox stay at the original size, as
 evaluation needs them.
 """
-from io import BytesIO
 from typing import List, Sequence, Tuple
 
 import cv2
@@ -17,11 +16,12 @@ from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine.structures import PixelData
 from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
-from PIL import Image
 
 from cris.geometry import Size, letterbox
 
-from .refer import decode_mask
+from .files import is_truncated_jpeg, open_image
+from .images import size_message
+from .masks import decode_mask
 from .tokenizer import tokenize
 
 
@@ -37,14 +37,16 @@ class LoadReferImage(LoadImageFromFile):
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If it is no image, broken, or not of the annotated size.
+        ValueError: If it is no image, broken, not of the annotated size, or
+            of more than ``cris.datasets.files.MAX_PIXELS`` pixels.
     """
 
     def transform(self, results: dict) -> dict:
         path = results['img_path']
         content = fileio.get(path, backend_args=self.backend_args)
         img = None
-        if content and not _is_truncated_jpeg(content):
+        if content and not is_truncated_jpeg(content):
+            open_image(content, path)  # refuses what is too large
             img = mmcv.imfrombytes(
                 content,
                 flag=self.color_type,
@@ -58,27 +60,11 @@ class LoadReferImage(LoadImageFromFile):
         annotated = (results.get('height', shape[0]),
                      results.get('width', shape[1]))
         if shape != annotated:
-            raise ValueError(
-                f'{path} is of size {shape}, but its annotations are for '
-                f'{annotated} (height, width)' +
-                ('; the two are swapped: its EXIF orientation was applied '
-                 'when one of them was made' if shape ==
-                 annotated[::-1] else ''))
+            raise ValueError(size_message(path, shape, annotated))
         results['img'] = img
         results['img_shape'] = shape
         results['ori_shape'] = shape
         return results
-
-
-def _is_truncated_jpeg(content: bytes) -> bool:
-    if content[:2] != b'\xff\xd8' or b'\xff\xd9' in content[-64:]:
-        return False
-    # No end marker near the end: let a strict decoder judge.
-    try:
-        Image.open(BytesIO(content)).load()
-    except Exception:  # whatever Pillow raises, it is not a whole picture
-        return True
-    return False
 
 
 @TRANSFORMS.register_module()
@@ -140,15 +126,19 @@ class LoadReferMasks(BaseTransform):
     """Rasterise the masks of the refs, at the image's original size.
 
     Required: refs, ori_shape. Added: gt_masks, uint8 (R, h, w) of 0 and 255.
+    A ref whose segmentation is None has no target: its mask is empty.
 
     Raises:
-        ValueError: If a mask is empty or cannot be read.
+        ValueError: If the mask of another ref is empty or cannot be read.
     """
 
     def transform(self, results: dict) -> dict:
         height, width = results['ori_shape']
         masks = []
         for ref in results['refs']:
+            if ref['segmentation'] is None:
+                masks.append(np.zeros((height, width), np.uint8))
+                continue
             mask = decode_mask(ref['segmentation'], height, width)
             if not mask.any():
                 raise ValueError(

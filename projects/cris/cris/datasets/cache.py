@@ -1,0 +1,134 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""A cache of what was read from annotation files.
+
+A cache file is a line of JSON, ``{format, key, files, digest}``, and a body of
+JSON. It is used only if the key (what was asked and the content of the files
+it was made from), the state of the mask files (size and times) and the digest
+of the body agree; anything else is as if there were none. No pickle, so a
+cache file from elsewhere cannot run anything.
+"""
+import hashlib
+import json
+import os
+import os.path as osp
+import tempfile
+from typing import Any, Callable, Optional, Sequence, Tuple
+
+from .files import parse_json
+
+_FORMAT = 1  # to be raised with every change of the records
+_MAX_HASHED = 4 << 30  # bytes; larger files go by size and times
+
+
+def cached(folder: Optional[str],
+           asked: Sequence,
+           files: Sequence[str],
+           compute: Callable[[], Tuple[Any, Sequence[str]]],
+           note: Callable[[str], None] = lambda message: None) -> Any:
+    """What ``compute`` returns, from the cache if that is possible.
+
+    Args:
+        folder (str, optional): Where the cache files lie; None for no cache.
+        asked (Sequence): What distinguishes this reading from others of the
+            same files: name of the reader, split, folders.
+        files (Sequence[str]): Annotation files that are read.
+        compute (Callable): Returns the value, of JSON's types, and further
+            files on which it depends.
+        note (Callable): Told why there is no cache, in a sentence.
+
+    Returns:
+        The value.
+    """
+    if folder is None:
+        return compute()[0]
+    name = _digest(json.dumps([*asked, *files]).encode())[:16]
+    path = osp.join(folder, f'{name}.json')
+    key = _digest(
+        json.dumps([_FORMAT, *asked, [content_key(f) for f in files]
+                    ]).encode())
+    value = _read(path, key, note)
+    if value is None:
+        value, more = compute()
+        _write(path, key, value, more, note)
+    return value
+
+
+def content_key(path: str) -> Any:
+    """What changes when the content of a file does: a digest of it.
+
+    Of a directory or a very large file: size and times.
+    """
+    if not osp.isfile(path) or osp.getsize(path) > _MAX_HASHED:
+        return state_key(path)
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def state_key(path: str) -> Optional[list]:
+    """Size and times of a file, of a folder those of all its files."""
+    if osp.isdir(path):
+        return [state_key(entry.path) for entry in sorted(
+            os.scandir(path), key=lambda entry: entry.name)
+            if entry.name != 'lock.mdb']
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _states(files: Sequence[str]) -> str:
+    return _digest(json.dumps([state_key(path) for path in files]).encode())
+
+
+def _read(path: str, key: str, note: Callable[[str], None]) -> Any:
+    try:
+        with open(path, 'rb') as file:
+            head = json.loads(file.readline())
+            if head['key'] != key or head['states'] != _states(head['files']):
+                return None
+            body = file.read()
+        if head['digest'] != _digest(body):
+            raise ValueError('its digest does not agree')
+        return parse_json(body)
+    except OSError:
+        return None
+    except (AttributeError, KeyError, TypeError, ValueError,
+            RecursionError) as error:
+        note(f'the cache {path} is broken and is written anew: {error!r}')
+        return None
+
+
+def _write(path: str, key: str, value: Any, files: Sequence[str],
+           note: Callable[[str], None]) -> None:
+    """Write a cache file that is either whole or not there."""
+    try:
+        body = json.dumps(value, separators=(',', ':')).encode()
+        if parse_json(body) != value:
+            return note('not cached: ids that are not numbers or strings')
+        head = dict(
+            format=_FORMAT,
+            key=key,
+            files=list(files),
+            states=_states(files),
+            digest=_digest(body))
+        os.makedirs(osp.dirname(path), exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=osp.dirname(path))
+        try:
+            with os.fdopen(handle, 'wb') as file:
+                file.write(json.dumps(head).encode() + b'\n' + body)
+            os.chmod(part, 0o644)
+            os.replace(part, path)
+        except BaseException:
+            os.unlink(part)
+            raise
+    except (OSError, TypeError, ValueError) as error:
+        note(f'no cache is written: {error}; give cache_dir a folder that '
+             'can be written, or cache_dir=False')

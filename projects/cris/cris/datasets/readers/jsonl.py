@@ -1,0 +1,151 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Own data: a folder of images, a folder of masks, and JSON lines.
+
+A line is ``{"image": "a.jpg", "mask": "a_1.png", "expressions": ["the dog",
+...]}``. The mask is a file (every pixel that is not 0), a list of files (their
+union), polygons or RLE as in COCO, or null (no target). Further keys:
+``ref_id`` (the number of the line by default), ``sent_ids``, ``image_id``,
+``ann_id``, ``category``, ``split``.
+"""
+import json
+import os.path as osp
+from typing import Any, Iterator, List, Sequence, Tuple, Union
+
+from ..masks import Segmentation, to_mask_files
+from ..records import EntryError, RecordBuilder, Records, as_splits
+from ..refer import check_splits
+from .common import ImageFolder, flatten, mask_path, sentence_ids
+
+_KEYS = ('image', 'mask', 'expressions')
+
+
+def read_jsonl(ann_file: str,
+               img_folder: str,
+               mask_folder: str,
+               split: Union[None, str, Sequence[str]] = None) -> Records:
+    """Read images with masks and expressions from JSON lines.
+
+    Args:
+        ann_file (str): The lines. With ``{split}`` in its name there is one
+            file per split; otherwise lines may have the key ``split``, and
+            those without it belong to every split.
+        img_folder (str): Folder of the images.
+        mask_folder (str): Folder of the masks.
+        split (str | list[str], optional): One split, several, or all that
+            the one file has.
+
+    Returns:
+        Records: Records and faults.
+
+    Raises:
+        FileNotFoundError: If a file of lines is missing.
+        ValueError: If it is not text, or has no line of the split.
+    """
+    builder, images = RecordBuilder(), ImageFolder(img_folder)
+    files: List[str] = []
+    next_id = next_sentence = 0
+    for path, name in files_of_splits(ann_file, split):
+        entries = list(_lines(builder, path))
+        splits = as_splits(split) if name is None else None
+        if splits and any('split' in entry for _, entry in entries):
+            check_splits([e for _, e in entries if 'split' in e], splits, path)
+        for number, entry in entries:
+            next_id += 1
+            own = entry.get('split', name)
+            if splits and own is not None and own not in splits:
+                continue
+            with builder.entry(f'{path}, line {number}'):
+                missing = [key for key in _KEYS if key not in entry]
+                if missing:
+                    raise EntryError(
+                        'bad-entry', f'it has no {", ".join(missing)}; a line '
+                        'needs image, mask and expressions')
+                image = images.image(entry['image'], entry.get('image_id'))
+                segmentation = _segmentation(entry['mask'], mask_folder)
+                sentences = flatten(entry['expressions'])
+                ids, next_sentence = sentence_ids(
+                    entry.get('sent_ids'), next_sentence, len(sentences))
+                ref_id = entry.get('ref_id', next_id - 1)
+                files += mask_files(segmentation)
+                builder.add(
+                    image,
+                    dict(
+                        ref_id=ref_id,
+                        ann_id=entry.get('ann_id', ref_id),
+                        split=own or (splits[0] if splits else 'all'),
+                        category=entry.get('category'),
+                        segmentation=segmentation,
+                        sent_ids=ids,
+                        sentences=sentences))
+    return builder.records(files)
+
+
+def files_of_splits(ann_file: str, split: Union[None, str, Sequence[str]]
+                    ) -> Iterator[Tuple[str, Union[None, str]]]:
+    """Annotation files to read, with their split where it is in the name.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+        ValueError: If the name needs a split and none is given.
+    """
+    if '{split}' not in ann_file:
+        pairs = [(ann_file, None)]
+    elif split is None:
+        raise ValueError(f'{ann_file} needs a split')
+    else:
+        pairs = [(ann_file.replace('{split}', name), name)
+                 for name in as_splits(split)]
+    for path, name in pairs:
+        if not osp.exists(path):
+            raise FileNotFoundError(f'annotation file {path} does not exist: '
+                                    'check data_root, ann_file and split')
+        yield path, name
+
+
+def mask_files(segmentation: Segmentation) -> List[str]:
+    """Paths of the mask files of a segmentation."""
+    parts = segmentation if isinstance(segmentation, list) else [segmentation]
+    return [
+        part['mask_file'] for part in parts
+        if isinstance(part, dict) and 'mask_file' in part
+    ]
+
+
+def _lines(builder: RecordBuilder,
+           path: str) -> Iterator[Tuple[int, dict]]:
+    """Numbers, from 1, and entries of the lines that hold one."""
+    with open(path, encoding='utf-8') as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                where = f'{path}, line {number}'
+                try:
+                    entry = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    builder.fault('bad-entry', where,
+                                  f'it is not valid JSON: {error}')
+                    continue
+                if isinstance(entry, dict):
+                    yield number, entry
+                else:
+                    builder.fault(
+                        'bad-entry', where,
+                        f'it is {str(entry)[:60]}, not a JSON object with '
+                        'image, mask and expressions')
+        except UnicodeDecodeError as error:
+            raise ValueError(f'{path} is not UTF-8 text: {error}') from error
+
+
+def _segmentation(mask: Any, folder: str) -> Segmentation:
+    if mask is None or mask == []:
+        return mask
+    if isinstance(mask, str):
+        return to_mask_files(mask_path(folder, mask))
+    if isinstance(mask, list) and all(isinstance(m, str) for m in mask):
+        return to_mask_files([mask_path(folder, name) for name in mask])
+    parts = mask if isinstance(mask, list) else [mask]
+    if any(isinstance(part, dict) and 'mask_file' in part for part in parts):
+        raise EntryError('bad-mask', 'its mask has the key mask_file; give '
+                         'the name of the file as a string')
+    return mask

@@ -1,0 +1,512 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Own data in every form, good and bad."""
+import json
+import os
+import pickle
+import re
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from conftest import REPO
+from mmseg.registry import DATASETS
+from PIL import Image
+from test_preparation import grefs, own_jsonl  # noqa: F401  a fixture
+
+from cris.datasets.files import MAX_PIXELS, image_size
+from cris.datasets.masks import decode_mask
+from cris.datasets.readers import READERS
+from cris.datasets.readers.official_lmdb import parse_value
+from cris.datasets.refer import read_refer
+
+TEST_PIPELINE = [
+    dict(type='LoadReferImage'),
+    dict(type='ChooseExpressions'),
+    dict(type='Letterbox', size=64, border_value=(104, 117, 123)),
+    dict(type='LoadReferMasks'),
+    dict(type='TokenizeExpressions', context_length=8),
+    dict(type='PackReferInputs')
+]
+
+
+def read_own(root, name='jsonl', split='train', **kwargs):
+    args = dict(
+        jsonl=dict(ann_file=f'{root}/{{split}}.jsonl'),
+        coco=dict(ann_file=f'{root}/{{split}}.json'))
+    args['official-json'] = dict(ann_file=f'{root}/anns/{{split}}.json')
+    args = dict(args[name], img_folder=f'{root}/images', **kwargs)
+    if name != 'coco':
+        args['mask_folder'] = f'{root}/masks'
+    return READERS[name](**args, split=split)
+
+
+def only_fault(records):
+    (fault, ) = records.faults
+    return fault
+
+
+def huge_png(path, side=30_000):
+    """A header that says 30,000 x 30,000, with next to no data."""
+
+    def chunk(name, data):
+        return struct.pack('>I', len(data)) + name + data + struct.pack(
+            '>I', zlib.crc32(name + data))
+
+    path.write_bytes(
+        b'\x89PNG\r\n\x1a\n' +
+        chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 0, 0, 0, 0)) +
+        chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b''))
+
+
+class TestJSONL:
+
+    def test_the_records(self, tmp_path):
+        images, faults, files = read_own(own_jsonl(tmp_path / 'own'))
+        assert not faults and len(files) == 4
+        assert [i['file_name'] for i in images] == ['0.jpg', '1.jpg']
+        assert (images[0]['height'], images[0]['width']) == (40, 60)
+        first, second = images[0]['refs']
+        assert first['sentences'] == ['a dog', 'the dog']
+        assert second['sentences'] == ['a cat'] and second['sent_ids'] == [2]
+        assert first['area'] == 15 * 9
+        (both, ) = images[1]['refs']
+        mask = decode_mask(both['segmentation'], 40, 60)
+        assert mask.sum() == both['area'] == 2 * 15 * 9
+        assert mask[10, 12] == mask[10, 22] == 1 and mask[10, 2] == 0
+
+    def test_inline_masks_and_no_target(self, tmp_path):
+        lines = [
+            dict(image='0.jpg', mask=[[2, 1, 6, 1, 6, 5, 2, 5]],
+                 expressions=['polygon']),
+            dict(image='0.jpg', mask=dict(size=[40, 60], counts=[9, 2391]),
+                 expressions=['rle']),
+            dict(image='0.jpg', mask=None, expressions=['nothing'])
+        ]
+        (image, ) = read_own(own_jsonl(tmp_path / 'own', lines)).images
+        assert [r['area'] for r in image['refs']] == [16, 2391, 0]
+        assert image['refs'][2]['segmentation'] is None
+
+    def test_splits_in_one_file(self, tmp_path):
+        root = own_jsonl(tmp_path / 'own', [
+            dict(image='0.jpg', mask='0.png', expressions=['a'], split=split)
+            for split in ('train', 'val', 'train')
+        ])
+        for split, number in (('train', 2), ('val', 1), (['val', 'train'], 3)):
+            (image, ) = READERS['jsonl'](f'{root}/train.jsonl',
+                                         f'{root}/images', f'{root}/masks',
+                                         split).images
+            assert len(image['refs']) == number
+        with pytest.raises(ValueError, match="no split 'dev'; it has train"):
+            READERS['jsonl'](f'{root}/train.jsonl', f'{root}/images',
+                             f'{root}/masks', 'dev')
+
+    @pytest.mark.parametrize('change, kind, message', [
+        (dict(image='../0.jpg'), 'unsafe-name', 'leaves the folder'),
+        (dict(image='/etc/passwd'), 'unsafe-name', 'leaves the folder'),
+        (dict(image='a\\..\\..\\0.jpg'), 'unsafe-name', 'leaves the folder'),
+        (dict(image=['0.jpg']), 'unsafe-name', 'is none'),
+        (dict(mask='../masks/0.png'), 'unsafe-name', 'leaves the folder'),
+        (dict(mask=['0.png', '../masks/0.png']), 'unsafe-name', 'leaves'),
+        (dict(image='9.jpg'), 'missing-image', '9.jpg does not exist'),
+        (dict(mask='9.png'), 'missing-mask', '9.png does not exist'),
+        (dict(mask='small.png'), 'mask-size', r'size \[20, 60\], the image'),
+        (dict(mask='empty.png'), 'empty-mask', 'is empty'),
+        (dict(mask='text.png'), 'bad-mask', 'it is no image'),
+        (dict(mask='cut.png'), 'bad-mask', 'cannot be decoded'),
+        (dict(mask='a.jpg'), 'bad-mask', 'JPEG'),
+        (dict(mask='huge.png'), 'bad-mask', f'limit of {MAX_PIXELS}'),
+        (dict(image='huge.png'), 'image-too-large', f'limit of {MAX_PIXELS}'),
+        (dict(image='cut.jpg'), 'bad-image', 'ends too early'),
+        (dict(mask=[]), 'empty-mask', 'is empty'),
+        (dict(mask=5), 'bad-mask', 'neither polygon nor RLE'),
+        (dict(mask=dict(mask_file='/etc/passwd')), 'bad-mask', 'as a string'),
+        (dict(mask=[[0, 0, 1e9, 0, 1e9, 1e9]]), 'bad-mask', 'far outside'),
+        (dict(mask=[[0, 0, float('nan'), 0, 5, 5]]), 'bad-mask', 'far outs'),
+        (dict(mask=dict(size=[40, 60], counts=[-9, 2409])), 'bad-mask',
+         'negative run'),
+        (dict(expressions=[]), 'no-sentence', 'no sentence'),
+        (dict(expressions=['a', 5]), 'bad-sentence', '5'),
+        (dict(expressions=None), 'bad-sentence', 'None'),
+        (dict(sent_ids=[1, 2]), 'bad-sentence', '2 sent_ids for 1 sentences'),
+        (dict(ref_id=0), 'duplicate-ref', 'two refs have this id'),
+        (dict(ref_id=[1]), 'bad-entry', 'unhashable'),
+        (dict(image_id='0.jpg', image='1.jpg'), 'duplicate-id',
+         "has the id '0.jpg' of '0.jpg'"),
+    ])
+    def test_bad_lines(self, tmp_path, change, kind, message):
+        good = dict(image='0.jpg', mask='0.png', expressions=['a dog'])
+        root = own_jsonl(tmp_path / 'own', [good, dict(good, **change)])
+        masks, images = root / 'masks', root / 'images'
+        Image.fromarray(np.ones((20, 60), np.uint8)).save(masks / 'small.png')
+        Image.fromarray(np.zeros((40, 60), np.uint8)).save(masks / 'empty.png')
+        noise = np.random.default_rng(0).integers(0, 255, (40, 60), np.uint8)
+        Image.fromarray(noise).save(masks / 'a.png')
+        (masks / 'text.png').write_text('no image')
+        (masks / 'cut.png').write_bytes((masks / 'a.png').read_bytes()[:900])
+        Image.fromarray(noise).save(masks / 'a.jpg')
+        (images / 'cut.jpg').write_bytes(
+            (images / '0.jpg').read_bytes()[:700])
+        for folder in (masks, images):
+            huge_png(folder / 'huge.png')
+        records = read_own(root)
+        fault = only_fault(records)
+        assert fault.kind == kind
+        assert fault.where == f'{root}/train.jsonl, line 2'
+        assert re.search(message, fault.message), fault.message
+        assert len(records.images[0]['refs']) == 1  # the good one is there
+
+    @pytest.mark.parametrize('line, message', [
+        ('{"image": "0.jpg", "mas', 'not valid JSON'),
+        ('[1, 2]', r'it is \[1, 2\], not a JSON object'),
+        ('{}', 'it has no image, mask, expressions'),
+        ('{"image": "0.jpg", "mask": ' + '[' * 100_000, 'not valid JSON'),
+    ])
+    def test_lines_that_are_none(self, tmp_path, line, message):
+        root = own_jsonl(tmp_path / 'own')
+        with open(root / 'train.jsonl', 'a') as file:
+            file.write('\n\n' + line + '\n')
+        fault = only_fault(read_own(root))
+        assert fault.where.endswith('line 5')
+        assert re.search(message, fault.message)
+
+    def test_links_out_of_the_folder(self, tmp_path):
+        root = own_jsonl(tmp_path / 'own')
+        secret = tmp_path / 'secret.jpg'
+        (root / 'images/1.jpg').rename(secret)
+        (root / 'images/1.jpg').symlink_to(secret)
+        fault = only_fault(read_own(root))
+        assert fault.kind == 'unsafe-name' and 'leads out' in fault.message
+        # The folder itself may be a link, as train2014 often is.
+        (root / 'images/1.jpg').unlink()
+        secret.rename(root / 'images/1.jpg')
+        (root / 'images').rename(tmp_path / 'elsewhere')
+        (root / 'images').symlink_to(tmp_path / 'elsewhere')
+        assert not read_own(root).faults
+
+    @pytest.mark.parametrize('mode', ['P', '1', 'RGB', 'RGBA', 'LA', 'I;16'])
+    def test_masks_of_any_mode(self, tmp_path, mode):
+        root = own_jsonl(tmp_path / 'own')
+        mask = np.zeros((40, 60), np.uint8)
+        mask[3:9, 4:11] = 1
+        image = Image.fromarray(mask * 255)
+        if mode == 'P':  # index 0 is white, index 1 black
+            image = Image.fromarray(mask, 'P')
+            image.putpalette([255, 255, 255, 0, 0, 0])
+        elif mode == 'I;16':
+            image = Image.fromarray(mask.astype(np.uint16) * 256)
+        else:
+            image = image.convert(mode)
+        image.save(root / 'masks/0.png')
+        images = read_own(root).images
+        found = decode_mask(images[0]['refs'][0]['segmentation'], 40, 60)
+        assert np.array_equal(found, mask)
+
+
+class TestCOCO:
+
+    def write(self, root, annotations, **extra):
+        own_jsonl(root)
+        images = [
+            dict(id=i, file_name=f'{i}.jpg', height=40, width=60)
+            for i in range(2)
+        ]
+        content = dict(
+            images=images, annotations=annotations,
+            categories=[dict(id=7, name='dog')])
+        (root / 'train.json').write_text(json.dumps(dict(content, **extra)))
+        return root
+
+    def square(self, x, **more):
+        return dict(
+            image_id=0, category_id=7,
+            segmentation=[[x, 1, x + 4, 1, x + 4, 5, x, 5]], **more)
+
+    def test_expressions(self, tmp_path):
+        root = self.write(tmp_path / 'own', [
+            self.square(2, id=5, expressions=['left dog', 'a dog']),
+            self.square(12, id=6),
+            self.square(22, id=7, expressions='right dog')
+        ])
+        records = read_own(root, 'coco')
+        (image, ) = records.images
+        assert not records.faults
+        assert [r['ref_id'] for r in image['refs']] == [5, 7]
+        assert image['refs'][1]['sentences'] == ['right dog']
+        assert image['refs'][0]['category'] == 'dog'
+
+    def test_category_names_mean_all_instances(self, tmp_path):
+        root = self.write(tmp_path / 'own', [
+            self.square(2, id=5), self.square(12, id=6),
+            dict(self.square(3, id=8), image_id=1)
+        ])
+        images = read_own(root, 'coco').images
+        assert [[r['sentences'] for r in i['refs']] for i in images
+                ] == [[['dog']], [['dog']]]
+        assert [i['refs'][0]['area'] for i in images] == [32, 16]
+
+    @pytest.mark.parametrize('change, message', [
+        (dict(image_id=9), 'image_id 9 does not exist'),
+        (dict(segmentation=[]), 'is empty'),
+        (dict(segmentation=None), 'is empty'),
+        (dict(category_id=1), 'neither expressions nor a category'),
+    ])
+    def test_bad_annotations(self, tmp_path, change, message):
+        root = self.write(tmp_path / 'own', [
+            self.square(2, id=5), dict(self.square(12, id=6), **change)])
+        assert message in only_fault(read_own(root, 'coco')).message
+
+    @pytest.mark.parametrize('content', ['[]', '{"images": {}}', '{"imag'])
+    def test_other_files(self, tmp_path, content):
+        root = self.write(tmp_path / 'own', [])
+        (root / 'train.json').write_text(content)
+        with pytest.raises(ValueError, match='train.json is not'):
+            read_own(root, 'coco')
+
+
+class TestOfficialJSON:
+
+    def write(self, root, entries):
+        own_jsonl(root)
+        (root / 'anns').mkdir()
+        (root / 'anns/train.json').write_text(json.dumps(entries))
+        return root
+
+    def entry(self, **changes):
+        return dict(
+            dict(bbox=[0, 0, 5, 5], cat=3, segment_id=0, img_name='0.jpg',
+                 sentences=[dict(idx=0, sent_id=50, sent='a dog'),
+                            dict(idx=1, sent_id=51, sent='the dog')],
+                 sentences_num=2), **changes)
+
+    def test_sentences(self, tmp_path):
+        root = self.write(tmp_path / 'own', [
+            self.entry(), self.entry(mask_name='1.png', segment_id='x'),
+            self.entry(segment_id='2', sentences=['plain'])])
+        (image, ) = read_own(root, 'official-json').images
+        first, second, third = image['refs']
+        assert first['sent_ids'] == [50, 51] and first['category'] == '3'
+        assert first['segmentation'] == dict(mask_file=f'{root}/masks/0.png')
+        assert second['segmentation']['mask_file'].endswith('/1.png')
+        assert third['sentences'] == ['plain']
+
+    @pytest.mark.parametrize('prompts, keys, expected', [
+        (dict(p0='', p1='polyp', p2=['a', 'b']), None, ['', 'polyp', 'a',
+                                                        'b']),
+        (dict(p0='', p1='polyp', p2=['a', 'b']), ['p2', 'p1'],
+         ['a', 'b', 'polyp']),
+        (['x', ['y', dict(z='z')]], None, ['x', 'y', 'z']),
+        ('one', None, ['one']),
+        (dict(p0=dict(en='dog', list=['hound'])), ['p0', 'p9'],
+         ['dog', 'hound']),
+    ])
+    def test_prompts_of_any_shape(self, tmp_path, prompts, keys, expected):
+        entry = self.entry(prompts=prompts)
+        del entry['sentences']
+        root = self.write(tmp_path / 'own', [entry])
+        (image, ) = read_own(root, 'official-json', prompt_keys=keys).images
+        assert image['refs'][0]['sentences'] == expected
+
+    @pytest.mark.parametrize('change, kind, message', [
+        (dict(img_name='../0.jpg'), 'unsafe-name', 'leaves'),
+        (dict(segment_id='../masks/0'), 'unsafe-name', 'leaves'),
+        (dict(mask_name='/etc/0.png'), 'unsafe-name', 'leaves'),
+        (dict(segment_id=None), 'missing-mask', 'neither mask_name nor'),
+        (dict(segment_id=77), 'missing-mask', '77.png does not exist'),
+        (dict(sentences=[]), 'no-sentence', 'no sentence'),
+        (dict(sentences=5), 'bad-sentence', '5'),
+    ])
+    def test_bad_entries(self, tmp_path, change, kind, message):
+        root = self.write(tmp_path / 'own', [self.entry(),
+                                             self.entry(**change)])
+        fault = only_fault(read_own(root, 'official-json'))
+        assert (fault.kind, fault.where[-7:]) == (kind, 'entry 1')
+        assert message in fault.message
+
+    def test_prompt_keys_that_are_not_there(self, tmp_path):
+        entry = self.entry(prompts=dict(p0='a'))
+        root = self.write(tmp_path / 'own', [entry])
+        fault = only_fault(read_own(root, 'official-json', prompt_keys=['q']))
+        assert "they have 'p0'" in fault.message
+
+    def test_a_dict_where_a_list_is_expected(self, tmp_path):
+        root = self.write(tmp_path / 'own', dict(a=self.entry()))
+        with pytest.raises(ValueError, match='holds a dict, not the list'):
+            read_own(root, 'official-json')
+
+
+def lmdb_values(root, dumps):
+    own_jsonl(root)
+    values = [
+        dict(
+            img=(root / f'images/{i}.jpg').read_bytes(),
+            mask=(root / f'masks/{k}.png').read_bytes(),
+            cat=3, seg_id=100 + k, img_name=f'sub/{i} ä.jpg', num_sents=2,
+            sents=[f'thing {k}', 'größe'])
+        for k, i in enumerate((0, 0, 1))
+    ]
+    return {str(i): dumps(v) for i, v in enumerate(values)}
+
+
+def write_lmdb(root, dumps, change=None):
+    lmdb = pytest.importorskip('lmdb')
+    values = lmdb_values(root, dumps)
+    values.update(change or {})
+    environment = lmdb.open(
+        str(root / 'train.lmdb'), subdir=False, map_size=1 << 24)
+    with environment.begin(write=True) as transaction:
+        for key, value in values.items():
+            transaction.put(key.encode(), value)
+        transaction.put(b'__keys__', dumps([k.encode() for k in values]))
+        transaction.put(b'__len__', dumps(len(values)))
+    environment.close()
+    return root
+
+
+def dumps_pickle(value):
+    return pickle.dumps(value)
+
+
+def dumps_msgpack(value):
+    return pytest.importorskip('msgpack').packb(value)
+
+
+def dumps_old_msgpack(value):
+    return pytest.importorskip('msgpack').packb(value, use_bin_type=False)
+
+
+class TestOfficialLMDB:
+
+    @pytest.mark.parametrize('dumps', [dumps_pickle, dumps_msgpack,
+                                       dumps_old_msgpack])
+    def test_the_same_samples_come_out(self, tmp_path, dumps):
+        root = write_lmdb(tmp_path / 'own', dumps)
+        content = (root / 'train.lmdb').read_bytes()
+        dataset = DATASETS.build(
+            dict(type='OfficialLMDBDataset', data_root=str(root),
+                 pipeline=TEST_PIPELINE, test_mode=True))
+        assert len(dataset) == 2 and not dataset.faults
+        packed = dataset[0]
+        sample = packed['data_samples']
+        assert sample.expressions == ['thing 0', 'größe', 'thing 1', 'größe']
+        for k, mask in zip((0, 0, 1, 1), sample.gt_sem_seg.data, strict=True):
+            expected = np.asarray(Image.open(root / f'masks/{k}.png')) > 0
+            assert np.array_equal(mask.numpy() > 0, expected)
+        import mmcv
+        assert np.array_equal(
+            mmcv.imread(sample.img_path),
+            cv2.imread(str(root / 'images/0.jpg')))
+        assert os.path.basename(sample.img_path) == '0 ä.jpg'
+        assert (root / 'train.lmdb').read_bytes() == content
+
+    def test_pyarrow_serialize(self):
+        pytest.importorskip('pyarrow')
+        # Written by pyarrow.serialize of pyarrow 10.0.1.
+        content = (REPO / 'tests/data/pyarrow_serialize.bin').read_bytes()
+        (value, ) = parse_value(content, 'x')
+        assert value == dict(
+            img_name='0.jpg', n=None, f=1.5, sents=['é', 'b'],
+            img=b'\xff\x00', seg_id=7)
+        for cut in (20, 100, 600):
+            with pytest.raises(ValueError, match='x was written by pyarrow'):
+                parse_value(content[:cut], 'x')
+
+    def test_a_pickle_bomb(self, tmp_path):
+        marker = tmp_path / 'marker'
+
+        class Evil:
+
+            def __reduce__(self):
+                return os.mkdir, (str(marker), )
+
+        for protocol in range(6):
+            root = write_lmdb(
+                tmp_path / str(protocol), dumps_pickle,
+                {'1': pickle.dumps(dict(img=Evil()), protocol)})
+            records = READERS['official-lmdb'](f'{root}/{{split}}.lmdb',
+                                               'train')
+            assert 'mkdir' in only_fault(records).message
+            assert len(records.images) == 2
+        assert not marker.exists()
+
+    @pytest.mark.parametrize('value, message', [
+        (pickle.dumps([1]), 'holds no dict'),
+        (pickle.dumps(dict(img=b'')), 'has no mask, img_name, sents'),
+        (pickle.dumps(dict(img=b'', mask=b'', img_name='../a', sents=[])),
+         'leaves the folder'),
+        (pickle.dumps(dict(img=b'x', mask=b'', img_name='a', sents=['a'])),
+         'no image, or broken'),
+        (b'\xc1nothing', 'neither pyarrow.serialize nor pickle nor msgpack'),
+    ])
+    def test_bad_entries(self, tmp_path, value, message):
+        pytest.importorskip('msgpack')
+        root = write_lmdb(tmp_path / 'own', dumps_pickle, {'1': value})
+        records = READERS['official-lmdb'](f'{root}/{{split}}.lmdb', 'train')
+        assert message in only_fault(records).message
+
+    def test_other_files(self, tmp_path):
+        lmdb = pytest.importorskip('lmdb')
+        (tmp_path / 'a.lmdb').write_bytes(b'no lmdb' * 1000)
+        with pytest.raises(ValueError, match='a.lmdb is no LMDB, or broken'):
+            READERS['official-lmdb'](f'{tmp_path}/a.lmdb', 'a')
+        lmdb.open(str(tmp_path / 'b.lmdb'), subdir=False).close()
+        with pytest.raises(ValueError, match='no entry __keys__'):
+            READERS['official-lmdb'](f'{tmp_path}/b.lmdb', 'b')
+        with pytest.raises(FileNotFoundError, match='c.lmdb does not exist'):
+            READERS['official-lmdb'](f'{tmp_path}/c.lmdb', 'c')
+
+
+class TestGeneralized:
+
+    def read(self, root):
+        return read_refer(f'{root}/instances.json', f'{root}/grefs(unc).json',
+                          'train', f'{root}/images')
+
+    def test_one_several_none(self, grefs):  # noqa: F811
+        (first, _) = self.read(grefs).images
+        none, several = first['refs']
+        assert none['segmentation'] is None and none['ann_id'] == [-1]
+        mask = decode_mask(several['segmentation'], 80, 50)
+        assert mask[20, 10] == mask[20, 30] == 1
+        assert several['area'] == mask.sum()
+
+    def test_samples(self, grefs):  # noqa: F811
+        dataset = DATASETS.build(
+            dict(
+                type='RefCOCODataset',
+                data_root=str(grefs),
+                split_file='grefs(unc).json',
+                pipeline=TEST_PIPELINE,
+                test_mode=True))
+        masks = dataset[0]['data_samples'].gt_sem_seg.data
+        assert masks[:4].sum() == 0 and (masks[4:].sum((1, 2)) > 0).all()
+
+    @pytest.mark.parametrize('ann_id, segmentation, message', [
+        ([], None, 'empty list'),
+        ([102, 999], None, 'ann_id 999 does not exist'),
+        ([102, 100], None, 'lies in image 0'),
+        ([102, -1], None, 'ann_id -1 does not exist'),
+        ([102, 103], [], 'is empty'),
+    ])
+    def test_bad_refs(self, refer_set, grefs, ann_id, segmentation,  # noqa: F811
+                      message):
+        refer_set.refs[3]['ann_id'] = ann_id
+        if segmentation is not None:
+            refer_set.anns[3]['segmentation'] = segmentation
+        root = refer_set.write()
+        (root / 'grefs(unc).json').write_text(json.dumps(refer_set.refs))
+        assert message in only_fault(self.read(root)).message
+
+
+def test_header_sizes(tmp_path):
+    path = tmp_path / 'a.jpg'
+    Image.new('RGB', (60, 40)).save(path)
+    assert image_size(str(path)) == (40, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new('RGB', (60, 40)).save(path, exif=exif)
+    assert image_size(str(path)) == cv2.imread(str(path)).shape[:2]
+    huge_png(tmp_path / 'a.png', 10_001)
+    with pytest.raises(ValueError, match='10001 x 10001 = .* limit of 1000'):
+        image_size(str(tmp_path / 'a.png'))
