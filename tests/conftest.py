@@ -1,14 +1,18 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import json
+import multiprocessing
 import os
 import pickle
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import cris  # noqa: F401  registers everything
 
@@ -105,9 +109,38 @@ def run(*command, cwd=REPO, ok=True, **env):
     return out
 
 
-def tool(name, *args, **kwargs):
-    """The same, for a file in tools/."""
-    return run(sys.executable, REPO / 'tools' / name, *args, **kwargs)
+# Importing torch and the OpenMMLab packages takes as long as many a test: a
+# server imports them once, and every tool runs in a fork of it.
+_SERVER = multiprocessing.get_context('forkserver')
+_SERVER.set_forkserver_preload(['cris', 'mmengine.runner', 'tqdm'])
+
+
+def _run_file(path, args, cwd, output):
+    file = os.open(output, os.O_WRONLY | os.O_CREAT)
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    sys.stdout, sys.stderr = (
+        open(descriptor, 'w', buffering=1, closefd=False)
+        for descriptor in (1, 2))
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    sys.path.insert(0, str(Path(path).parent))
+    sys.argv = [str(path), *args]
+    runpy.run_path(str(path), run_name='__main__')
+
+
+def tool(name, *args, cwd=REPO, ok=True):
+    """What a file in tools/ printed, run as a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / 'output'
+        process = _SERVER.Process(
+            target=_run_file,
+            args=(REPO / 'tools' / name, [str(a) for a in args], cwd, output))
+        process.start()
+        process.join()
+        out = output.read_text(errors='replace')
+    assert (process.exitcode == 0) == ok, out[-3000:]
+    return out
 
 
 def options(root):

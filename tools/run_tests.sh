@@ -4,4 +4,5 @@
 set -euo pipefail
 . "$(dirname "$0")/misc/setup_env.sh"
 ruff check projects tools tests
-python -m pytest "$@"
+# One thread each: the processes share the cores.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest -n 2 --dist loadfile "$@"

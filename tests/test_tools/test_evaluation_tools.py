@@ -128,8 +128,9 @@ def test_two_ranks_audit_the_same(untrained, audited, tmp_path):
 
 @pytest.mark.parametrize('name', ['results.csv', 'results.parquet'])
 def test_a_results_file_that_cannot_be_written(untrained, tmp_path, name):
-    if name.endswith('.parquet') and find_spec('pandas'):
-        pytest.skip('pandas is there')
+    if name.endswith('.parquet') and find_spec('pandas') and find_spec(
+            'pyarrow'):
+        pytest.skip('pandas and pyarrow are there')
     data, checkpoint = untrained
     log = tool('test.py', CONFIG, checkpoint, '--results', tmp_path / name,
                '--work-dir', tmp_path, *options(data), ok=False)
