@@ -90,16 +90,14 @@ def test_generated_set(benchmark, tmp_path):
 
 @pytest.mark.slow
 def test_true_size(benchmark, tmp_path):
-    """The limits that the index keeps; several minutes on a busy machine."""
+    """Memory and counts; the times are for benchmark_index.py to print."""
     benchmark['generate'](str(tmp_path))
     name = 'analysis_tools/benchmark_index.py'
-    cold, warm = (
-        json.loads(
+    for _ in ('cold', 'from the cache'):
+        index = json.loads(
             tool(name, tmp_path, '--measure', 'index').splitlines()[-1])
-        for _ in range(2))
-    assert (cold['train_samples'], cold['val_samples']) == (42404, 3811)
-    assert cold['train_s'] < 20 and warm['train_s'] < 3
-    assert cold['peak_gib'] < 2
+        assert (index['train_samples'], index['val_samples']) == (42404, 3811)
+        assert index['peak_gib'] < 2e9 / 2**30
     workers = json.loads(
         tool(name, tmp_path, '--measure', 'workers').splitlines()[-1])
     assert workers['workers'] == 4

@@ -14,7 +14,7 @@ import os.path as osp
 import tempfile
 from typing import Any, Callable, Optional, Sequence, Tuple
 
-from .files import parse_json
+from .files import dump_json, parse_json
 
 _FORMAT = 1  # to be raised with every change of the records
 _MAX_HASHED = 4 << 30  # bytes; larger files go by size and times
@@ -110,7 +110,7 @@ def _write(path: str, key: str, value: Any, files: Sequence[str],
            note: Callable[[str], None]) -> None:
     """Write a cache file that is either whole or not there."""
     try:
-        body = json.dumps(value, separators=(',', ':')).encode()
+        body = dump_json(value)
         if parse_json(body) != value:
             return note('not cached: ids that are not numbers or strings')
         head = dict(

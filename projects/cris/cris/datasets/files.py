@@ -7,7 +7,7 @@ import pickle
 import warnings
 from contextlib import contextmanager
 from io import BytesIO
-from typing import Any, Iterator, List, Tuple, Union
+from typing import Any, BinaryIO, Iterator, List, Tuple, Union
 
 from PIL import Image
 
@@ -25,7 +25,7 @@ LMDB_SCHEME = 'official-lmdb://'
 
 
 @contextmanager
-def no_gc() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """Millions of new objects would be searched for cycles, in vain."""
     enabled = gc.isenabled()
     gc.disable()
@@ -49,7 +49,7 @@ def parse_plain_pickle(content: bytes, where: str) -> Any:
     """Like :func:`load_plain_pickle`, of bytes that ``where`` names."""
     try:
         # The files of RefCOCO were written by Python 2.
-        with no_gc():
+        with without_gc():
             return _PlainUnpickler(
                 BytesIO(content), encoding='utf-8', errors='replace').load()
     except Exception as error:  # any broken byte ends in some exception
@@ -80,7 +80,7 @@ def load_json(path: str) -> Any:
     try:
         if osp.getsize(path) > _LARGE:
             # orjson would be faster, but takes twice the memory meanwhile.
-            with open(path, encoding='utf-8') as file, no_gc():
+            with open(path, encoding='utf-8') as file, without_gc():
                 return json.load(file)
         with open(path, 'rb') as file:
             return parse_json(file.read())
@@ -91,13 +91,24 @@ def load_json(path: str) -> Any:
 
 def parse_json(content: bytes) -> Any:
     """Like ``json.loads``, faster where orjson is installed."""
-    with no_gc():
+    with without_gc():
         if orjson:
             try:
                 return orjson.loads(content)
             except ValueError:
                 pass  # NaN, huge numbers: or an error that json words better
         return json.loads(content.decode('utf-8'))
+
+
+def dump_json(value: Any) -> bytes:
+    """Like ``json.dumps``, faster where orjson is installed.
+
+    Raises:
+        TypeError: If the value is not of JSON's types.
+    """
+    if orjson:
+        return orjson.dumps(value)
+    return json.dumps(value, separators=(',', ':')).encode()
 
 
 def read_bytes(path: str) -> bytes:
@@ -158,35 +169,30 @@ def check_pixels(height: int, width: int, where: str) -> None:
             'tiles')
 
 
-def open_image(content: Union[bytes, str], where: str) -> Image.Image:
+def open_image(content: Union[bytes, BinaryIO], where: str) -> Image.Image:
     """Read the header of an image; nothing is decoded yet.
 
     Args:
-        content (bytes | str): Of the file, or its path.
+        content (bytes | BinaryIO): Of the file, or the open file.
         where (str): Its name in messages.
 
     Returns:
         PIL.Image.Image: Not loaded.
 
     Raises:
-        OSError: If the file cannot be opened.
         ValueError: If it is no image or has too many pixels.
     """
+    file = BytesIO(content) if isinstance(content, bytes) else content
     try:
         with warnings.catch_warnings():  # our limit is the one that counts
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            image = Image.open(
-                BytesIO(content) if isinstance(content, bytes) else content)
+            image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f'{where} has more pixels than the limit of {MAX_PIXELS}: {error}'
             '; make it smaller or cut it into tiles') from error
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
-        raise
     except Exception as error:  # Pillow raises whatever a header provokes
-        length = (
-            len(content) if isinstance(content, bytes) else
-            osp.getsize(content))
+        length = file.seek(0, 2)
         raise ValueError(f'{where} cannot be decoded: it is no image, or '
                          f'broken ({length} bytes). Get the file again, or '
                          'remove its refs from the annotations.') from error
@@ -216,8 +222,8 @@ def image_size(path: str) -> Tuple[int, int]:
                     f'{path} cannot be decoded: the JPEG ends too early '
                     f'({length} bytes). Get the file again, or remove its '
                     'refs from the annotations.')
-    with open_image(path, path) as image:
-        return _shown_size(image)
+        file.seek(0)
+        return _shown_size(open_image(file, path))
 
 
 def _shown_size(image: Image.Image) -> Tuple[int, int]:

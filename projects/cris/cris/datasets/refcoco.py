@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmseg.registry import DATASETS, TRANSFORMS
 
 from .cache import cached
+from .files import without_gc
 from .images import check_headers
 from .readers import READERS
 from .records import Fault, Records, as_splits, raise_faults
@@ -121,6 +122,7 @@ class ReferDataset(BaseDataset):
         """File names, without folders, of the images of the split."""
         return {osp.basename(i['file_name']) for i in self.read().images}
 
+    @without_gc()
     def load_data_list(self) -> List[dict]:
         """One dict per sample: image, its size and its refs."""
         images, faults = self.read()[:2]

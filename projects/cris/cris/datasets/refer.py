@@ -11,7 +11,7 @@ import os.path as osp
 from collections import Counter
 from typing import Any, Dict, List, Optional, Sequence, Union
 
-from .files import load_json, load_plain_pickle, no_gc, safe_join
+from .files import load_json, load_plain_pickle, safe_join, without_gc
 from .masks import decode_mask, encode_mask
 from .records import (
     EntryError,
@@ -53,7 +53,7 @@ def load_refer(ann_file: str, split_file: str, split: str) -> List[dict]:
     return records.images
 
 
-@no_gc()
+@without_gc()
 def read_refer(ann_file: str,
                split_file: str,
                split: Union[None, str, Sequence[str]] = None,
