@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import REPO
 from mmengine.config import Config
-from mmseg.registry import MODELS, TRANSFORMS
+from mmseg.registry import METRICS, MODELS, TRANSFORMS
 
 from cris.geometry import letterbox
 
@@ -142,3 +142,14 @@ def test_the_papers_recipe():
     assert (step.type, step.milestones, step.gamma) == ('MultiStepLR', [35],
                                                         0.1)
     assert cfg.sync_bn == 'torch'
+
+
+@pytest.mark.parametrize(
+    'path',
+    sorted((REPO / 'configs/_base_/datasets').glob('*.py')),
+    ids=lambda path: path.stem)
+def test_data_configs_have_an_evaluator(path):
+    cfg = Config.fromfile(path)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        metric = METRICS.build(evaluator)
+        assert metric.generalized == (path.stem == 'grefcoco')
