@@ -115,7 +115,8 @@ _SERVER = multiprocessing.get_context('forkserver')
 _SERVER.set_forkserver_preload(['cris', 'mmengine.runner', 'tqdm'])
 
 
-def _run_file(path, args, cwd, output):
+def _run_file(path, args, cwd, output, start_method):
+    multiprocessing.set_start_method(start_method, force=True)
     file = os.open(output, os.O_WRONLY | os.O_CREAT)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
@@ -135,7 +136,8 @@ def tool(name, *args, cwd=REPO, ok=True):
         output = Path(folder) / 'output'
         process = _SERVER.Process(
             target=_run_file,
-            args=(REPO / 'tools' / name, [str(a) for a in args], cwd, output))
+            args=(REPO / 'tools' / name, [str(a) for a in args], cwd, output,
+                  multiprocessing.get_start_method()))
         process.start()
         process.join()
         out = output.read_text(errors='replace')
