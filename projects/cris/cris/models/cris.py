@@ -4,7 +4,7 @@
 Shapes: B images of H x W pixels with K expressions each, E of them in all;
 L tokens.
 """
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cris.geometry import unletterbox
 
+ImageFeatures = Tuple[Tensor, Tensor, Tensor]
 
 @MODELS.register_module()
 class CRIS(BaseSegmentor):
@@ -69,11 +70,48 @@ class CRIS(BaseSegmentor):
             ValueError: If H or W is not a multiple of 32, L is longer than
                 the text encoder's context, or E does not fit image_index.
         """
-        image_index = _check_image_index(images, tokens, image_index)
+        return self.answer(self.encode_image(images), tokens, image_index)
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """What the answers to any number of expressions share.
+
+        Args:
+            images (Tensor): Normalised images, ``(B, 3, H, W)``; H and W are
+                multiples of 32.
+
+        Returns:
+            tuple[Tensor]: p3, p4, p5, the neck's projections, for
+            :meth:`answer`.
+
+        Raises:
+            ValueError: If H or W is not a multiple of 32.
+        """
         c3, c4, c5 = self.backbone.encode_image(images)
+        return self.neck.project(c3, c4, c5)
+
+    def answer(self,
+               features: ImageFeatures,
+               tokens: Tensor,
+               image_index: Optional[Tensor] = None) -> Tensor:
+        """Logits of every expression, from images that are encoded already.
+
+        Args:
+            features (tuple[Tensor]): From :meth:`encode_image`.
+            tokens (Tensor): Token ids, ``(E, L)``.
+            image_index (Tensor, optional): Whose image an expression belongs
+                to, ``(E,)`` of int64. None stands for one expression per
+                image, E == B.
+
+        Returns:
+            Tensor: ``(E, 1, H/4, W/4)``.
+
+        Raises:
+            ValueError: If L is longer than the text encoder's context, or E
+                does not fit image_index.
+        """
+        p3, p4, p5 = _per_expression(features, tokens, image_index)
         words, sentence = self.backbone.encode_text(tokens)
-        fused = self.neck(
-            c3, c4, c5, sentence=sentence, image_index=image_index)
+        fused = self.neck.fuse(p3, p4, p5, sentence=sentence)
         return self.decode_head(
             fused, words=words, sentence=sentence, padding_mask=tokens == 0)
 
@@ -97,9 +135,6 @@ class CRIS(BaseSegmentor):
                 data_samples: List[SegDataSample]) -> List[SegDataSample]:
         """Masks at the images' original size.
 
-        The probabilities are resized to the input's size (bicubic), taken
-        back to the original picture and thresholded, as in the official code.
-
         Args:
             inputs (Tensor): Normalised, letterboxed images, (B, 3, H, W).
             data_samples (list[SegDataSample]): With ``tokens (K, L)`` and
@@ -112,21 +147,37 @@ class CRIS(BaseSegmentor):
             models of a single class).
         """
         logits = self._forward(inputs, data_samples)
-        probs = F.interpolate(
-            logits.float().sigmoid(),
-            inputs.shape[-2:],
-            mode='bicubic',
-            align_corners=self.decode_head.align_corners)
         counts = [len(sample.tokens) for sample in data_samples]
-        for sample, prob in zip(
-                data_samples, probs[:, 0].split(counts), strict=True):
-            height, width = sample.ori_shape[:2]
-            prob = torch.from_numpy(
-                unletterbox(prob.detach().cpu().numpy(), height, width))
+        for sample, own in zip(
+                data_samples, logits.split(counts), strict=True):
+            prob = self.original_size(own, sample.ori_shape[:2])
             sample.seg_logits = PixelData(data=prob)
             sample.pred_sem_seg = PixelData(
                 data=prob > self.decode_head.threshold)
         return data_samples
+
+    def original_size(self, logits: Tensor, ori_shape: Tuple[int,
+                                                            int]) -> Tensor:
+        """Probabilities of one picture's expressions at its original size.
+
+        They are resized to the size of the input (bicubic) and taken back to
+        the original picture (:func:`cris.geometry.unletterbox`), as in the
+        official code.
+
+        Args:
+            logits (Tensor): ``(K, 1, H/4, W/4)``.
+            ori_shape (tuple[int, int]): Height and width of the picture.
+
+        Returns:
+            Tensor: ``(K, h, w)`` of float32 on the CPU.
+        """
+        height, width = logits.shape[-2:]
+        probs = F.interpolate(
+            logits.float().sigmoid(), (4 * height, 4 * width),
+            mode='bicubic',
+            align_corners=self.decode_head.align_corners)
+        return torch.from_numpy(
+            unletterbox(probs[:, 0].detach().cpu().numpy(), *ori_shape))
 
     def _forward(self, inputs: Tensor,
                  data_samples: List[SegDataSample]) -> Tensor:
@@ -152,16 +203,16 @@ class CRIS(BaseSegmentor):
             align_corners=self.decode_head.align_corners)
 
 
-def _check_image_index(images: Tensor, tokens: Tensor,
-                       image_index: Optional[Tensor]) -> Tensor:
+def _per_expression(features: ImageFeatures, tokens: Tensor,
+                    image_index: Optional[Tensor]) -> ImageFeatures:
     if image_index is None:
-        if len(tokens) != len(images):
+        if len(tokens) != len(features[0]):
             raise ValueError(
-                f'{len(tokens)} expressions for {len(images)} images: give '
-                'image_index, which says whose image each belongs to')
-        return torch.arange(len(images), device=images.device)
+                f'{len(tokens)} expressions for {len(features[0])} images: '
+                'give image_index, which says whose image each belongs to')
+        return features
     if image_index.shape != tokens.shape[:1]:
         raise ValueError(
             f'image_index has shape {tuple(image_index.shape)}, but there are '
             f'{len(tokens)} expressions: it needs one entry for each')
-    return image_index
+    return tuple(feature[image_index] for feature in features)

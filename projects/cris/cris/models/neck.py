@@ -3,7 +3,7 @@
 
 Shapes: B images, E expressions; h x w pixels at stride 16.
 """
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +70,49 @@ class CrossModalFPN(BaseModule):
         self.coord = nn.Sequential(
             CoordConv(out4, out4), conv_bn_relu(out4, out4, 3))
 
+    def project(self, c3: Tensor, c4: Tensor,
+                c5: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """The part that no expression changes: once per image.
+
+        Args:
+            c3 (Tensor): ``(B, C3, 2h, 2w)``.
+            c4 (Tensor): ``(B, C4, h, w)``.
+            c5 (Tensor): ``(B, C5, h/2, w/2)``.
+
+        Returns:
+            tuple[Tensor]: p3 and p4 of h x w, p5 of h/2 x w/2 pixels, with
+            out_channels.
+        """
+        p3 = F.avg_pool2d(self.proj3(c3), 2)
+        return p3, self.proj4(c4), self.proj5(c5)
+
+    def fuse(self, p3: Tensor, p4: Tensor, p5: Tensor, *,
+             sentence: Tensor) -> Tensor:
+        """Fuse an image and a sentence, E pairs of them.
+
+        Args:
+            p3 (Tensor): ``(E, out_channels[0], h, w)``.
+            p4 (Tensor): ``(E, out_channels[1], h, w)``.
+            p5 (Tensor): ``(E, out_channels[2], h/2, w/2)``.
+            sentence (Tensor): ``(E, C)``.
+
+        Returns:
+            Tensor: ``(E, out_channels[1], h, w)``.
+        """
+        s = self.sentence_proj(sentence)[..., None, None]  # (E, out5, 1, 1)
+        f5 = self.norm5(p5 * s)
+        f4 = self.merge4(torch.cat([p4, _up2(f5)], dim=1))
+        f3 = self.merge3(torch.cat([p3, f4], dim=1))
+
+        fused = torch.cat(
+            [self.smooth3(f3),
+             self.smooth4(f4),
+             _up2(self.smooth5(f5))], dim=1)
+        return self.coord(self.aggregate(fused))
+
     def forward(self, c3: Tensor, c4: Tensor, c5: Tensor, *, sentence: Tensor,
                 image_index: Tensor) -> Tensor:
-        """Fuse.
+        """Both parts.
 
         Args:
             c3 (Tensor): ``(B, C3, 2h, 2w)``.
@@ -85,20 +125,9 @@ class CrossModalFPN(BaseModule):
         Returns:
             Tensor: ``(E, out_channels[1], h, w)``.
         """
-        p5 = self.proj5(c5)[image_index]
-        p4 = self.proj4(c4)[image_index]
-        p3 = F.avg_pool2d(self.proj3(c3), 2)[image_index]
-
-        s = self.sentence_proj(sentence)[..., None, None]  # (E, out5, 1, 1)
-        f5 = self.norm5(p5 * s)
-        f4 = self.merge4(torch.cat([p4, _up2(f5)], dim=1))
-        f3 = self.merge3(torch.cat([p3, f4], dim=1))
-
-        fused = torch.cat(
-            [self.smooth3(f3),
-             self.smooth4(f4),
-             _up2(self.smooth5(f5))], dim=1)
-        return self.coord(self.aggregate(fused))
+        projected = self.project(c3, c4, c5)
+        return self.fuse(
+            *(p[image_index] for p in projected), sentence=sentence)
 
 
 def _up2(x: Tensor) -> Tensor:
