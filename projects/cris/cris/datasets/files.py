@@ -2,14 +2,18 @@
 """Reading files of unknown origin: nothing runs, nothing outside is read."""
 import gc
 import json
+import os
 import os.path as osp
 import pickle
+import stat
 import warnings
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, BinaryIO, Iterator, List, Tuple, Union
 
 from PIL import Image
+
+from cris.pickles import check_pickle, check_tree
 
 try:
     import orjson
@@ -18,8 +22,12 @@ except ImportError:  # the standard library does it, too, more slowly
 
 #: Pictures and masks with more pixels are refused before they are decoded.
 MAX_PIXELS = 100_000_000
+#: Nor are larger files of pictures and masks read.
+MAX_BYTES = 1 << 30
 _LARGE = 64 << 20  # bytes
 _EXIF_ORIENTATION = 0x0112
+# Pillow knows more, among them PostScript, for which it starts Ghostscript.
+_FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'GIF', 'PPM', 'JPEG2000')
 #: What the values of an LMDB are called, see readers/official_lmdb.py.
 LMDB_SCHEME = 'official-lmdb://'
 
@@ -49,9 +57,12 @@ def parse_plain_pickle(content: bytes, where: str) -> Any:
     """Like :func:`load_plain_pickle`, of bytes that ``where`` names."""
     try:
         # The files of RefCOCO were written by Python 2.
+        check_pickle(content)
         with without_gc():
-            return _PlainUnpickler(
+            value = _PlainUnpickler(
                 BytesIO(content), encoding='utf-8', errors='replace').load()
+        check_tree(value, len(content))
+        return value
     except Exception as error:  # any broken byte ends in some exception
         raise ValueError(f'{where} is not a pickle of plain data: {error}. '
                          'Get the file again from its source.') from error
@@ -116,8 +127,25 @@ def read_bytes(path: str) -> bytes:
     if path.startswith(LMDB_SCHEME):
         from .readers.official_lmdb import read_value
         return read_value(path)
+    check_file(path)
     with open(path, 'rb') as file:
         return file.read()
+
+
+def check_file(path: str) -> None:
+    """Refuse what would block for ever or fill the memory when it is read.
+
+    Raises:
+        OSError: If it is not there.
+        ValueError: If it is no regular file (a pipe, for instance) or larger
+            than ``MAX_BYTES``.
+    """
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f'{path} is no regular file')
+    if state.st_size > MAX_BYTES:
+        raise ValueError(f'{path} has {state.st_size} bytes, more than the '
+                         f'limit of {MAX_BYTES}')
 
 
 def safe_join(folder: str, name: Any) -> str:
@@ -186,7 +214,7 @@ def open_image(content: Union[bytes, BinaryIO], where: str) -> Image.Image:
     try:
         with warnings.catch_warnings():  # our limit is the one that counts
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            image = Image.open(file)
+            image = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f'{where} has more pixels than the limit of {MAX_PIXELS}: {error}'
@@ -210,6 +238,7 @@ def image_size(path: str) -> Tuple[int, int]:
     """
     if path.startswith(LMDB_SCHEME):
         return _shown_size(open_image(read_bytes(path), path))
+    check_file(path)
     with open(path, 'rb') as file:
         start = file.read(2)
         file.seek(0, 2)

@@ -6,6 +6,7 @@ A *segmentation* is a list of polygons ``[[x, y, ...], ...]``, an RLE
 list of any of these, whose union is meant; ``None`` says that the expression
 has no target (gRefCOCO).
 """
+import reprlib
 from typing import List, Optional, Union
 
 import numpy as np
@@ -14,6 +15,7 @@ from pycocotools import mask as coco_mask
 from .files import open_image, read_bytes
 
 _MAX_REACH = 10  # of a polygon, in sizes of the image
+_MAX_POINTS = 20_000_000  # of all its edges, of which pycocotools makes lists
 Segmentation = Union[None, List[Union[List[float], dict]], dict]
 
 
@@ -143,13 +145,27 @@ def _encode_part(part: Union[list, dict], height: int, width: int) -> dict:
             raise ValueError(f'a polygon has {len(part)} numbers; it needs '
                              'three points or more, x and y of each')
         # pycocotools walks along every edge, however long it is.
-        farthest = np.abs(np.asarray(part, np.float64)).max()
+        points = np.asarray(part, np.float64)
+        farthest = np.abs(points).max()
         if not farthest <= _MAX_REACH * max(height, width):
             raise ValueError(
                 f'a polygon has the coordinate {farthest}, far outside the '
                 f'image of {[height, width]} (height, width)')
+        # Five points a pixel; an edge is at most twice the farthest long.
+        if 5 * len(part) * farthest > _MAX_POINTS and (
+                5 * _edge_lengths(points).sum() > _MAX_POINTS):
+            raise ValueError(
+                f'a polygon of {len(part) // 2} points has edges of '
+                f'{_edge_lengths(points).sum():.0f} pixels in all, more than '
+                f'the limit of {_MAX_POINTS // 5}')
         return coco_mask.frPyObjects([part], height, width)[0]
-    raise ValueError(f'neither polygon nor RLE: {str(part)[:60]}')
+    raise ValueError(f'neither polygon nor RLE: {reprlib.repr(part)}')
+
+
+def _edge_lengths(points: np.ndarray) -> np.ndarray:
+    """Steps along each edge of a closed polygon ``(2 N, )``, in pixels."""
+    points = points.reshape(-1, 2)
+    return np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
 
 
 def _check_compressed(counts: Union[str, bytes], pixels: int) -> None:
@@ -168,6 +184,8 @@ def _check_compressed(counts: Union[str, bytes], pixels: int) -> None:
             raise ValueError('the RLE has characters that do not belong there')
         value |= (bits & 31) << shift
         shift += 5
+        if shift > 35:
+            raise ValueError('the RLE has a run of more than 2**35 pixels')
         if bits & 32:
             continue
         if bits & 16:

@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
 from .masks import Segmentation, encode_mask, is_outside, mask_area
 
 _MAX_LISTED = 10
+_MAX_SENTENCE = 5000  # characters; the tokenizer's time grows faster
 
 
 class Fault(NamedTuple):
@@ -110,7 +111,7 @@ class _Entry:
                 Fault('missing-file', self._where,
                       f'the file {error.filename} does not exist'))
         elif isinstance(error, (AttributeError, KeyError, OSError, TypeError,
-                                ValueError)):
+                                RecursionError, ValueError)):
             text = f'it has no {error}' if isinstance(error,
                                                       KeyError) else str(error)
             self._faults.append(Fault('bad-entry', self._where, text))
@@ -132,6 +133,15 @@ def verified_area(ref: dict, height: int, width: int) -> int:
         if not isinstance(sentence, str):
             raise EntryError('bad-sentence', f'its sentence {sentence!r} is '
                              'no string')
+        if len(sentence) > _MAX_SENTENCE:
+            raise EntryError(
+                'bad-sentence', f'its sentence {sentence[:60]!r}... has '
+                f'{len(sentence)} characters, more than {_MAX_SENTENCE}')
+        try:
+            sentence.encode()
+        except UnicodeEncodeError as error:
+            raise EntryError('bad-sentence', f'its sentence {sentence!r} is '
+                             f'no Unicode text: {error}') from error
     if len(ref['sent_ids']) != len(ref['sentences']):
         raise EntryError(
             'bad-sentence', f'it has {len(ref["sent_ids"])} sent_ids for '

@@ -8,10 +8,17 @@ gRefCOCO has ``grefs(<split_by>).json`` instead, where ``ann_id`` is a list:
 several objects, or ``[-1]`` for none. This file knows nothing of mmengine.
 """
 import os.path as osp
+import reprlib
 from collections import Counter
 from typing import Any, Dict, List, Optional, Sequence, Union
 
-from .files import load_json, load_plain_pickle, safe_join, without_gc
+from .files import (
+    check_pixels,
+    load_json,
+    load_plain_pickle,
+    safe_join,
+    without_gc,
+)
 from .masks import decode_mask, encode_mask
 from .records import (
     EntryError,
@@ -99,7 +106,7 @@ def read_refer(ann_file: str,
         if (splits is not None and ref.get('split') not in splits) or (
                 ref.get('image_id') in skip_images):
             continue
-        with builder.entry(f'ref {ref.get("ref_id")}'):
+        with builder.entry(f'ref {_short(ref.get("ref_id"))}'):
             missing = {'ref_id', 'ann_id', 'image_id', 'sentences', 'split'
                        } - ref.keys()
             if missing:
@@ -157,7 +164,7 @@ def check_splits(entries: Sequence[dict], split: Union[None, str,
         ValueError: If one does not exist; the message lists those that do.
     """
     splits = as_splits(split)
-    present = Counter(str(entry.get('split')) for entry in entries)
+    present = Counter(_short(entry.get('split')) for entry in entries)
     for name in splits or ():
         if name not in present:
             known = ', '.join(f'{k} ({n} refs)' for k, n in present.items())
@@ -179,8 +186,8 @@ def by_id(builder: RecordBuilder, entries: List[dict], where: str) -> tuple:
     for entry in entries:
         number = entry.get('id') if isinstance(entry, dict) else None
         if not isinstance(number, (int, str)):
-            raise ValueError(f'{where}: {str(entry)[:60]} is no dict with an '
-                             'id')
+            raise ValueError(f'{where}: {reprlib.repr(entry)} is no dict with '
+                             'an id')
         if number in found:
             twice.add(number)
         found[number] = entry
@@ -212,6 +219,11 @@ def image_of(images: dict, image_id: Any, folder: str) -> dict:
                 'bad-size', f'its image {image_id!r} has {key} '
                 f'{image.get(key)!r}, not a positive integer')
     try:
+        check_pixels(image['height'], image['width'],
+                     f'its image {image_id!r}')
+    except ValueError as error:
+        raise EntryError('image-too-large', str(error)) from error
+    try:
         safe_join(folder, image.get('file_name'))
     except ValueError as error:
         raise EntryError(
@@ -222,6 +234,10 @@ def image_of(images: dict, image_id: Any, folder: str) -> dict:
         img_id=image_id,
         height=image['height'],
         width=image['width'])
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else reprlib.repr(value)
 
 
 def _ann_ids(ann_id: Any, may_be_several: bool) -> list:
@@ -274,7 +290,7 @@ def _sentences(sentences: Any) -> dict:
         if not isinstance(sentence, dict) or 'sent_id' not in sentence or (
                 not isinstance(sentence.get('sent'), str)):
             raise EntryError(
-                'bad-sentence', f'its sentence {str(sentence)[:60]} is no '
+                'bad-sentence', f'its sentence {reprlib.repr(sentence)} is no '
                 'dict with sent_id and the string sent')
     return dict(
         sent_ids=[s['sent_id'] for s in sentences],

@@ -1,5 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """What the readers of own data share."""
+import reprlib
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..files import image_size, safe_join
@@ -77,7 +78,7 @@ def flatten(value: Any) -> List[str]:
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, list):
-        raise EntryError('bad-sentence', f'{str(value)[:60]!r} among its '
+        raise EntryError('bad-sentence', f'{reprlib.repr(value)} among its '
                          'sentences is no string, list or dict')
     return [text for item in value for text in flatten(item)]
 
@@ -94,6 +95,6 @@ def sentence_ids(ids: Optional[Sequence], first: int,
     if ids is None:
         return list(range(first, first + count)), first + count
     if not isinstance(ids, list):
-        raise EntryError('bad-sentence', f'its sent_ids {str(ids)[:60]} are '
-                         'no list')
+        raise EntryError('bad-sentence', f'its sent_ids {reprlib.repr(ids)} '
+                         'are no list')
     return ids, first

@@ -9,6 +9,7 @@ union), polygons or RLE as in COCO, or null (no target). Further keys:
 """
 import json
 import os.path as osp
+import reprlib
 from typing import Any, Iterator, List, Sequence, Tuple, Union
 
 from ..masks import Segmentation, to_mask_files
@@ -96,7 +97,7 @@ def files_of_splits(ann_file: str, split: Union[None, str, Sequence[str]]
         pairs = [(ann_file.replace('{split}', name), name)
                  for name in as_splits(split)]
     for path, name in pairs:
-        if not osp.exists(path):
+        if not (osp.isfile(path) or osp.isdir(path)):  # a pipe would block
             raise FileNotFoundError(f'annotation file {path} does not exist: '
                                     'check data_root, ann_file and split')
         yield path, name
@@ -131,7 +132,7 @@ def _lines(builder: RecordBuilder,
                 else:
                     builder.fault(
                         'bad-entry', where,
-                        f'it is {str(entry)[:60]}, not a JSON object with '
+                        f'it is {reprlib.repr(entry)}, not a JSON object with '
                         'image, mask and expressions')
         except UnicodeDecodeError as error:
             raise ValueError(f'{path} is not UTF-8 text: {error}') from error

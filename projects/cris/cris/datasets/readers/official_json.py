@@ -6,6 +6,7 @@ sentences: [{idx, sent_id, sent}]}``; ``masks/<segment_id>.png``, or the file
 that ``mask_name`` says. In place of sentences there may be ``prompts``:
 strings in lists and dicts of any shape.
 """
+import reprlib
 from typing import Any, List, Optional, Sequence, Union
 
 from ..files import load_json
@@ -51,7 +52,7 @@ def read_official_json(ann_file: str,
             with builder.entry(f'{path}, entry {number}'):
                 if not isinstance(entry, dict):
                     raise EntryError('bad-entry',
-                                     f'{str(entry)[:60]} is no dict')
+                                     f'{reprlib.repr(entry)} is no dict')
                 image = images.image(
                     entry.get('img_name'), entry.get('image_id'))
                 path_of_mask = mask_path(mask_folder, _mask_name(entry))

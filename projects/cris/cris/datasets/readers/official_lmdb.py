@@ -130,13 +130,13 @@ def _parse_arrow(value: bytes, where: str) -> Any:
             batch = stream.read_next_batch()
         batch.validate(full=True)
         (content, ) = batch.column(0).to_pylist()
+        return _from_arrow(content)
     except Exception as error:  # whatever broken bytes provoke
         raise ValueError(
             f'{where} was written by pyarrow.serialize, but this pyarrow '
             f'({pyarrow.__version__}) cannot read it: {error}. Write the '
             'LMDB again, or read it with the pyarrow that wrote it and store '
             'pickled plain data') from error
-    return _from_arrow(content)
 
 
 def _from_arrow(content: Any) -> Any:
@@ -162,13 +162,12 @@ def _parse_msgpack(value: bytes) -> Any:
         max_map_len=_MAX_NESTED,
         max_ext_len=0)
     try:
-        return msgpack.unpackb(value, raw=False, **limits)
-    except UnicodeDecodeError:
-        # Written without a type of its own for bytes.
-        value = msgpack.unpackb(value, raw=True, **limits)
-        return _with_text(value)
-    except (msgpack.exceptions.UnpackException, RecursionError,
-            ValueError) as error:
+        try:
+            return msgpack.unpackb(value, raw=False, **limits)
+        except UnicodeDecodeError:
+            # Written without a type of its own for bytes.
+            return _with_text(msgpack.unpackb(value, raw=True, **limits))
+    except Exception as error:  # whatever broken bytes provoke
         raise ValueError(str(error) or type(error).__name__) from error
 
 
@@ -218,7 +217,9 @@ def _entries(path: str) -> Iterator[Tuple[str, bytes]]:
             raise ValueError(f'{path}, entry __keys__ is no list')
         for key in keys:
             key = key.decode() if isinstance(key, bytes) else str(key)
-            value = transaction.get(key.encode())
+            # LMDB itself refuses keys of other lengths.
+            value = transaction.get(
+                key.encode()) if 0 < len(key.encode()) < 512 else None
             yield key, b'' if value is None else value
 
 
