@@ -1,8 +1,13 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import ast
 import re
+import sys
+from importlib.metadata import packages_distributions
 
 import pytest
 from conftest import REPO
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from cris import _requirements
 
@@ -64,3 +69,42 @@ def test_the_files_satisfy_the_check(installed, name):
 def test_the_mm_packages_are_not_dependencies():
     runtime = (REPO / 'requirements/runtime.txt').read_text()
     assert 'mmcv' not in runtime and 'mmengine' not in runtime
+
+
+def requirements(*names):
+    """Declared requirements, by name."""
+    lines = [
+        line for name in names
+        for line in (REPO / f'requirements/{name}.txt').read_text().split('\n')
+        if line and not line.startswith('#')
+    ]
+    return {canonicalize_name(Requirement(r).name): Requirement(r)
+            for r in lines}
+
+
+@pytest.mark.parametrize('file', [
+    path.stem for path in (REPO / 'requirements').glob('*.txt')])
+def test_versions_are_bounded_below(file):
+    upper_only = {'numpy', 'opencv-python', 'pyarrow'}  # see runtime.txt
+    for name, requirement in requirements(file).items():
+        assert file == 'openmmlab' and name in upper_only or any(
+            part.operator in ('>=', '==') for part in requirement.specifier
+        ), f'requirements/{file}.txt: {name} has no oldest version'
+
+
+def test_what_is_imported_is_declared():
+    declared = {name.removeprefix('onedl-') for name in requirements(
+        'runtime', 'optional', 'mminstall')}
+    distributions = packages_distributions()
+    for folder in ('projects', 'tools'):
+        for path in (REPO / folder).rglob('*.py'):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [a.name for a in node.names] if isinstance(
+                    node, ast.Import) else [node.module] if isinstance(
+                        node, ast.ImportFrom) and not node.level else []
+                for name in {n.split('.')[0] for n in names}:
+                    if name in sys.stdlib_module_names or name == 'cris':
+                        continue
+                    found = {canonicalize_name(d).removeprefix('onedl-')
+                             for d in distributions.get(name, [name])}
+                    assert found & declared, f'{path} imports {name}'

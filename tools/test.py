@@ -23,6 +23,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Evaluate a checkpoint')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='run whatever code the checkpoint brings; only for files whose '
+        'origin is known')
     parser.add_argument('--work-dir', help='folder of the log')
     parser.add_argument('--out', help='write the scores to this JSON file')
     parser.add_argument(
@@ -81,9 +86,9 @@ def build_config(args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
-    use_safe_loader()
+    use_safe_loader(args.trust_checkpoint)
     runner = Runner.from_cfg(build_config(args))
-    load_weights(runner.model, args.checkpoint)
+    load_weights(runner.model, args.checkpoint, args.trust_checkpoint)
     scores = runner.test()
     if not is_main_process():
         return

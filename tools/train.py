@@ -8,6 +8,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from cris.engine import (
+    avoid_fused,
     init_cpu_process_group,
     load_config,
     load_weights,
@@ -27,6 +28,11 @@ def parse_args() -> argparse.Namespace:
         metavar='CKPT',
         help='resume from a checkpoint; without a name, from the latest one '
         'in the work dir')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='run whatever code the checkpoint brings; only for files whose '
+        'origin is known')
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -67,6 +73,7 @@ def build_config(args: argparse.Namespace) -> Config:
                 'dict(base_batch_size=...), the batch that its rate is for')
         cfg.auto_scale_lr.enable = True
     if not torch.cuda.is_available():
+        avoid_fused(cfg)
         if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             use_bfloat16(cfg)
         if args.launcher == 'pytorch':
@@ -76,7 +83,7 @@ def build_config(args: argparse.Namespace) -> Config:
 
 def main() -> None:
     args = parse_args()
-    use_safe_loader()
+    use_safe_loader(args.trust_checkpoint)
     cfg = build_config(args)
     start = cfg.load_from
     if cfg.resume and start is None:
@@ -84,7 +91,7 @@ def main() -> None:
     runner = Runner.from_cfg(cfg)
     if start is not None:
         # mmengine itself would go on with what does not fit left at random.
-        load_weights(runner.model, start)
+        load_weights(runner.model, start, args.trust_checkpoint)
     runner.train()
 
 

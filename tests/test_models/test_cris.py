@@ -6,6 +6,7 @@ import torch
 from conftest import REPO
 from mmengine.config import Config
 from mmengine.structures import PixelData
+from mmengine.utils import digit_version
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
@@ -165,6 +166,9 @@ def test_training_reaches_every_parameter_and_lowers_the_loss():
     assert losses[-1] < 0.3 * losses[0]
 
 
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.4'),
+    reason='older autocast on a CPU leaves the mask of attention in fp32')
 def test_bfloat16_keeps_logits_and_loss_in_fp32(tiny, tokens):
     images = torch.randn(4, 3, 64, 64)
     expected = tiny.predict_logits(images, tokens)

@@ -196,14 +196,17 @@ class TestPredictOfTheOfficialCode:
         seen, out, arrays = self.predict(monkeypatch, sample)
         expected = torch.from_numpy(arrays[f'{sample}_input']).reshape(
             seen.shape)
-        # OpenCV 4 and 5 differ by one grey level.
-        tolerance = 1e-4 if cv2.__version__ >= '5' else 0.016
+        # OpenCV 4 differs, see test_geometry.py.
+        opencv_5 = cv2.__version__ >= '5'
+        tolerance = 1e-4 if opencv_5 else 0.016
         assert (seen - expected).abs().max() < tolerance
         prob = arrays[f'{sample}_prob_original']
-        assert np.abs(out.seg_logits.data[0].numpy() - prob).max() < 1e-5
+        tolerance = 1e-5 if opencv_5 else 0.01
+        assert np.abs(out.seg_logits.data[0].numpy() - prob).max() < tolerance
         bits = np.unpackbits(arrays[f'{sample}_pred'])[:prob.size]
-        assert np.array_equal(out.pred_sem_seg.data[0].numpy().ravel(),
-                              bits.astype(bool))
+        pred = out.pred_sem_seg.data[0].numpy().ravel()
+        different = (pred != bits.astype(bool)).mean()
+        assert different <= (0 if opencv_5 else 0.002)
 
     def test_threshold(self, monkeypatch):
         _, out, arrays = self.predict(monkeypatch, 0, threshold=0.6)

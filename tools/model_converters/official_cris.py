@@ -243,13 +243,17 @@ def check(official: dict, num_heads: int = 8) -> ConfigDict:
     return cfg
 
 
-def convert(src: str, dst: str, num_heads: int = 8) -> ConfigDict:
+def convert(src: str,
+            dst: str,
+            num_heads: int = 8,
+            trust: bool = False) -> ConfigDict:
     """Official checkpoint -> ours.
 
     Args:
         src (str): Official checkpoint.
         dst (str): Where to write; in a .pth it is under ``state_dict``.
         num_heads (int): See :func:`model_config`.
+        trust (bool): See :func:`cris.engine.read_checkpoint`.
 
     Returns:
         ConfigDict: Config of the model that it loads into strictly.
@@ -258,7 +262,7 @@ def convert(src: str, dst: str, num_heads: int = 8) -> ConfigDict:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no whole checkpoint of the official code.
     """
-    official = state_dict_of(read_checkpoint(src))
+    official = state_dict_of(read_checkpoint(src, trust))
     if any(name.startswith('decode_head.') for name in official):
         raise ValueError("it has this project's names already")
     cfg = check(official, num_heads)
@@ -267,14 +271,17 @@ def convert(src: str, dst: str, num_heads: int = 8) -> ConfigDict:
     return cfg
 
 
-def revert(src: str, dst: str, num_heads: int = 8) -> ConfigDict:
+def revert(src: str,
+           dst: str,
+           num_heads: int = 8,
+           trust: bool = False) -> ConfigDict:
     """Our checkpoint -> a plain state_dict with the official names.
 
     The temperature, which the official code wants to find, is what it was
     before the conversion, or else CLIP's initial one. Arguments and errors
     are those of :func:`convert`.
     """
-    checkpoint = read_checkpoint(src)
+    checkpoint = read_checkpoint(src, trust)
     official = to_official(state_dict_of(checkpoint))
     cfg = check(official, num_heads)
     official.update(
@@ -312,12 +319,17 @@ def main() -> None:
         type=int,
         default=8,
         help='heads of the decoder, which no tensor shows (default: 8)')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='run whatever code the checkpoint brings; only for files whose '
+        'origin is known')
     args = parser.parse_args()
     if not osp.isdir(osp.dirname(args.dst) or '.'):
         parser.error(f'there is no folder {osp.dirname(args.dst)}')
     try:
-        cfg = (revert if args.reverse else convert)(args.src, args.dst,
-                                                    args.num_heads)
+        cfg = (revert if args.reverse else convert)(
+            args.src, args.dst, args.num_heads, args.trust_checkpoint)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'{args.src}: {error}') from error
     print(f'written: {args.dst}', file=sys.stderr)

@@ -20,9 +20,15 @@ def main() -> None:
     parser.add_argument('dst', help='file to write, without its ending')
     parser.add_argument(
         '--half', action='store_true', help='halve it: weights as fp16')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='run whatever code the checkpoint brings; only for files whose '
+        'origin is known')
     args = parser.parse_args()
     try:
-        weights = state_dict_of(read_checkpoint(args.src))
+        weights = state_dict_of(
+            read_checkpoint(args.src, args.trust_checkpoint))
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'{args.src}: {error}') from error
     weights = {

@@ -7,10 +7,15 @@ from .checkpoint import (
     use_safe_loader,
 )
 from .config import load_config
-from .cpu import BFloat16OptimWrapper, init_cpu_process_group, use_bfloat16
+from .cpu import (
+    BFloat16OptimWrapper,
+    avoid_fused,
+    init_cpu_process_group,
+    use_bfloat16,
+)
 
 __all__ = [
-    'BFloat16OptimWrapper', 'compare_weights', 'init_cpu_process_group',
-    'load_config', 'load_weights', 'read_checkpoint', 'state_dict_of',
-    'use_bfloat16', 'use_safe_loader'
+    'BFloat16OptimWrapper', 'avoid_fused', 'compare_weights',
+    'init_cpu_process_group', 'load_config', 'load_weights',
+    'read_checkpoint', 'state_dict_of', 'use_bfloat16', 'use_safe_loader'
 ]

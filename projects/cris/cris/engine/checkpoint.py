@@ -1,6 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Checkpoints, read without executing anything and loaded without gaps."""
 import codecs
+import logging
 import os.path as osp
 import pickle
 import re
@@ -9,13 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
 from safetensors.torch import load_file
 from torch import nn
 
+from .archive import check_checkpoint_file
 from .torchscript import is_torchscript, read_torchscript
 
 try:
@@ -32,13 +34,23 @@ def _method_of_history_buffer(owner: type, name: str):
     return getattr(HistoryBuffer, name)
 
 
+def _number_dtype(code: str, *_) -> np.dtype:
+    """Stands in for np.dtype: its other types can hold objects.
+
+    A copy, since a pickle could change the byte order of NumPy's own.
+    """
+    if not re.fullmatch('[fiu][48]', str(code)):
+        raise pickle.UnpicklingError(f'it asks for numpy.dtype({code!r})')
+    return np.dtype(code, copy=True)
+
+
 # What mmengine stores beside the weights: the history of its log. By the
 # names in the pickle; numpy._core was numpy.core before NumPy 2.
 _LOG_OBJECTS = {
     'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
     'builtins.getattr': _method_of_history_buffer,
     'numpy.ndarray': np.ndarray,
-    'numpy.dtype': np.dtype,
+    'numpy.dtype': _number_dtype,
     **{
         f'numpy.dtypes.{type(np.dtype(code)).__name__}': type(np.dtype(code))
         for code in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8')
@@ -48,6 +60,12 @@ _LOG_OBJECTS = {
         for core in ('core', '_core') for function in _NUMPY_FUNCTIONS
     },
 }
+# mmengine's ways to fetch a checkpoint, as it matches them: from the start.
+_ADDRESSES = [
+    'http://', 'https://', 'pavi://', 'modelzoo://', 'torchvision://',
+    'open-mmlab://', 'openmmlab://', 'mmcls://', 's3://',
+    r'(\S+\:)?s3://', r'(\S+\:)?petrel://'
+]
 _TENSOR_OBJECTS = {
     '_codecs.encode': codecs.encode,
     'collections.OrderedDict': OrderedDict,
@@ -56,13 +74,16 @@ _TENSOR_OBJECTS = {
 }
 
 
-def read_checkpoint(path: str) -> dict:
+def read_checkpoint(path: str, trust: bool = False) -> dict:
     """Read a checkpoint; only tensors and plain data are admitted.
 
     Args:
         path (str): Written by this project's runner, a state_dict, a
             TorchScript archive (its parameters and buffers are taken and its
             code is not run) or a .safetensors file.
+        trust (bool): Whether to admit everything that a pickle can bring,
+            code that runs at once included; a warning names the file.
+            Defaults to False.
 
     Returns:
         dict: As saved, on the CPU.
@@ -70,35 +91,53 @@ def read_checkpoint(path: str) -> dict:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint or holds other objects; nothing in
-            it is executed.
+            it is executed, unless it is trusted.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
-        checkpoint = _load(path)
+        if trust:
+            print_log(
+                f'{path} is trusted: whatever code it brings is run',
+                'current',
+                level=logging.WARNING)
+        checkpoint = (_load_trusted if trust else _load)(path)
     except OSError:
         raise
     except Exception as error:  # any broken byte ends in some exception
         raise ValueError(
             f'{path} is not a checkpoint of tensors and plain data: '
-            f'{_reason(error)}') from error
+            f'{_reason(error)}' +
+            ('' if trust else '. Get it again from its source as plain '
+             'weights; only --trust-checkpoint of train.py, test.py and the '
+             'converters (trust=True) would run what it brings')) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a '
                          'dict of weights')
     return checkpoint
 
 
-def use_safe_loader() -> None:
-    """Let mmengine read local files with :func:`read_checkpoint`.
+def use_safe_loader(trust: bool = False) -> None:
+    """Let mmengine read checkpoints with :func:`read_checkpoint`.
 
     Its own loader executes what a file brings along when the safe way fails,
     and knows no safetensors. This holds for the whole process, so the tools
-    ask for it and ``import cris`` does not.
+    ask for it and ``import cris`` does not. Addresses are refused: a file
+    that was fetched can be looked at first.
+
+    Args:
+        trust (bool): See :func:`read_checkpoint`.
     """
-    CheckpointLoader.register_scheme(
-        prefixes='',
-        loader=lambda path, map_location=None: read_checkpoint(path),
-        force=True)
+
+    def load_local_file(path, map_location=None):
+        return read_checkpoint(path, trust)
+
+    def refuse_address(path, map_location=None):
+        raise ValueError(f'{path} is the address of a checkpoint, not a file: '
+                         'download it and name the file')
+
+    CheckpointLoader.register_scheme('', load_local_file, force=True)
+    CheckpointLoader.register_scheme(_ADDRESSES, refuse_address, force=True)
 
 
 def state_dict_of(checkpoint: dict) -> dict:
@@ -122,12 +161,13 @@ def state_dict_of(checkpoint: dict) -> dict:
     return {name.removeprefix('module.'): w for name, w in weights.items()}
 
 
-def load_weights(model: nn.Module, path: str) -> None:
+def load_weights(model: nn.Module, path: str, trust: bool = False) -> None:
     """Load a checkpoint into a model of exactly that shape.
 
     Args:
         model (nn.Module): Where to.
         path (str): See :func:`read_checkpoint`.
+        trust (bool): See :func:`read_checkpoint`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -135,7 +175,7 @@ def load_weights(model: nn.Module, path: str) -> None:
     """
     if is_model_wrapper(model):
         model = model.module
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, trust)
     weights = state_dict_of(checkpoint)
     differences = compare_weights(weights, model.state_dict())
     if differences:
@@ -183,9 +223,16 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def _load_trusted(path: str):
+    if path.endswith('.safetensors') or is_torchscript(path):
+        return _load(path)
+    return torch.load(path, map_location='cpu', weights_only=False)
+
+
 def _load(path: str):
     if path.endswith('.safetensors'):
         return load_file(path)
+    check_checkpoint_file(path)
     if is_torchscript(path):
         return read_torchscript(path)
     if digit_version(torch.__version__) < digit_version('2.6'):

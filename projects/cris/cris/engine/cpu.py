@@ -8,6 +8,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
+from mmengine.utils import digit_version
 from mmseg.registry import OPTIM_WRAPPERS
 from torch import nn
 
@@ -29,8 +30,27 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor is faster in bfloat16 than in fp32."""
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether this processor is faster in bfloat16 than in fp32.
+
+    Before torch 2.4 CPU autocast leaves the mask of attention in fp32, which
+    attention refuses.
+    """
+    return (not _before_torch_2_4()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _before_torch_2_4() -> bool:
+    return digit_version(torch.__version__) < digit_version('2.4')
+
+
+def avoid_fused(cfg: Config) -> None:
+    """Drop ``fused=True`` of the optimizer, unknown to CPUs before torch 2.4.
+
+    Args:
+        cfg (Config): Of the run; ``optim_wrapper`` is changed.
+    """
+    if _before_torch_2_4():
+        cfg.optim_wrapper.optimizer.pop('fused', None)
 
 
 def use_bfloat16(cfg: Config) -> None:
