@@ -1,4 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import json
 import os
 import pickle
 
@@ -63,12 +64,21 @@ class TestMasks:
         (dict(size=[8, 10], counts=[3, 4]), 'counts 7 pixels'),
         (dict(size=[8, 10], counts='abc'), 'counts .* the image has 80'),
         (dict(size=[8, 10], counts='é\n'), 'characters'),
+        (dict(size=[8, 10], counts='o' * 10_000_000), 'more than 2'),
+        ([[0, 0, 1e308, 0, 1e308, 1e308]], 'far outside'),
+        ([[float('nan')] * 6], 'far outside'),
         ('abc', 'neither polygon nor RLE'),
         (None, 'neither polygon nor RLE'),
     ])
     def test_others_are_refused(self, segmentation, message):
         with pytest.raises(ValueError, match=message):
             decode_mask(segmentation, 8, 10)
+
+
+def test_edges_of_a_polygon_are_limited():
+    zigzag = [-10_000, 0, 10_000, 1] * 500
+    with pytest.raises(ValueError, match='edges of 20000000 pixels'):
+        decode_mask([zigzag], 1000, 1000)
 
 
 class TestFaults:
@@ -108,6 +118,30 @@ class TestFaults:
         self.expect(refer_set, "ref 3: its ann_id '103' does not exist")
         refer_set.refs[3]['ann_id'] = [103]
         self.expect(refer_set, 'ref 3: unhashable')
+
+    @pytest.mark.parametrize('size', [2**31, 10**400])
+    def test_image_of_absurd_size(self, refer_set, size):
+        refer_set.images[1]['height'] = size
+        self.expect(refer_set, 'more than the limit of 100000000')
+
+    @pytest.mark.parametrize('sentence, message', [
+        ('a' * 5001, 'has 5001 characters'), ('\ud800', 'no Unicode text')])
+    def test_sentences_that_no_tokenizer_takes(self, refer_set, sentence,
+                                               message):
+        refer_set.refs[2]['sentences'][0]['sent'] = sentence
+        root = refer_set.write()
+        (root / 'refs(unc).json').write_text(json.dumps(refer_set.refs))
+        with pytest.raises(ValueError, match=message):
+            load_refer(
+                str(root / 'instances.json'), str(root / 'refs(unc).json'),
+                'train')
+
+    def test_categories_that_are_none(self, refer_set):
+        path = refer_set.write() / 'instances.json'
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(dict(content, categories=1)))
+        assert load_refer(
+            str(path), str(refer_set.root / 'refs(unc).p'), 'train')
 
     @pytest.mark.parametrize('entries', ['images', 'anns'])
     def test_two_with_one_id(self, refer_set, entries):
@@ -200,6 +234,21 @@ class TestFiles:
         with pytest.raises(ValueError, match='mkdir'):
             load_plain_pickle(str(path))
         assert not marker.exists()
+
+    @pytest.mark.parametrize('content, message', [
+        (b'\x80\x02Nr\xff\xff\xff\x7f.', 'refers to more than'),
+        (b'Np2000000000\n.', 'refers to more than'),
+        (b'\x80\x02}N' + b'\x85' * 200_000 + b'Ns.', 'than 50000 tuples'),
+        (b'\x80\x02' + b']' * 100 + b'a' * 99 + b'.', 'nested deeper'),
+        (b'\x80\x02]' + b'q\0]h\0ah\0a' * 40 + b'.', 'over and over'),
+        (b'\x80\x02]q\0h\0a.', 'over and over'),
+    ])
+    def test_pickles_that_would_fill_the_memory(self, tmp_path, content,
+                                                message):
+        path = tmp_path / 'refs.p'
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            load_plain_pickle(str(path))
 
     @pytest.mark.parametrize('protocol', range(6))
     def test_plain_data_of_any_protocol(self, tmp_path, protocol):

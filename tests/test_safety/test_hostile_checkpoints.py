@@ -186,8 +186,7 @@ def commands(tmp_path_factory):
     train = ('train.py', CONFIG, '--work-dir', root / 'train')
 
     def pretrained(path):
-        return ("init_cfg=dict(_delete_=True, type='Pretrained', "
-                f'checkpoint={str(path)!r})')
+        return f"type='Pretrained', checkpoint={str(path)!r}"
 
     def with_config(text):
         config = root / 'config.py'
@@ -198,9 +197,10 @@ def commands(tmp_path_factory):
         'load_from': lambda path: (*train, *cfg, f'load_from={path}'),
         'resume': lambda path: (*train, '--resume', path, *cfg),
         'init_cfg of CLIP': lambda path: with_config(
-            f'model = dict(backbone=dict({pretrained(path)}))'),
+            'model = dict(backbone=dict(init_cfg=dict(_delete_=True, '
+            f'{pretrained(path)})))'),
         'init_cfg of the model': lambda path: with_config(
-            f'model = dict({pretrained(path)})'),
+            f'model = dict(init_cfg=dict({pretrained(path)}))'),
         'test': lambda path: (
             'test.py', CONFIG, path, '--work-dir', root / 'test', *cfg),
         'convert': lambda path: (
@@ -236,7 +236,7 @@ def test_trust(commands, tmp_path, name):
     path, marker = tmp_path / 'own.pth', tmp_path / 'marker'
     torch.save(dict(state_dict=Call(os.mkdir, str(marker))), path)
     command = commands[name](path)
-    out = tool(*command[:3], '--trust-checkpoint', *command[3:], ok=False)
+    out = tool(command[0], '--trust-checkpoint', *command[1:], ok=False)
     assert marker.is_dir()  # what mkdir returns is no weights, hence ok=False
     assert f'{path} is trusted: whatever code it brings is run' in out
 

@@ -199,9 +199,10 @@ def by_id(builder: RecordBuilder, entries: List[dict], where: str) -> tuple:
 
 def category_names(instances: dict) -> Dict[Any, str]:
     """Names of the categories of a COCO file, by id."""
+    categories = instances.get('categories')
     return {
         c['id']: c['name']
-        for c in instances.get('categories') or ()
+        for c in (categories if isinstance(categories, list) else ())
         if isinstance(c, dict) and isinstance(c.get('id'), (int, str)) and (
             isinstance(c.get('name'), str))
     }

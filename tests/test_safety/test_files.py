@@ -1,0 +1,30 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import os
+import re
+
+import pytest
+from conftest import tool
+
+from cris.datasets.files import image_size, open_image, read_bytes
+
+
+def test_a_short_fuzz_run(tmp_path):
+    """The same inputs each time; tools/misc/fuzz.py runs for longer."""
+    out = tool('misc/fuzz.py', '--inputs', 300, '--seconds', 600, '--out',
+               tmp_path)
+    assert re.search(r'in all +3900 inputs, 0 findings', out)
+
+
+def test_a_pipe_does_not_block(tmp_path):
+    path = str(tmp_path / 'a.png')
+    os.mkfifo(path)
+    for read in (image_size, read_bytes):
+        with pytest.raises(ValueError, match='a.png is no regular file'):
+            read(path)
+
+
+def test_postscript_is_not_run():
+    """Pillow would start Ghostscript."""
+    content = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n'
+    with pytest.raises(ValueError, match='a.jpg cannot be decoded'):
+        open_image(content, 'a.jpg')
