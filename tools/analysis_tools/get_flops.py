@@ -6,6 +6,7 @@ convolution to the map, this one to the kernel that the sentence makes, so
 both counts are printed.
 """
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from typing import Dict
 
 import torch
@@ -16,6 +17,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cris.engine import load_config
+
+
+def _plain_attention() -> AbstractContextManager:
+    """Attention as products of matrices: not every torch counts the other."""
+    try:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError:  # before torch 2.3, which counts both
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 @torch.no_grad()
@@ -37,7 +47,7 @@ def count_flops(model: nn.Module, height: int, width: int,
     flops = {}
 
     def counted(stage, function, *args, **kwargs):
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, _plain_attention():
             out = function(*args, **kwargs)
         flops[stage] = counter.get_total_flops()
         return out
