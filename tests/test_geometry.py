@@ -14,7 +14,8 @@ from cris.geometry import letterbox, letterbox_matrix, unletterbox
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
 # The goldens were made with OpenCV 5. OpenCV 4 warps with positions rounded
-# to 1/32 pixel: pictures differ by one grey level, probabilities by 0.005.
+# to 1/32 pixel: pictures differ by one grey level, masks by three,
+# probabilities by 0.005.
 OPENCV_5 = cv2.__version__ >= '5'
 
 
@@ -42,7 +43,8 @@ def test_input_and_training_mask_of_the_official_code(samples):
         assert np.abs(normalised - expected).max() < tolerance
         mask = (arrays[f'{i}_gt'] > 0).astype(np.uint8) * 255
         mask = letterbox(mask, size, cv2.INTER_LINEAR) / 255
-        assert np.abs(mask - arrays[f'{i}_train_mask']).max() < 1.01 / 255
+        tolerance = (1.01 if OPENCV_5 else 3.01) / 255
+        assert np.abs(mask - arrays[f'{i}_train_mask']).max() < tolerance
 
 
 def test_way_back_of_the_official_code(samples):
