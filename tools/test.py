@@ -10,6 +10,7 @@ from mmengine.fileio import dump
 from mmengine.runner import Runner
 
 from cris.engine import (
+    explain_data_errors,
     init_cpu_process_group,
     load_config,
     load_weights,
@@ -84,7 +85,8 @@ def main() -> None:
     use_safe_loader()
     runner = Runner.from_cfg(build_config(args))
     load_weights(runner.model, args.checkpoint)
-    scores = runner.test()
+    with explain_data_errors(runner):
+        scores = runner.test()
     if not is_main_process():
         return
     if args.audit:

@@ -5,10 +5,12 @@ import os
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from cris.engine import (
+    explain_data_errors,
     init_cpu_process_group,
+    latest_checkpoint,
     load_config,
     load_weights,
     use_bfloat16,
@@ -26,7 +28,8 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         metavar='CKPT',
         help='resume from a checkpoint; without a name, from the latest one '
-        'in the work dir')
+        'in the work dir that is not broken, or from the start if there is '
+        'none')
     parser.add_argument(
         '--amp',
         action='store_true',
@@ -74,18 +77,24 @@ def build_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def is_restart() -> bool:
+    """Whether torchrun has started this process anew after a failure."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+
+
 def main() -> None:
     args = parse_args()
     use_safe_loader()
     cfg = build_config(args)
-    start = cfg.load_from
-    if cfg.resume and start is None:
-        start = find_latest_checkpoint(cfg.work_dir)
+    if cfg.resume and (cfg.load_from is None or is_restart()):
+        cfg.load_from = latest_checkpoint(cfg.work_dir) or cfg.load_from
+    cfg.resume = cfg.resume and cfg.load_from is not None
     runner = Runner.from_cfg(cfg)
-    if start is not None:
+    if cfg.load_from is not None:
         # mmengine itself would go on with what does not fit left at random.
-        load_weights(runner.model, start)
-    runner.train()
+        load_weights(runner.model, cfg.load_from)
+    with explain_data_errors(runner):
+        runner.train()
 
 
 if __name__ == '__main__':
