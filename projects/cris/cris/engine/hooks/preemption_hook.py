@@ -1,17 +1,18 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-import atexit
 import multiprocessing
 import os
 import os.path as osp
 import signal
 import threading
+from multiprocessing.util import Finalize
+from typing import Callable, Optional
 
 import torch
 from mmengine.dist import all_reduce, barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from ..atomic_files import use_atomic_files
 
@@ -40,10 +41,11 @@ class PreemptionHook(Hook):
         if threading.current_thread() is not threading.main_thread():
             return  # Python lets no other thread handle signals
         self._previous = signal.signal(signal.SIGTERM, self._ask)
-        _shield_workers(runner.train_dataloader)
-        if runner.val_loop is not None:
-            _shield_workers(runner.val_dataloader)
-        atexit.register(_kill_workers)
+        closing = torch.zeros((), dtype=torch.int32).share_memory_()
+        for loop in filter(None, (runner.train_loop, runner.val_loop)):
+            loader = loop.dataloader
+            loader.worker_init_fn = _Shielded(loader.worker_init_fn, closing)
+        Finalize(None, _end_workers, (closing, ), exitpriority=1)
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         if not self._asked_any_rank():
@@ -80,24 +82,30 @@ class PreemptionHook(Hook):
         raise SystemExit(PREEMPTED)
 
 
-class _IgnoreSIGTERM:
-    """Data workers: a scheduler signals them, too, but they are needed."""
+class _Shielded:
+    """Data workers outlive a SIGTERM to the whole group: they are needed."""
 
-    def __init__(self, init_fn):
+    def __init__(self, init_fn: Optional[Callable], closing: Tensor):
         self.init_fn = init_fn
+        self.closing = closing
 
     def __call__(self, worker_id: int) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         if self.init_fn is not None:
             self.init_fn(worker_id)
 
+    def _on_sigterm(self, *_) -> None:
+        if self.closing:
+            os._exit(0)
 
-def _shield_workers(loader: DataLoader) -> None:
-    loader.worker_init_fn = _IgnoreSIGTERM(loader.worker_init_fn)
 
-
-def _kill_workers() -> None:
-    """They no longer heed the SIGTERM that Python ends them with."""
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+def _end_workers(closing: Tensor) -> None:
+    """Before Python ends its children with SIGTERM and waits for them."""
+    closing.fill_(1)
+    workers = [c for c in multiprocessing.active_children() if c.daemon]
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(2)
+        if worker.is_alive():
+            worker.kill()
