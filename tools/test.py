@@ -75,7 +75,7 @@ def build_config(args: argparse.Namespace) -> Config:
             type='SegVisualizationHook', draw=True)
         cfg.visualizer = dict(
             type='ReferLocalVisualizer', show_dir=args.show_dir)
-    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+    if args.launcher != 'none' and not torch.cuda.is_available():
         init_cpu_process_group(cfg)
     return cfg
 

@@ -5,6 +5,7 @@ import os
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from cris.engine import (
@@ -72,7 +73,7 @@ def build_config(args: argparse.Namespace) -> Config:
     if not torch.cuda.is_available():
         if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             use_bfloat16(cfg)
-        if args.launcher == 'pytorch':
+        if args.launcher != 'none':
             init_cpu_process_group(cfg)
     return cfg
 
@@ -89,8 +90,9 @@ def main() -> None:
     if cfg.resume and (cfg.load_from is None or is_restart()):
         cfg.load_from = latest_checkpoint(cfg.work_dir) or cfg.load_from
     cfg.resume = cfg.resume and cfg.load_from is not None
-    runner = Runner.from_cfg(cfg)
-    if cfg.load_from is not None:
+    runner = (
+        RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg))
+    if cfg.load_from is not None and isinstance(runner, Runner):
         # mmengine itself would go on with what does not fit left at random.
         load_weights(runner.model, cfg.load_from)
     with explain_data_errors(runner):

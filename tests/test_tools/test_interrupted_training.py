@@ -7,12 +7,16 @@ workers.
 """
 import os
 import random
+import re
+import shlex
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIG, ReferSet, start_tool, tool
+from conftest import CONFIG, REPO, ReferSet, run, start_tool, tool
 
 EPOCH = 5  # iterations
 SMALL = [
@@ -118,3 +122,76 @@ def test_thirty_kills(data, tmp_path):
 
 def test_two_kills(data, tmp_path):
     run_killed_and_not(data, tmp_path, 2, 4)
+
+
+def test_kills_in_the_middle_of_epochs_without_workers(data, tmp_path):
+    run_killed_and_not(
+        data, tmp_path, 1, 3, 'default_hooks.checkpoint.by_epoch=False',
+        'default_hooks.checkpoint.interval=2', workers=0, persistent=False)
+
+
+def test_sigterm_saves_and_the_run_goes_on_at_the_next_batch(data, tmp_path):
+    """To the data workers, too, as cluster schedulers send it."""
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    output = tmp_path / 'output'
+    options = ('default_hooks.logger.interval=1', )
+    fresh = dict(persistent=False)
+    tool('train.py', *arguments(data, whole, 2, *options, **fresh))
+    args = arguments(data, stopped, 2, *options, **fresh)
+    process = start_tool('train.py', *args, output=output)
+    wait_for('Epoch(train) [1][2/5]', output, process)
+    for pid in [*children(process.pid), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 143, output.read_text()
+    assert 'SIGTERM: preempted.pth is saved' in output.read_text()
+    assert (stopped / 'preempted.pth').is_file()
+    log = tool('train.py', *args)
+    assert 'resumed epoch: 0' in log
+    assert_same_run(whole, stopped)
+
+
+def children(pid):
+    tasks = Path(f'/proc/{pid}/task')
+    return [
+        int(child) for task in tasks.iterdir()
+        for child in (task / 'children').read_text().split()
+    ]
+
+
+@pytest.mark.parametrize('harm', ['cut', 'flipped bit'])
+def test_a_broken_newest_checkpoint_is_skipped(data, tmp_path, harm):
+    args = arguments(data, tmp_path, 2,
+                     'default_hooks.checkpoint.max_keep_ckpts=2')
+    tool('train.py', *args)
+    whole = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    newest = tmp_path / 'epoch_2.pth'
+    content = bytearray(newest.read_bytes())
+    if harm == 'cut':
+        content = content[:len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    log = tool('train.py', *args)
+    assert re.search(r'epoch_2.pth is .*it is skipped', log)
+    assert 'resumed epoch: 1' in log
+    again = torch.load(newest, weights_only=False)
+    assert equal(whole['state_dict'], again['state_dict'])
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
+    """Real: the kernel refuses to write files beyond a size."""
+    tool('train.py', *arguments(data, tmp_path, 1))
+    kept = (tmp_path / 'epoch_1.pth').read_bytes()
+    limit = len(kept) // 2048  # KiB, half of it
+    command = ' '.join(
+        shlex.quote(str(a))
+        for a in (sys.executable, REPO / 'tools/train.py',
+                  *arguments(data, tmp_path, 2)))
+    log = run('bash', '-c', f'ulimit -f {limit}; {command}', ok=False)
+    assert re.search(r'epoch_2.pth .* could not be written: File too large.*'
+                     'What was saved before is intact', log)
+    assert (tmp_path / 'epoch_1.pth').read_bytes() == kept
+    assert not list(tmp_path.glob('*.partial'))
+    tool('train.py', *arguments(data, tmp_path, 2))
+    assert (tmp_path / 'epoch_2.pth').is_file()
