@@ -84,6 +84,8 @@ def init_cpu_process_group(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
         device_ids=None)
     cfg.sync_bn = None  # SyncBatchNorm has no CPU kernel
+    if 'strategy' in cfg:  # of a FlexibleRunner, which wraps by itself
+        cfg.strategy.model_wrapper.device_id = torch.device('cpu')
 
 
 def _take_environment(launcher: str) -> None:
