@@ -2,6 +2,7 @@
 import errno
 import os
 import shutil
+import uuid
 
 from mmengine.fileio import LocalBackend, register_backend
 
@@ -28,7 +29,8 @@ class AtomicBackend(LocalBackend):
                 before is left as it was.
         """
         path = os.fspath(filepath)
-        partial = path + PARTIAL
+        # Its own name: at times all ranks write the same file.
+        partial = f'{path}.{uuid.uuid4().hex}{PARTIAL}'
         folder = os.path.dirname(path) or '.'
         os.makedirs(folder, exist_ok=True)
         try:
