@@ -15,7 +15,8 @@ def poisoned(tmp_path):
     path = tmp_path / 'poisoned.py'
     path.write_text(f'''
 _base_ = {str(CONFIG)!r}
-custom_imports = dict(imports=['cris', 'training_probes'], allow_failed_imports=False)
+custom_imports = dict(imports=['cris', 'training_probes'],
+                      allow_failed_imports=False)
 train_pipeline = _base_.train_pipeline + [dict(type='Poison')]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline,
                                      num_expressions=1))

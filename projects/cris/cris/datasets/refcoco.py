@@ -2,7 +2,16 @@
 import json
 import logging
 import os.path as osp
-from typing import Callable, Iterator, List, Optional, Sequence, Set, Tuple, Union
+from typing import (
+    Callable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
 
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.logging import print_log

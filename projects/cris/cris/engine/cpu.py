@@ -13,7 +13,6 @@ from mmengine.optim import OptimWrapper
 from mmseg.registry import OPTIM_WRAPPERS
 from torch import nn
 
-
 _ENVIRONMENT = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')
 _LAUNCHERS = {
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),

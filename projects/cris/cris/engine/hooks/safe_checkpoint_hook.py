@@ -73,8 +73,8 @@ class SafeCheckpointHook(CheckpointHook):
         if not is_main_process():
             return
         self._verify(self.last_ckpt)
-        self.file_backend.put_text(self.last_ckpt,
-                                   osp.join(runner.work_dir, 'last_checkpoint'))
+        pointer = osp.join(runner.work_dir, 'last_checkpoint')
+        self.file_backend.put_text(self.last_ckpt, pointer)
         for old in kept[:-self.max_keep_ckpts]:
             self._remove(self._path(old))
 
