@@ -9,7 +9,7 @@ addr=${MASTER_ADDR:-127.0.0.1} port=${MASTER_PORT:-29500} restarts=${MAX_RESTART
 rendezvous=(--node_rank="${NODE_RANK:-0}" --master_addr="$addr" --master_port="$port")
 resume=()
 if [ "$restarts" -gt 0 ]; then
-    # The static rendezvous hands a new group the addresses of the dead one.
+    # The rendezvous that torchrun recommends for groups that come back.
     rendezvous=(--rdzv_backend=c10d --rdzv_endpoint="$addr:$port" --rdzv_id="$port" --max_restarts="$restarts")
     resume=(--resume)
 fi

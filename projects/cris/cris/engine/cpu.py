@@ -76,7 +76,15 @@ def init_cpu_process_group(cfg: Config) -> None:
     """
     if not dist.is_initialized():
         _take_environment(cfg.launcher)
-        dist.init_process_group('gloo')
+        # After a restart by torchrun the store still holds the addresses of
+        # the processes that died: each attempt has its own names in it.
+        attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+        store, rank, world_size = next(dist.rendezvous('env://'))
+        dist.init_process_group(
+            'gloo',
+            store=dist.PrefixStore(f'attempt_{attempt}', store),
+            rank=rank,
+            world_size=world_size)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
