@@ -124,6 +124,7 @@ def test_two_kills(data, tmp_path):
     run_killed_and_not(data, tmp_path, 2, 4)
 
 
+@pytest.mark.slow
 def test_kills_in_the_middle_of_epochs_without_workers(data, tmp_path):
     run_killed_and_not(
         data, tmp_path, 1, 3, 'default_hooks.checkpoint.by_epoch=False',

@@ -73,6 +73,7 @@ def ranks_train(config, work, ranks, port, *options, **env):
                PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **env)
 
 
+@pytest.mark.slow
 def test_two_ranks_of_4_have_the_losses_of_one_of_8(config, alone, tmp_path):
     ranks_train(config, tmp_path, 2, 0)
     one, two = losses(alone, 1), losses(tmp_path, 2)
