@@ -130,15 +130,21 @@ def _run_file(path, args, cwd, output, start_method):
     runpy.run_path(str(path), run_name='__main__')
 
 
+def start_tool(name, *args, output, cwd=REPO):
+    """A file in tools/ as a process of its own; it prints to output."""
+    process = _SERVER.Process(
+        target=_run_file,
+        args=(REPO / 'tools' / name, [str(a) for a in args], cwd, output,
+              multiprocessing.get_start_method()))
+    process.start()
+    return process
+
+
 def tool(name, *args, cwd=REPO, ok=True):
     """What a file in tools/ printed, run as a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / 'output'
-        process = _SERVER.Process(
-            target=_run_file,
-            args=(REPO / 'tools' / name, [str(a) for a in args], cwd, output,
-                  multiprocessing.get_start_method()))
-        process.start()
+        process = start_tool(name, *args, output=output, cwd=cwd)
         process.join()
         out = output.read_text(errors='replace')
     assert (process.exitcode == 0) == ok, out[-3000:]

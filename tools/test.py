@@ -10,6 +10,7 @@ from mmengine.fileio import dump
 from mmengine.runner import Runner
 
 from cris.engine import (
+    explain_data_errors,
     init_cpu_process_group,
     load_config,
     load_weights,
@@ -79,7 +80,7 @@ def build_config(args: argparse.Namespace) -> Config:
             type='SegVisualizationHook', draw=True)
         cfg.visualizer = dict(
             type='ReferLocalVisualizer', show_dir=args.show_dir)
-    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+    if args.launcher != 'none' and not torch.cuda.is_available():
         init_cpu_process_group(cfg)
     return cfg
 
@@ -89,7 +90,8 @@ def main() -> None:
     use_safe_loader(args.trust_checkpoint)
     runner = Runner.from_cfg(build_config(args))
     load_weights(runner.model, args.checkpoint, args.trust_checkpoint)
-    scores = runner.test()
+    with explain_data_errors(runner):
+        scores = runner.test()
     if not is_main_process():
         return
     if args.audit:

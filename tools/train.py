@@ -5,11 +5,14 @@ import os
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from cris.engine import (
     avoid_fused,
+    explain_data_errors,
     init_cpu_process_group,
+    latest_checkpoint,
     load_config,
     load_weights,
     use_bfloat16,
@@ -27,7 +30,8 @@ def parse_args() -> argparse.Namespace:
         const='auto',
         metavar='CKPT',
         help='resume from a checkpoint; without a name, from the latest one '
-        'in the work dir')
+        'in the work dir that is not broken, or from the start if there is '
+        'none')
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
@@ -76,23 +80,30 @@ def build_config(args: argparse.Namespace) -> Config:
         avoid_fused(cfg)
         if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             use_bfloat16(cfg)
-        if args.launcher == 'pytorch':
+        if args.launcher != 'none':
             init_cpu_process_group(cfg)
     return cfg
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this process anew after a failure."""
+    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
 
 
 def main() -> None:
     args = parse_args()
     use_safe_loader(args.trust_checkpoint)
     cfg = build_config(args)
-    start = cfg.load_from
-    if cfg.resume and start is None:
-        start = find_latest_checkpoint(cfg.work_dir)
-    runner = Runner.from_cfg(cfg)
-    if start is not None:
+    if cfg.resume and (cfg.load_from is None or is_restart()):
+        cfg.load_from = latest_checkpoint(cfg.work_dir) or cfg.load_from
+    cfg.resume = cfg.resume and cfg.load_from is not None
+    runner = (
+        RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg))
+    if cfg.load_from is not None and isinstance(runner, Runner):
         # mmengine itself would go on with what does not fit left at random.
-        load_weights(runner.model, start, args.trust_checkpoint)
-    runner.train()
+        load_weights(runner.model, cfg.load_from, args.trust_checkpoint)
+    with explain_data_errors(runner):
+        runner.train()
 
 
 if __name__ == '__main__':

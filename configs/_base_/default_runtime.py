@@ -9,13 +9,17 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='SafeCheckpointHook',
         interval=1,
         max_keep_ckpts=1,
         save_best='mIoU',
         rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'))
+    visualization=dict(type='SegVisualizationHook'),
+    exact_resume=dict(type='ExactResumeHook'),
+    preemption=dict(type='PreemptionHook'),
+    check_loss=dict(type='CheckLossHook', action='stop'),
+    data_timeout=dict(type='DataTimeoutHook', seconds=600))
 # Ranks without SyncBN see other batches: one set of statistics for all.
 custom_hooks = [dict(type='SyncBuffersHook')]
 visualizer = dict(

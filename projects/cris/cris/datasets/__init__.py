@@ -6,6 +6,7 @@ from .own import (
     ReferJSONLDataset,
 )
 from .refcoco import RefCOCODataset
+from .sampler import ResumableSampler
 from .transforms import (
                          ChooseExpressions,
                          Letterbox,
@@ -19,5 +20,5 @@ __all__ = [
     'ChooseExpressions', 'Letterbox', 'LoadReferImage', 'LoadReferMasks',
     'OfficialCRISDataset', 'OfficialLMDBDataset', 'PackReferInputs',
     'RefCOCODataset', 'ReferCOCODataset', 'ReferJSONLDataset',
-    'TokenizeExpressions'
+    'ResumableSampler', 'TokenizeExpressions'
 ]

@@ -2,17 +2,28 @@
 import json
 import logging
 import os.path as osp
-from typing import Callable, List, Optional, Sequence, Set, Tuple, Union
+from typing import (
+    Callable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
 
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.logging import print_log
 from mmseg.registry import DATASETS, TRANSFORMS
+from torch.utils.data import Dataset
 
 from .cache import cached
 from .files import without_gc
 from .images import check_headers
 from .readers import READERS
 from .records import Fault, Records, as_splits, raise_faults
+from .worker_state import WorkerState
 
 _REF_KEYS = ('ref_id', 'ann_id', 'segmentation', 'sent_ids', 'sentences')
 
@@ -84,6 +95,7 @@ class ReferDataset(BaseDataset):
         self.cache_dir = cache_dir
         self.faults: List[Fault] = []
         self.num_skipped = 0
+        self.worker_state = WorkerState()
         super().__init__(
             data_root=data_root,
             ann_file=ann_file,
@@ -148,6 +160,12 @@ class ReferDataset(BaseDataset):
                     for i in range(0, len(refs), k)
                 ]
         return samples
+
+    def __getitem__(self, idx: int) -> dict:
+        if not self.test_mode:
+            self.worker_state.seed(idx)
+        with self.worker_state.reading(idx):
+            return super().__getitem__(idx)
 
     def prepare_data(self, idx: int) -> Optional[dict]:
         """A sample; None where it is skipped and another is to be drawn."""
@@ -247,6 +265,15 @@ class ReferDataset(BaseDataset):
                 'for instance); it is kept and says nothing to the model',
                 'current',
                 level=logging.WARNING)
+
+
+def refer_datasets(dataset: Dataset) -> Iterator[ReferDataset]:
+    """The referring data sets that a data set consists of."""
+    if isinstance(dataset, ReferDataset):
+        yield dataset
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from refer_datasets(part)
 
 
 @DATASETS.register_module()

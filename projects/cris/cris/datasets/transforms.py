@@ -79,9 +79,6 @@ class ChooseExpressions(BaseTransform):
     ref_index (K positions in refs).
     """
 
-    def __init__(self):
-        self._worker_rng = (None, None)
-
     def transform(self, results: dict) -> dict:
         refs = results['refs']
         pairs = [(i, j) for i, ref in enumerate(refs)
@@ -96,29 +93,12 @@ class ChooseExpressions(BaseTransform):
 
     def _draw(self, pairs: Sequence[Tuple[int, int]],
               count: int) -> List[Tuple[int, int]]:
-        shuffled = [pairs[k] for k in self._rng().permutation(len(pairs))]
+        shuffled = [pairs[k] for k in np.random.permutation(len(pairs))]
         first = list(dict((pair[0], pair) for pair in shuffled).values())
         further = [pair for pair in shuffled if pair not in first]
         drawn = first + further[:count - len(first)]
         # A ref with fewer sentences than wanted repeats them.
         return [drawn[k % len(drawn)] for k in range(count)]
-
-    def _rng(self):
-        """NumPy's global generator, or this worker's own.
-
-        mmengine seeds the workers' global generators with the same number at
-        every start, so with fresh workers each epoch would draw the same
-        sentences. The seed that PyTorch hands to a worker is new each time
-        and follows from the run's seed.
-        """
-        worker = torch.utils.data.get_worker_info()
-        if worker is None:
-            return np.random
-        seed, rng = self._worker_rng
-        if seed != worker.seed:
-            rng = np.random.RandomState(worker.seed % 2**32)
-            self._worker_rng = (worker.seed, rng)
-        return rng
 
 
 @TRANSFORMS.register_module()

@@ -13,9 +13,20 @@ from .cpu import (
     init_cpu_process_group,
     use_bfloat16,
 )
+from .hooks import (
+    CheckLossHook,
+    DataTimeoutHook,
+    ExactResumeHook,
+    PreemptionHook,
+    SafeCheckpointHook,
+    explain_data_errors,
+)
+from .latest_checkpoint import latest_checkpoint
 
 __all__ = [
-    'BFloat16OptimWrapper', 'avoid_fused', 'compare_weights',
-    'init_cpu_process_group', 'load_config', 'load_weights',
-    'read_checkpoint', 'state_dict_of', 'use_bfloat16', 'use_safe_loader'
+    'BFloat16OptimWrapper', 'CheckLossHook', 'DataTimeoutHook',
+    'ExactResumeHook', 'PreemptionHook', 'SafeCheckpointHook', 'avoid_fused',
+    'compare_weights', 'explain_data_errors', 'init_cpu_process_group',
+    'latest_checkpoint', 'load_config', 'load_weights', 'read_checkpoint',
+    'state_dict_of', 'use_bfloat16', 'use_safe_loader'
 ]

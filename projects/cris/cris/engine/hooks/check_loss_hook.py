@@ -1,0 +1,106 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import json
+import os.path as osp
+from typing import List, Optional
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+from torch import Tensor
+
+_NOTED = ('img_path', 'img_id', 'ref_ids', 'sent_ids', 'expressions')
+
+
+@HOOKS.register_module()
+class CheckLossHook(Hook):
+    """Where the loss is not finite: stop, or skip the batch on all ranks.
+
+    The samples of the batch are written to
+    ``nonfinite_loss_iter<I>_rank<R>.json`` in the work dir, with paths, ids
+    and expressions. A skipped batch leaves no trace in the model: no gradient
+    is taken from it, and batch norm's statistics are as before. How many
+    were skipped is in the log and, as ``num_skipped_batches``, in the
+    checkpoints.
+
+    Args:
+        action (str): 'stop' or 'skip'. Defaults to 'stop'.
+        max_in_a_row (int): More skipped batches one after the other end the
+            run: then the model itself is at fault. Defaults to 10.
+
+    Raises:
+        FloatingPointError: In training, where the run ends.
+    """
+
+    def __init__(self, action: str = 'stop', max_in_a_row: int = 10):
+        if action not in ('stop', 'skip'):
+            raise ValueError(f"action={action!r} must be 'stop' or 'skip'")
+        self.action = action
+        self.max_in_a_row = max_in_a_row
+        self._batch: Optional[dict] = None
+        self._buffers: List[Tensor] = []
+        self._in_a_row = 0
+
+    def before_train(self, runner: Runner) -> None:
+        # The only place between the loss and the step of every wrapper.
+        update = runner.optim_wrapper.update_params
+
+        def update_if_finite(loss: Tensor, *args, **kwargs) -> None:
+            if self._is_finite(runner, loss):
+                update(loss, *args, **kwargs)
+
+        runner.optim_wrapper.update_params = update_if_finite
+
+    def before_train_iter(self,
+                          runner: Runner,
+                          batch_idx: int,
+                          data_batch: Optional[dict] = None) -> None:
+        self._batch = data_batch
+        if self.action == 'skip':
+            self._buffers = [b.clone() for b in runner.model.buffers()]
+
+    def _is_finite(self, runner: Runner, loss: Tensor) -> bool:
+        own = not bool(torch.isfinite(loss))
+        bad = torch.tensor(int(own), device=loss.device)
+        all_reduce(bad, 'max')
+        if not bad:
+            self._in_a_row = 0
+            return True
+        where = 'another rank, which wrote its samples'
+        if own:
+            where = self._write(runner, loss)
+        message = (f'the loss of iteration {runner.iter + 1} is not finite: '
+                   f'see {where}')
+        self._in_a_row += 1
+        if self.action == 'stop' or self._in_a_row > self.max_in_a_row:
+            raise FloatingPointError(
+                f'{message}. Look at these samples; if they are fine, lower '
+                'the rate or clip the gradient. CheckLossHook(action="skip") '
+                f'passes over up to {self.max_in_a_row} such batches in a row')
+        skipped = runner.message_hub.runtime_info.get(
+            'num_skipped_batches', 0) + 1
+        runner.message_hub.update_info('num_skipped_batches', skipped)
+        runner.logger.warning(f'{message}; skipped, the {skipped}. batch.')
+        for buffer, before in zip(
+                runner.model.buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
+        return False
+
+    def _write(self, runner: Runner, loss: Tensor) -> str:
+        path = osp.join(
+            runner.work_dir,
+            f'nonfinite_loss_iter{runner.iter + 1}_rank{runner.rank}.json')
+        samples = [{key: sample.metainfo[key]
+                    for key in _NOTED if key in sample.metainfo}
+                   for sample in self._batch['data_samples']]
+        with open(path, 'w') as file:
+            json.dump(
+                dict(
+                    loss=str(loss.item()),
+                    epoch=runner.epoch + 1,
+                    iter=runner.iter + 1,
+                    samples=samples),
+                file,
+                indent=2)
+        return path

@@ -1,0 +1,111 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import multiprocessing
+import os
+import os.path as osp
+import signal
+import threading
+from multiprocessing.util import Finalize
+from typing import Callable, Optional
+
+import torch
+from mmengine.dist import all_reduce, barrier, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmseg.registry import HOOKS
+from torch import Tensor
+
+from ..atomic_files import use_atomic_files
+
+#: Exit status after SIGTERM: 128 + 15, as a shell reports it.
+PREEMPTED = 128 + signal.SIGTERM
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """On SIGTERM, save after the iteration and exit with status 143.
+
+    The checkpoint is ``preempted.pth`` in the work dir; ``--resume`` finds it
+    and goes on with the next batch. During validation nothing is saved: the
+    checkpoint of the epoch is there, or ``interval`` of the checkpoints was
+    chosen to be longer. SIGTERM to any rank is enough.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self):
+        self._asked = False
+        self._previous = None
+        use_atomic_files()
+
+    def before_train(self, runner: Runner) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python lets no other thread handle signals
+        self._previous = signal.signal(signal.SIGTERM, self._ask)
+        closing = torch.zeros((), dtype=torch.int32).share_memory_()
+        for loop in filter(None, (runner.train_loop, runner.val_loop)):
+            loader = loop.dataloader
+            loader.worker_init_fn = _Shielded(loader.worker_init_fn, closing)
+        Finalize(None, _end_workers, (closing, ), exitpriority=1)
+
+    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        if not self._asked_any_rank():
+            return
+        runner.save_checkpoint(
+            runner.work_dir,
+            'preempted.pth',
+            meta=dict(epoch=runner.epoch, iter=runner.iter + 1),
+            by_epoch=False)
+        self._leave(runner, 'preempted.pth is saved')
+
+    def after_val_iter(self, runner: Runner, *args, **kwargs) -> None:
+        if self._asked_any_rank():
+            self._leave(runner, 'nothing is saved during validation')
+
+    def after_train(self, runner: Runner) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+        path = osp.join(runner.work_dir, 'preempted.pth')
+        if is_main_process() and osp.isfile(path):
+            os.remove(path)
+
+    def _ask(self, *_) -> None:
+        self._asked = True
+
+    def _asked_any_rank(self) -> bool:
+        asked = torch.tensor(int(self._asked))
+        all_reduce(asked, 'max')
+        return bool(asked)
+
+    def _leave(self, runner: Runner, what: str) -> None:
+        barrier()  # the others must not end before the file is written
+        runner.logger.warning(f'SIGTERM: {what}; go on with --resume.')
+        raise SystemExit(PREEMPTED)
+
+
+class _Shielded:
+    """Data workers outlive a SIGTERM to the whole group: they are needed."""
+
+    def __init__(self, init_fn: Optional[Callable], closing: Tensor):
+        self.init_fn = init_fn
+        self.closing = closing
+
+    def __call__(self, worker_id: int) -> None:
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        if self.init_fn is not None:
+            self.init_fn(worker_id)
+
+    def _on_sigterm(self, *_) -> None:
+        if self.closing:
+            os._exit(0)
+
+
+def _end_workers(closing: Tensor) -> None:
+    """Before Python ends its children with SIGTERM and waits for them."""
+    closing.fill_(1)
+    workers = [c for c in multiprocessing.active_children() if c.daemon]
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(2)
+        if worker.is_alive():
+            worker.kill()

@@ -1,0 +1,198 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Training that is killed, resumed, preempted: real processes, real signals.
+
+The configuration is the small model with all that could make two runs differ:
+dropout, random sentences, shuffling, EMA, a schedule by iteration, data
+workers.
+"""
+import os
+import random
+import re
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFIG, REPO, ReferSet, run, start_tool, tool
+
+EPOCH = 5  # iterations
+SMALL = [
+    'model.decode_head.num_layers=1', 'model.decode_head.dropout=0.1',
+    'train_dataloader.batch_size=2',
+    'train_dataloader.dataset.num_expressions=1',
+    'train_dataloader.dataset.pipeline.3.size=64',
+    'val_dataloader.dataset.pipeline.2.size=64',
+    'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
+    'custom_hooks.0.type=EMAHook', 'train_cfg.val_interval=1'
+]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    refer_set = ReferSet(tmp_path_factory.mktemp('data') / 'refer')
+    for k in range(2 * EPOCH - 4):  # four are there
+        refer_set.add_ref(1 + k % 2, [[5, 20, 30, 20, 30, 45]], 'train')
+    return refer_set.write()
+
+
+def arguments(data, work, epochs, *options, workers=2, persistent=True):
+    cfg = SMALL + [
+        f'{part}_dataloader.dataset.data_root={data}'
+        for part in ('train', 'val')
+    ] + [
+        f'train_cfg.max_epochs={epochs}',
+        f'train_dataloader.num_workers={workers}',
+        f'train_dataloader.persistent_workers={persistent}'
+    ]
+    return [CONFIG, '--work-dir', work, '--resume', '--cfg-options', *cfg,
+            *options]
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def assert_same_run(work, other):
+    """Weights, EMA, optimizer, schedules and the best, bit for bit."""
+    names = [sorted(f.name for f in w.glob('*.pth')) for w in (work, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        a, b = (torch.load(w / name, weights_only=False)
+                for w in (work, other))
+        for key in ('state_dict', 'ema_state_dict', 'optimizer',
+                    'param_schedulers'):
+            assert equal(a.get(key), b.get(key)), (name, key)
+        info = [c['message_hub']['runtime_info'] for c in (a, b)]
+        assert info[0]['best_score'] == info[1]['best_score']
+        assert a['meta']['iter'] == b['meta']['iter']
+
+
+def wait_for(text, output, process):
+    while not output.exists() or text not in output.read_text():
+        assert process.is_alive(), output.read_text()
+        time.sleep(0.02)
+
+
+def kill_at_random(args, output, times, seed):
+    """Kill a run again and again; returns how often it was resumed."""
+    rng = random.Random(seed)
+    resumed = 0
+    for _ in range(times):
+        output.unlink(missing_ok=True)
+        process = start_tool('train.py', *args, output=output)
+        wait_for('Checkpoints will be saved', output, process)
+        time.sleep(rng.uniform(0, 1.5))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, (
+            'the training ended by itself: more epochs are needed')
+        resumed += 'resumed epoch' in output.read_text()
+    return resumed
+
+
+def run_killed_and_not(data, tmp_path, times, epochs, *options, **workers):
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    tool('train.py', *arguments(data, whole, epochs, *options, **workers))
+    args = arguments(data, killed, epochs, *options, **workers)
+    resumed = kill_at_random(args, tmp_path / 'output', times, times)
+    log = tool('train.py', *args)
+    assert_same_run(whole, killed)
+    assert not list(killed.glob('*.partial'))
+    return resumed, log
+
+
+@pytest.mark.slow
+def test_thirty_kills(data, tmp_path):
+    """Checkpoints in the middle of epochs, persistent workers."""
+    resumed, _ = run_killed_and_not(
+        data, tmp_path, 30, 60, 'default_hooks.checkpoint.by_epoch=False',
+        'default_hooks.checkpoint.interval=3')
+    print(f'resumed after {resumed} of 30 kills')
+    assert resumed >= 25
+
+
+def test_two_kills(data, tmp_path):
+    run_killed_and_not(data, tmp_path, 2, 4)
+
+
+@pytest.mark.slow
+def test_kills_in_the_middle_of_epochs_without_workers(data, tmp_path):
+    run_killed_and_not(
+        data, tmp_path, 1, 3, 'default_hooks.checkpoint.by_epoch=False',
+        'default_hooks.checkpoint.interval=2', workers=0, persistent=False)
+
+
+def test_sigterm_saves_and_the_run_goes_on_at_the_next_batch(data, tmp_path):
+    """To the data workers, too, as cluster schedulers send it."""
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    output = tmp_path / 'output'
+    options = ('default_hooks.logger.interval=1', )
+    fresh = dict(persistent=False)
+    tool('train.py', *arguments(data, whole, 2, *options, **fresh))
+    args = arguments(data, stopped, 2, *options, **fresh)
+    process = start_tool('train.py', *args, output=output)
+    wait_for('Epoch(train) [1][2/5]', output, process)
+    for pid in [*children(process.pid), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 143, output.read_text()
+    assert 'SIGTERM: preempted.pth is saved' in output.read_text()
+    assert (stopped / 'preempted.pth').is_file()
+    log = tool('train.py', *args)
+    assert 'resumed epoch: 0' in log
+    assert_same_run(whole, stopped)
+
+
+def children(pid):
+    tasks = Path(f'/proc/{pid}/task')
+    return [
+        int(child) for task in tasks.iterdir()
+        for child in (task / 'children').read_text().split()
+    ]
+
+
+@pytest.mark.parametrize('harm', ['cut', 'flipped bit'])
+def test_a_broken_newest_checkpoint_is_skipped(data, tmp_path, harm):
+    args = arguments(data, tmp_path, 2,
+                     'default_hooks.checkpoint.max_keep_ckpts=2')
+    tool('train.py', *args)
+    whole = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    newest = tmp_path / 'epoch_2.pth'
+    content = bytearray(newest.read_bytes())
+    if harm == 'cut':
+        content = content[:len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    log = tool('train.py', *args)
+    assert re.search(r'epoch_2.pth is .*it is skipped', log)
+    assert 'resumed epoch: 1' in log
+    again = torch.load(newest, weights_only=False)
+    assert equal(whole['state_dict'], again['state_dict'])
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
+    """Real: the kernel refuses to write files beyond a size."""
+    tool('train.py', *arguments(data, tmp_path, 1))
+    kept = (tmp_path / 'epoch_1.pth').read_bytes()
+    limit = len(kept) // 2048  # KiB, half of it
+    command = ' '.join(
+        shlex.quote(str(a))
+        for a in (sys.executable, REPO / 'tools/train.py',
+                  *arguments(data, tmp_path, 2)))
+    log = run('bash', '-c', f'ulimit -f {limit}; {command}', ok=False)
+    assert re.search(r'epoch_2.pth .* could not be written: File too large.*'
+                     'What was saved before is intact', log)
+    assert (tmp_path / 'epoch_1.pth').read_bytes() == kept
+    assert not list(tmp_path.glob('*.partial'))
+    tool('train.py', *arguments(data, tmp_path, 2))
+    assert (tmp_path / 'epoch_2.pth').is_file()

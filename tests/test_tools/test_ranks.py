@@ -1,0 +1,97 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Several processes compute what one computes; restarts; launchers."""
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+from conftest import CONFIG, REPO, ReferSet, run, tool
+
+PORT = 30000 + os.getpid() % 900 * 10
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    """80 refs to train on, 7 images to test: no number of ranks divides 7."""
+    root = tmp_path_factory.mktemp('ranks')
+    refer_set = ReferSet(root / 'refer')
+    for k in range(76):  # four are there
+        refer_set.add_ref(1 + k % 2, [[5, 20, 30, 20, 30, 45]], 'train')
+    for i in range(3, 9):  # one is there
+        picture = (root / 'refer/images' / f'{i % 3}.jpg').read_bytes()
+        (root / 'refer/images' / f'{i}.jpg').write_bytes(picture)
+        refer_set.images.append(
+            dict(refer_set.images[i % 3], id=i, file_name=f'{i}.jpg'))
+        refer_set.add_ref(i, [[5, 5 + i, 30, 20, 30, 45]], 'val')
+    path = root / 'config.py'
+    data = str(refer_set.write())
+    path.write_text(f'''
+_base_ = {str(CONFIG)!r}
+custom_imports = dict(imports=['cris', 'training_probes'],
+                      allow_failed_imports=False)
+custom_hooks = [dict(type='Probe', freeze_norm=True)]
+train_pipeline = _base_.train_pipeline
+train_pipeline[3].size = 64
+test_pipeline = _base_.test_pipeline
+test_pipeline[2].size = 64
+model = dict(decode_head=dict(threshold=0.1))
+train_cfg = dict(max_epochs=1, val_interval=1)
+train_dataloader = dict(
+    batch_size=8, num_workers=1,
+    dataset=dict(data_root={data!r}, num_expressions=1,
+                 pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=1, num_workers=1,
+    dataset=dict(data_root={data!r}, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+''')
+    return path
+
+
+@pytest.fixture(scope='module')
+def alone(config):
+    """The work dir of a run of one process."""
+    work = config.parent / 'alone'
+    tool('train.py', config, '--work-dir', work)
+    return work
+
+
+def losses(work, ranks):
+    """Of every iteration, the mean over the ranks."""
+    return np.mean([
+        json.loads((work / f'probe_rank{rank}.json').read_text())
+        for rank in range(ranks)
+    ], axis=0)[:, 0]
+
+
+def ranks_train(config, work, ranks, port, *options, **env):
+    return run('bash', REPO / 'tools/dist_train.sh', config, ranks,
+               '--work-dir', work, '--cfg-options',
+               f'train_dataloader.batch_size={8 // ranks}', *options,
+               MASTER_PORT=str(PORT + port),
+               PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **env)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_4_have_the_losses_of_one_of_8(config, alone, tmp_path):
+    ranks_train(config, tmp_path, 2, 0)
+    one, two = losses(alone, 1), losses(tmp_path, 2)
+    assert len(one) == 10
+    print('largest difference of the losses:', np.abs(one - two).max())
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_one_two_and_three_ranks_score_the_same(config, alone, tmp_path):
+    scores = []
+    for ranks in (1, 2, 3):
+        out = tmp_path / f'{ranks}.json'
+        run('bash', REPO / 'tools/dist_test.sh', config,
+            alone / 'epoch_1.pth', ranks, '--work-dir', tmp_path, '--out',
+            out, MASTER_PORT=str(PORT + ranks),
+            PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+        scores.append(json.loads(out.read_text()))
+    assert scores[0] == scores[1] == scores[2]
+    assert scores[0]['mIoU'] > 0
+    print(scores[0])

@@ -1,0 +1,49 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""What tests put into a training, as a user's own module would."""
+import json
+import re
+from pathlib import Path
+
+from mmcv.transforms import BaseTransform
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmseg.registry import HOOKS, TRANSFORMS
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@TRANSFORMS.register_module()
+class Poison(BaseTransform):
+    """One image is not a number."""
+
+    def transform(self, packed: dict) -> dict:
+        if packed['data_samples'].img_path.endswith('2.jpg'):
+            packed['inputs'] = packed['inputs'] * float('nan')
+        return packed
+
+
+@HOOKS.register_module()
+class Probe(Hook):
+    """Writes loss and memory (MiB) of every iteration; freezes batch norm."""
+
+    def __init__(self, freeze_norm: bool = False):
+        self.freeze_norm = freeze_norm
+        self.lines = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if not self.freeze_norm:
+            return
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None,
+                         outputs=None):
+        status = Path('/proc/self/status').read_text()
+        memory = int(re.search(r'VmRSS:\s+(\d+) kB', status)[1]) / 1024
+        self.lines.append([float(outputs['loss']), memory])
+
+    def after_train(self, runner):
+        path = Path(runner.work_dir, f'probe_rank{runner.rank}.json')
+        path.write_text(json.dumps(self.lines))
