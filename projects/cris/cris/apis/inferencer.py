@@ -288,19 +288,22 @@ class CRISInferencer(BaseInferencer):
                                      picture.image.shape[:2], texts, **kwargs)
         return dict(prediction, name=picture.name, img_path=picture.path)
 
-    def open(self, image: PictureSource) -> 'View':
+    def open(self, image: Union[PictureSource, Picture]) -> View:
         """Encode a picture once, to ask about it often.
 
         >>> with inferencer.open('street.jpg') as view:
         ...     view('leftmost car')['masks']
 
         Args:
-            image: See :func:`cris.apis.inputs.load_picture`.
+            image: See :func:`cris.apis.inputs.load_picture`; or what it
+                returned.
 
         Returns:
             View: To be called with expressions.
         """
-        return View(self, load_picture(image))
+        if not isinstance(image, Picture):
+            image = load_picture(image)
+        return View(self, image)
 
     def visualize(self,
                   inputs: Sequence[Picture],
