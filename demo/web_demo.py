@@ -38,20 +38,9 @@ from cris.visualization.draw import draw_masks  # noqa: E402
 
 EXAMPLES = [
     ['shapes_1.jpg', 'the yellow triangle\nthe rightmost triangle'],
-    ['shapes_2.jpg', 'the blue one\nbig yellow circle right of the large star'],
+    ['shapes_2.jpg', 'the blue one\nthe rightmost big thing'],
 ]
 SHOWN_SIDE = 1024  # pixels of an overlay; masks are of the original size
-
-
-class Picture(gr.Image):
-    """Hands over the file as it was uploaded, whatever it is.
-
-    gradio's own would decode it, with messages that say nothing to a user.
-    """
-    is_template = True  # for the browser it is a gr.Image
-
-    def preprocess(self, payload) -> Optional[str]:
-        return payload.path if payload else None
 
 
 class Answer(NamedTuple):
@@ -184,11 +173,14 @@ def build(page: Page) -> gr.Blocks:
         answer = gr.State(time_to_live=3600)
         with gr.Row():
             with gr.Column():
-                picture = Picture(
+                picture = gr.Image(
                     label='Picture',
                     sources=['upload', 'clipboard'],
                     type='filepath',
                     elem_id='picture')
+                # gradio would decode it, with messages that tell a user
+                # nothing.
+                picture.preprocess = lambda file: file and file.path
                 phrases = gr.Textbox(
                     label='Phrases, one per line',
                     lines=4,
@@ -212,7 +204,10 @@ def build(page: Page) -> gr.Blocks:
                     'Download masks (zip)', elem_id='masks')
         shown = [overlays, scores, masks]
         ask.click(page.ask, [picture, phrases, threshold], [answer, *shown])
-        threshold.release(page.show, [answer, threshold], shown)
+        threshold.change(
+            page.show, [answer, threshold],
+            shown,
+            trigger_mode='always_last')
     return blocks.queue(
         max_size=args.max_waiting, default_concurrency_limit=1)
 
@@ -238,7 +233,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=16,
         help='questions that wait for their turn; one is answered at a time')
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:

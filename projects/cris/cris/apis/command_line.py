@@ -54,7 +54,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser.add_argument('--device', help='cpu, cuda, cuda:1 ...')
     parser.add_argument(
         '--precision', choices=['fp32', 'bf16', 'fp16'], default='fp32')
-    args = parser.parse_args(argv)
+    # CONFIG CHECKPOINT may come after the options.
+    args = parser.parse_intermixed_args(argv)
     if args.config and args.model:
         parser.error('give CONFIG CHECKPOINT or --model NAME, not both')
     if args.config and not args.checkpoint:
