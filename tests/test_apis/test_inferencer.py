@@ -160,7 +160,7 @@ class TestPrediction:
             many = view([f'thing {i}' for i in range(999)] + texts[:1],
                         return_masks=False)
         assert encoded == [1]
-        assert sum(chunks) == 1003 and max(chunks) == 32
+        assert sum(chunks) == 1003 and max(chunks) == 4
         assert len(many['rles']) == 1000 and 'masks' not in many
         one = inferencer(path, texts[0])['predictions'][0]
         assert iou(

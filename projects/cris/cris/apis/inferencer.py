@@ -38,7 +38,9 @@ from .view import View
 #: The model for those who name none; its weights come with the package.
 DEFAULT_MODEL = 'cris_tiny_1xb8-3e_refshapes-160x160'
 _PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
-_CHUNK = 32  # expressions that the decoder holds at once
+# Expressions that the decoder holds at once. On a CPU more take longer each:
+# at 416 pixels their maps no longer fit the cache.
+_CPU_CHUNK, _GPU_CHUNK = 4, 32
 # They read the files of a data set, which are not there.
 _OF_DATA_SETS = ('LoadReferImage', 'LoadImageFromFile', 'ChooseExpressions',
                  'LoadReferMasks')
@@ -267,10 +269,11 @@ class CRISInferencer(BaseInferencer):
         Returns:
             Tensor: Logits ``(E, 1, H/4, W/4)``, float32 on the CPU.
         """
+        chunk = _CPU_CHUNK if self.device.type == 'cpu' else _GPU_CHUNK
         logits = []
         for tokens, index in zip(
-                self.tokenize(texts).to(self.device).split(_CHUNK),
-                image_index.to(self.device).split(_CHUNK),
+                self.tokenize(texts).to(self.device).split(chunk),
+                image_index.to(self.device).split(chunk),
                 strict=True):
             with self._autocast():
                 own = self.model.answer(features, tokens, index)
