@@ -8,7 +8,7 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     exit 1
 fi
 # What was installed is known by the text of what asks for it.
-stamp=.venv/installed_$(cat setup.cfg requirements/{runtime,mminstall,tests,demo}.txt | cksum | cut -d' ' -f1)
+stamp=.venv/installed_$(cat setup.cfg requirements/{runtime,mminstall,tests}.txt | cksum | cut -d' ' -f1)
 if [ ! -f "$stamp" ]; then
     echo "Installing into .venv; the first time takes a few minutes." >&2
     # Half an environment stays behind where the venv package is missing.
