@@ -179,11 +179,30 @@ def test_an_example_after_all_that(page):
     page.wait_for_selector('#scores table')
 
 
-def test_another_threshold_runs_no_model(inferencer, monkeypatch):
+@pytest.fixture
+def functions(inferencer, monkeypatch):
+    """What is behind the page."""
     monkeypatch.syspath_prepend(REPO / 'demo')
     web_demo = __import__('web_demo')
     monkeypatch.setattr(sys, 'argv', ['web_demo.py'])
-    page = web_demo.Page(inferencer, web_demo.parse_args())
+    return web_demo.Page(inferencer, web_demo.parse_args())
+
+
+def test_a_large_picture_is_shown_smaller(functions, inferencer, tmp_path):
+    path = tmp_path / 'large.png'
+    Image.open(PICTURE).resize((1900, 1600)).save(path)
+    answer, overlays, _, archive = functions.ask(
+        str(path), PHRASES[0], 0.35)
+    assert answer.shape == (1600, 1900)
+    assert overlays[0][0].shape == (862, 1024, 3)
+    png = zipfile.ZipFile(archive).read('masks/picture_0.png')
+    (prediction, ) = inferencer(path, PHRASES[0])['predictions']
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(png))) > 0, prediction['masks'][0])
+
+
+def test_another_threshold_runs_no_model(functions, inferencer, monkeypatch):
+    page = functions
     answer, *first = page.ask(str(PICTURE), '\n'.join(PHRASES), 0.35)
     assert answer.logits.nbytes < 100_000
     monkeypatch.setattr(inferencer.model, 'answer', None)

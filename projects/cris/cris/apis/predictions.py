@@ -7,6 +7,7 @@ import os.path as osp
 import textwrap
 from typing import List, Optional, Sequence, Tuple
 
+import cv2
 import mmcv
 import numpy as np
 from mmengine.fileio import dump
@@ -89,7 +90,7 @@ def draw_prediction(image: np.ndarray, prediction: dict) -> np.ndarray:
     """A sheet with a tile for every expression.
 
     Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
+        image (np.ndarray): RGB, uint8 ``(h, w, 3)``, or smaller.
         prediction (dict): By :func:`make_prediction`.
 
     Returns:
@@ -104,7 +105,9 @@ def draw_prediction(image: np.ndarray, prediction: dict) -> np.ndarray:
     width = min(max(image.shape[1], 320), 1000 if one else 400)
     tiles = [] if one else [draw_tile(image, 'picture', width)]
     for expression, score, rle in zip(expressions, scores, rles, strict=True):
-        mask = coco_mask.decode(rle).astype(bool)
+        mask = cv2.resize(
+            coco_mask.decode(rle), (image.shape[1], image.shape[0]),
+            interpolation=cv2.INTER_NEAREST).astype(bool)
         tiles.append(
             draw_tile(
                 draw_masks(image, pred=mask),
