@@ -20,7 +20,7 @@ class BuildWithMim(build_py):
         here = Path(__file__).parent
         mim = Path(self.build_lib, 'cris', '.mim')
         shutil.rmtree(mim, ignore_errors=True)
-        for folder in ('configs', 'tools', 'checkpoints'):
+        for folder in ('configs', 'tools', 'demo', 'checkpoints'):
             shutil.copytree(
                 here / folder,
                 mim / folder,

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-import cris  # noqa: F401  registers everything
+import cris
+from cris.datasets.refcoco import RefCOCODataset
+from cris.datasets.refshapes import write_refshapes
 
 GOLDEN = Path(__file__).parent / 'data' / 'golden'
 REPO = Path(__file__).parents[1]
@@ -161,3 +163,31 @@ def options(root):
             f'{part}_dataloader.persistent_workers=False'
         ]
     return out + ['train_dataloader.batch_size=2', 'train_cfg.max_epochs=2']
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    """Folder of a small RefShapes."""
+    root = tmp_path_factory.mktemp('shapes') / 'refshapes'
+    write_refshapes(root, 1, 12, seed=7)
+    return root
+
+
+@pytest.fixture(scope='session')
+def questions(shapes):
+    """Pictures of val, by path, and all that is asked about each."""
+    records = RefCOCODataset(
+        data_root=str(shapes),
+        data_prefix=dict(img_path='images'),
+        split='val',
+        test_mode=True)
+    return {
+        record['img_path']:
+        [s for ref in record['refs'] for s in ref['sentences']]
+        for record in (records.get_data_info(i) for i in range(len(records)))
+    }
+
+
+@pytest.fixture(scope='session')
+def inferencer():
+    return cris.CRISInferencer(device='cpu')

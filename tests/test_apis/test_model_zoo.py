@@ -189,7 +189,7 @@ def wheel(tmp_path_factory):
 def test_wheel_carries_configs_tools_index_and_weights(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     tracked = subprocess.run(
-        ['git', 'ls-files', 'configs', 'tools', 'checkpoints'],
+        ['git', 'ls-files', 'configs', 'tools', 'demo', 'checkpoints'],
         cwd=REPO,
         check=True,
         capture_output=True,
@@ -212,14 +212,19 @@ model = cris.init_model(name)
 logits = model.predict_logits(
     torch.zeros(1, 3, 160, 160), tokenize('the red circle', 17))
 print(cris.__file__, tuple(logits.shape))
+import sys
+from cris.apis.command_line import main
+main([*sys.argv[1:], '--text', 'a circle', '--out-file', 'out.png'])
 '''
-    done = subprocess.run([sys.executable, '-c', code],
+    picture = site / 'cris/.mim/demo/shapes_1.jpg'
+    done = subprocess.run([sys.executable, '-c', code, picture],
                           cwd=tmp_path,
                           capture_output=True,
                           text=True,
                           env=dict(os.environ, PYTHONPATH=str(site)))
     assert done.returncode == 0, done.stderr
     assert str(site) in done.stdout and '(1, 1, 40, 40)' in done.stdout
+    assert (tmp_path / 'out.png').stat().st_size > 10_000
     tool = site / 'cris/.mim/tools/model_converters/official_cris.py'
     done = subprocess.run([
         sys.executable, tool, REPO / 'tests/data/golden/'

@@ -5,10 +5,14 @@ from ._requirements import check_requirements
 check_requirements()
 
 from . import datasets, engine, evaluation, models, visualization  # noqa: E402
-from .apis import init_model, list_models  # noqa: E402
+from .apis import (  # noqa: E402
+    CRISInferencer,
+    init_model,
+    list_models,
+)
 from .version import __version__  # noqa: E402
 
 __all__ = [
-    '__version__', 'datasets', 'engine', 'evaluation', 'init_model',
-    'list_models', 'models', 'visualization'
+    'CRISInferencer', '__version__', 'datasets', 'engine', 'evaluation',
+    'init_model', 'list_models', 'models', 'visualization'
 ]

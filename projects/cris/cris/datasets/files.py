@@ -223,7 +223,7 @@ def open_image(content: Union[bytes, BinaryIO], where: str) -> Image.Image:
         length = file.seek(0, 2)
         raise ValueError(f'{where} cannot be decoded: it is no image, or '
                          f'broken ({length} bytes). Get the file again, or '
-                         'remove its refs from the annotations.') from error
+                         'leave it out.') from error
     check_pixels(image.height, image.width, where)
     return image
 
@@ -249,8 +249,7 @@ def image_size(path: str) -> Tuple[int, int]:
             if is_truncated_jpeg(file.read()):
                 raise ValueError(
                     f'{path} cannot be decoded: the JPEG ends too early '
-                    f'({length} bytes). Get the file again, or remove its '
-                    'refs from the annotations.')
+                    f'({length} bytes). Get the file again, or leave it out.')
         file.seek(0)
         return _shown_size(open_image(file, path))
 

@@ -1,11 +1,63 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Verifying image files by their headers, before anything is decoded."""
+"""Image files: verified by their headers, and decoded."""
 import os
 import os.path as osp
 from typing import Dict, List, Optional, Set
 
-from .files import image_size, safe_join
+import mmcv
+import numpy as np
+from PIL import Image
+
+from .files import image_size, is_truncated_jpeg, open_image, safe_join
 from .records import Fault
+
+
+def decode_image(content: bytes,
+                 where: str,
+                 color_type: str = 'color',
+                 backend: Optional[str] = None) -> np.ndarray:
+    """Decode an image file as training and evaluation do.
+
+    It is turned as its EXIF orientation says, as viewers show it; sixteen
+    bits become eight, and transparency is ignored. OpenCV returns a truncated
+    JPEG with its lower part grey; here it is refused.
+
+    Args:
+        content (bytes): Of the file.
+        where (str): Its name in messages.
+        color_type (str): mmcv's flag. Defaults to 'color'.
+        backend (str, optional): mmcv's, one for this process by default.
+
+    Returns:
+        np.ndarray: BGR, uint8 ``(h, w, 3)``.
+
+    Raises:
+        ValueError: If it is no image, broken, an animation, or of more than
+            ``cris.datasets.files.MAX_PIXELS`` pixels.
+    """
+    img = None
+    if content and not is_truncated_jpeg(content):
+        header = open_image(content, where)  # refuses what is too large
+        if _is_animation(header):
+            raise ValueError(f'{where} is an animation ({header.format}): '
+                             'save the frame that is meant as PNG or JPEG')
+        img = mmcv.imfrombytes(content, flag=color_type, backend=backend)
+    if img is None:
+        raise ValueError(
+            f'{where} cannot be decoded: it is no image, or broken '
+            f'({len(content)} bytes). Get the file again, save it as PNG or '
+            'JPEG, or leave it out.')
+    return img
+
+
+def _is_animation(header: Image.Image) -> bool:
+    # Phones put a second view into a JPEG; that is none.
+    if header.format not in ('GIF', 'PNG', 'WEBP'):
+        return False
+    try:
+        return getattr(header, 'is_animated', False)
+    except Exception:  # Pillow raises whatever a second frame provokes
+        return False
 
 
 def check_headers(images: List[dict],

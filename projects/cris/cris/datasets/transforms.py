@@ -8,7 +8,6 @@ evaluation needs them.
 from typing import List, Sequence, Tuple
 
 import cv2
-import mmcv
 import mmengine.fileio as fileio
 import numpy as np
 import torch
@@ -19,8 +18,7 @@ from mmseg.structures import SegDataSample
 
 from cris.geometry import Size, letterbox
 
-from .files import is_truncated_jpeg, open_image
-from .images import size_message
+from .images import decode_image, size_message
 from .masks import decode_mask
 from .tokenizer import tokenize
 
@@ -29,33 +27,23 @@ from .tokenizer import tokenize
 class LoadReferImage(LoadImageFromFile):
     """Load an image as three channels of uint8, BGR, or say what is wrong.
 
-    OpenCV returns a truncated JPEG with its lower part grey; here it is
-    refused. Takes the arguments of mmcv's LoadImageFromFile.
+    Takes the arguments of mmcv's LoadImageFromFile; see
+    :func:`cris.datasets.images.decode_image`.
 
     Required: img_path; height, width (optional, what the annotations say).
     Added: img, img_shape, ori_shape.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If it is no image, broken, not of the annotated size, or
-            of more than ``cris.datasets.files.MAX_PIXELS`` pixels.
+        ValueError: If decode_image refuses it, or it is not of the annotated
+            size.
     """
 
     def transform(self, results: dict) -> dict:
         path = results['img_path']
         content = fileio.get(path, backend_args=self.backend_args)
-        img = None
-        if content and not is_truncated_jpeg(content):
-            open_image(content, path)  # refuses what is too large
-            img = mmcv.imfrombytes(
-                content,
-                flag=self.color_type,
-                backend=self.imdecode_backend)
-        if img is None:
-            raise ValueError(
-                f'{path} cannot be decoded: it is no image, or broken '
-                f'({len(content)} bytes). Get the file again, or remove its '
-                'refs from the annotations.')
+        img = decode_image(content, path, self.color_type,
+                           self.imdecode_backend)
         shape = img.shape[:2]
         annotated = (results.get('height', shape[0]),
                      results.get('width', shape[1]))

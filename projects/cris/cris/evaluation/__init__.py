@@ -1,6 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 from .audit import add_audit, audit_table
 from .refseg_metric import RefSegMetric
-from .results_file import check_results_file
+from .results_file import check_results_file, confidence
 
-__all__ = ['RefSegMetric', 'add_audit', 'audit_table', 'check_results_file']
+__all__ = ['RefSegMetric', 'add_audit', 'audit_table', 'check_results_file',
+           'confidence']

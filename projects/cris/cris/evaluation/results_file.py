@@ -34,6 +34,22 @@ def check_results_file(path: str) -> None:
                 'pyarrow, or end the name in .json') from error
 
 
+def confidence(prob: np.ndarray, mask: np.ndarray) -> float:
+    """How sure the model is of a mask.
+
+    Args:
+        prob (np.ndarray): Probabilities, float32 ``(h, w)``.
+        mask (np.ndarray): bool ``(h, w)``.
+
+    Returns:
+        float: Mean probability inside the mask, or the highest one where
+        the mask is empty; in [0, 1].
+    """
+    score = prob[mask].mean() if mask.any() else prob.max()
+    # Cubic interpolation overshoots.
+    return min(max(float(score), 0.0), 1.0)
+
+
 def describe(sample: dict, chosen: Sequence[int],
              pred: np.ndarray) -> List[dict]:
     """What a record says beside the counts.
@@ -52,9 +68,7 @@ def describe(sample: dict, chosen: Sequence[int],
         score = None
         if 'seg_logits' in sample:
             prob = sample['seg_logits']['data'][k].cpu().numpy()
-            score = prob[mask].mean() if mask.any() else prob.max()
-            # Cubic interpolation overshoots.
-            score = min(max(float(score), 0.0), 1.0)
+            score = confidence(prob, mask)
         ref_id, sent_id, expression = (
             sample[key][k] if key in sample else None
             for key in ('ref_ids', 'sent_ids', 'expressions'))

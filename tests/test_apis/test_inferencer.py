@@ -1,0 +1,416 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The inferencer on the model with weights, on RefShapes."""
+import io
+import json
+import os
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, tool
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import cris
+from cris.apis.inferencer import DEFAULT_MODEL
+
+TINY = REPO / 'configs/cris' / f'{DEFAULT_MODEL}.py'
+R50 = 'cris_r50_8xb8-amp-50e_refcoco-416x416'
+
+
+def iou(one, other):
+    return (one & other).sum() / max((one | other).sum(), 1)
+
+
+@pytest.fixture(scope='module')
+def asked(questions, inferencer):
+    """A picture, something it is sure of, and the mask."""
+    for path, texts in questions.items():
+        (prediction, ) = inferencer(path, texts)['predictions']
+        best = int(prediction['scores'].argmax())
+        mask = prediction['masks'][best]
+        if prediction['scores'][best] > 0.8 and mask.sum() > 300:
+            return path, texts[best], mask
+    raise AssertionError('the model is sure of nothing')
+
+
+def encoded(image, **options):
+    file = io.BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+class TestAgainstTheTools:
+
+    @pytest.fixture(scope='class')
+    def tested(self, shapes, tmp_path_factory):
+        """Predictions of tools/test.py, by path."""
+        root = tmp_path_factory.mktemp('tested')
+        weights = cris.apis.model_zoo.read_model_index()[DEFAULT_MODEL]
+        tool('test.py', TINY, REPO / weights['Weights'], '--work-dir', root,
+             '--cfg-options', f'test_dataloader.dataset.data_root={shapes}',
+             'test_dataloader.num_workers=0',
+             'test_dataloader.persistent_workers=False',
+             'test_evaluator.type=DumpResults',
+             f'test_evaluator.out_file_path={root / "all.pkl"}')
+        samples = pickle.loads((root / 'all.pkl').read_bytes())
+        return {sample['img_path']: sample for sample in samples}
+
+    def test_masks_are_equal_pixel_by_pixel(self, tested, questions,
+                                            inferencer, tmp_path):
+        batch_size = inferencer.cfg.test_dataloader.batch_size
+        result = inferencer(
+            list(questions),
+            list(questions.values()),
+            batch_size=batch_size,
+            return_probs=True,
+            out_dir=str(tmp_path))
+        assert len(result['predictions']) == len(tested) == 12
+        total = 0
+        for prediction in result['predictions']:
+            sample = tested[prediction['img_path']]
+            assert prediction['expressions'] == sample['expressions']
+            wanted = sample['pred_sem_seg']['data'].numpy()
+            np.testing.assert_array_equal(prediction['masks'], wanted)
+            np.testing.assert_allclose(
+                prediction['probs'],
+                sample['seg_logits']['data'].numpy(),
+                atol=1e-5)
+            for k, mask in enumerate(wanted):
+                written = cv2.imread(
+                    str(tmp_path / f'masks/{prediction["name"]}_{k}.png'),
+                    cv2.IMREAD_UNCHANGED)
+                np.testing.assert_array_equal(written, 255 * mask)
+                total += mask.any()
+        assert total > 100  # it is not all empty
+
+    def test_so_are_single_pictures_and_views(self, tested, questions,
+                                              inferencer):
+        for path, texts in questions.items():
+            wanted = tested[path]['pred_sem_seg']['data'].numpy()
+            with inferencer.open(path) as view:
+                np.testing.assert_array_equal(view(texts)['masks'], wanted)
+                one = view(texts[-1])
+            np.testing.assert_array_equal(one['masks'], wanted[-1:])
+            assert one['expressions'] == texts[-1:]
+
+
+class TestPrediction:
+
+    def test_its_parts_agree(self, asked, inferencer):
+        path, text, mask = asked
+        (prediction, ) = inferencer(
+            path, [text, 'zebra'], return_probs=True)['predictions']
+        assert prediction['masks'].dtype == bool
+        assert prediction['masks'].shape == (2, *mask.shape)
+        assert prediction['img_path'] == path
+        assert prediction['name'] == Path(path).stem
+        prob = prediction['probs'][0]
+        assert prob.dtype == np.float32
+        assert ((prob > prediction['threshold']) == mask).all()
+        assert prediction['scores'][0] == pytest.approx(prob[mask].mean())
+        rows, columns = np.nonzero(mask)
+        assert prediction['boxes'][0].tolist() == [
+            columns.min(), rows.min(),
+            columns.max() + 1, rows.max() + 1
+        ]
+        rle = json.loads(json.dumps(prediction['rles'][0]))
+        assert (coco_mask.decode(rle) == mask).all()
+
+    def test_threshold(self, asked, inferencer):
+        path, text, mask = asked
+
+        def at(threshold):
+            return inferencer(
+                path, text, threshold=threshold,
+                return_probs=True)['predictions'][0]
+
+        higher, nothing = at(0.7), at(1)
+        assert 0 < higher['masks'].sum() < mask.sum()
+        assert not (higher['masks'][0] & ~mask).any()
+        if nothing['masks'].any():  # cubic interpolation overshoots
+            assert nothing['probs'].max() > 1
+        else:
+            assert nothing['boxes'].tolist() == [[0, 0, 0, 0]]
+            assert nothing['scores'][0] == pytest.approx(
+                min(nothing['probs'].max(), 1))
+        with pytest.raises(ValueError, match='threshold=35 must be in'):
+            at(35)
+
+    def test_an_image_is_encoded_once(self, questions, inferencer,
+                                      monkeypatch):
+        (path, texts), *_ = questions.items()
+        encoded, chunks = [], []
+        encode = inferencer.model.encode_image
+        answer = inferencer.model.answer
+        monkeypatch.setattr(
+            inferencer.model, 'encode_image',
+            lambda images: encoded.append(len(images)) or encode(images))
+        monkeypatch.setattr(
+            inferencer.model, 'answer', lambda features, tokens, index: chunks.
+            append(len(tokens)) or answer(features, tokens, index))
+        with inferencer.open(path) as view:
+            view(texts[:2])
+            view(texts[2])
+            many = view([f'thing {i}' for i in range(999)] + texts[:1],
+                        return_masks=False)
+        assert encoded == [1]
+        assert sum(chunks) == 1003 and max(chunks) == 4
+        assert len(many['rles']) == 1000 and 'masks' not in many
+        one = inferencer(path, texts[0])['predictions'][0]
+        assert iou(
+            coco_mask.decode(many['rles'][-1]).astype(bool),
+            one['masks'][0]) > 0.99
+        with pytest.raises(ValueError, match='view of .* is closed'):
+            view('a circle')
+        encoded.clear()
+        inferencer(list(questions)[:5], 'a circle', batch_size=2)
+        assert encoded == [2, 2, 1]
+
+    def test_pictures_of_a_batch_do_not_mix(self, questions, inferencer):
+        paths, texts = list(questions)[:5], list(questions.values())[:5]
+        together = inferencer(paths, texts, batch_size=5)['predictions']
+        for path, own, prediction in zip(paths, texts, together, strict=True):
+            (alone, ) = inferencer(path, own)['predictions']
+            np.testing.assert_allclose(
+                alone['scores'], prediction['scores'], atol=1e-4)
+            assert (alone['masks'] != prediction['masks']).sum() <= 2
+
+    def test_bfloat16(self, asked, inferencer):
+        path, text, mask = asked
+        half = cris.CRISInferencer(device='cpu', precision='bf16')
+        (prediction, ) = half(path, text)['predictions']
+        assert iou(prediction['masks'][0], mask) > 0.9
+        exact = inferencer(path, text)['predictions'][0]['scores']
+        assert 0 < abs(prediction['scores'] - exact) < 0.05
+
+    def test_data_samples_and_pictures(self, asked, inferencer):
+        path, text, mask = asked
+        result = inferencer(
+            [path, path], [[text], [text, 'a circle']],
+            return_probs=True,
+            return_vis=True,
+            return_datasamples=True)
+        first, second = result['predictions']
+        assert (first.pred_sem_seg.data[0].numpy() == mask).all()
+        assert second.seg_logits.shape == mask.shape
+        assert second.expressions == [text, 'a circle']
+        one, three = result['visualization']
+        assert one.dtype == np.uint8 and one.shape[2] == 3
+        assert three.shape[1] == 3 * one.shape[1]
+        plain = inferencer(
+            path, text, threshold=1, return_vis=True)['visualization'][0]
+        changed = (one != plain).any(-1)[:one.shape[0] - 30]
+        scale = (one.shape[1] / mask.shape[1])**2
+        assert changed.sum() == pytest.approx(mask.sum() * scale, rel=0.2)
+
+
+class TestInputs:
+
+    @pytest.fixture(scope='class')
+    def picture(self, asked):
+        return Image.open(asked[0]).convert('RGB')
+
+    def test_every_form_is_the_same_picture(self, asked, picture, inferencer,
+                                            tmp_path):
+        _, text, _ = asked
+        path = tmp_path / 'a.png'
+        picture.save(path)
+        bgr = cv2.imread(str(path))
+        same = inferencer(
+            [str(path), path,
+             path.read_bytes(), bgr, picture], text)['predictions']
+        for prediction in same:
+            np.testing.assert_array_equal(prediction['masks'],
+                                          same[0]['masks'])
+        assert [p['name'] for p in same] == [
+            'a', 'a', 'image_2', 'image_3', 'image_4'
+        ]
+        assert same[0]['masks'].any()
+
+    @pytest.mark.parametrize('form', [
+        dict(format='WEBP', lossless=True),
+        dict(format='BMP'),
+        dict(format='TIFF'),
+        dict(mode='RGBA', format='PNG'),
+        dict(mode='P', format='PNG'),
+        dict(mode='CMYK', format='JPEG', quality=100),
+    ])
+    def test_other_formats(self, form, asked, picture, inferencer):
+        form = dict(form)
+        _, text, mask = asked
+        content = encoded(picture.convert(form.pop('mode', 'RGB')), **form)
+        (prediction, ) = inferencer(content, text)['predictions']
+        assert iou(prediction['masks'][0], mask) > 0.9
+
+    def test_sixteen_bits_and_grey(self, asked, picture, inferencer):
+        _, text, mask = asked
+        bgr = np.asarray(picture)[..., ::-1]
+        sixteen = cv2.imencode('.png', bgr.astype(np.uint16) * 257)[1]
+        (prediction, ) = inferencer(sixteen.tobytes(), text)['predictions']
+        assert iou(prediction['masks'][0], mask) > 0.9
+        grey = np.asarray(picture.convert('L'))
+        masks = [
+            inferencer(form, text)['predictions'][0]['masks'] for form in
+            (grey, grey[..., None], np.dstack([grey] * 3),
+             encoded(Image.fromarray(grey), format='PNG'))
+        ]
+        assert all((other == masks[0]).all() for other in masks)
+        alpha = np.dstack([bgr, np.zeros_like(grey)])
+        (prediction, ) = inferencer(alpha, text)['predictions']
+        assert iou(prediction['masks'][0], mask) > 0.9
+
+    @pytest.mark.parametrize('orientation, turn', [(3, 2), (6, 1), (8, 3)])
+    def test_a_phones_picture_is_answered_as_it_is_shown(
+            self, orientation, turn, asked, picture, inferencer):
+        """The file holds it turned, and EXIF says how to turn it back."""
+        _, text, mask = asked
+        held = Image.fromarray(np.rot90(np.asarray(picture), turn))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = encoded(held, format='JPEG', quality=100, exif=exif)
+        for form in (content, Image.open(io.BytesIO(content))):
+            (prediction, ) = inferencer(form, text)['predictions']
+            assert iou(prediction['masks'][0], mask) > 0.9
+
+    def test_folder(self, asked, picture, inferencer, tmp_path):
+        for name in ('b.jpg', 'a.PNG', 'c.txt'):
+            (tmp_path / name).write_bytes(encoded(picture, format='PNG'))
+        for folder in (tmp_path, str(tmp_path)):
+            predictions = inferencer(folder, asked[1])['predictions']
+            assert [p['name'] for p in predictions] == ['a', 'b']
+        (tmp_path / 'none').mkdir()
+        with pytest.raises(ValueError, match='none has no pictures'):
+            inferencer(tmp_path / 'none', 'a circle')
+
+
+def large_png(side):
+    """A PNG of which the header says that it is large."""
+    head = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
+    chunks = ((b'IHDR', head), (b'IDAT', zlib.compress(b'\0')), (b'IEND', b''))
+    return b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(data)) + kind + data +
+        struct.pack('>I', zlib.crc32(kind + data)) for kind, data in chunks)
+
+
+def animation(format):
+    frames = [Image.new('RGB', (40, 30), c) for c in ('red', 'blue')]
+    return encoded(
+        frames[0], format=format, save_all=True, append_images=frames[1:])
+
+
+NOISE = Image.effect_noise((64, 64), 50)
+
+
+class TestRefusals:
+
+    @pytest.mark.parametrize('source, error, message', [
+        ('absent.jpg', FileNotFoundError, 'absent.jpg does not exist'),
+        ('http://localhost/a.jpg', FileNotFoundError, 'a.jpg does not exist'),
+        (b'', ValueError, 'image_0 cannot be decoded.*0 bytes'),
+        (b'no image', ValueError, r'image_0 cannot be decoded.*8 bytes'),
+        (encoded(NOISE, format='JPEG')[:900], ValueError,
+         'cannot be decoded.*broken'),
+        (large_png(30_000), ValueError, 'more.*than the limit of 100000000'),
+        (large_png(9_000)[:-30], ValueError, 'cannot be decoded'),
+        (animation('GIF'), ValueError, r'an animation \(GIF\): save the'),
+        (animation('WEBP'), ValueError, r'an animation \(WEBP\)'),
+        (animation('PNG'), ValueError, r'an animation \(PNG\)'),
+        (np.zeros((4, 4, 3)), ValueError, r'float64 .*\(4, 4, 3\); wanted'),
+        (np.zeros((4, 4, 2), np.uint8), ValueError, 'wanted uint8'),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, 'wanted uint8'),
+        (Image.new('F', (4, 4)), ValueError, 'mode F; give the file itself'),
+        (None, TypeError, 'a NoneType; wanted a path'),
+        ([], ValueError, 'the list is empty'),
+    ])
+    def test_pictures(self, source, error, message, inferencer):
+        with pytest.raises(error, match=message):
+            inferencer(source, 'a circle')
+
+    @pytest.mark.parametrize('texts, error, message', [
+        ('', ValueError, 'expression 1 of 1 is empty'),
+        (['a', ' \n'], ValueError, 'expression 2 of 2 is empty'),
+        ([], ValueError, 'there is no expression'),
+        (None, TypeError, 'a string or a list of strings'),
+        (['a', 5], TypeError, 'expression 2 of 2 is a int'),
+        ([['a'], ['b']], ValueError, '2 lists of expressions for 1 pic'),
+        ([['a', '']], ValueError, 'expression 2 of 2 is empty'),
+    ])
+    def test_expressions(self, texts, error, message, inferencer, asked):
+        with pytest.raises(error, match=message):
+            inferencer(asked[0], texts)
+
+    def test_a_long_expression_is_cut_with_a_warning(self, inferencer, asked):
+        path, text, _ = asked
+        with pytest.warns(UserWarning, match='has .* the model reads 17'):
+            long = inferencer(path, f'{text} ' + 'and ' * 2500)
+        with pytest.warns(UserWarning, match='rest of it is not used'):
+            cut = inferencer(path, f'{text} ' + 'and ' * 20)
+        np.testing.assert_array_equal(long['predictions'][0]['masks'],
+                                      cut['predictions'][0]['masks'])
+
+    def test_options(self, inferencer, asked):
+        with pytest.raises(ValueError, match="unknown argument {'treshold'}"):
+            inferencer(asked[0], 'a circle', treshold=0.3)
+        with pytest.raises(ValueError, match='one of fp32, bf16, fp16'):
+            cris.CRISInferencer(precision='int8')
+        with pytest.raises(ValueError, match="needs a GPU: take 'bf16'"):
+            cris.CRISInferencer(device='cpu', precision='fp16')
+        with pytest.raises(ValueError, match='weights are given without a'):
+            cris.CRISInferencer(weights='a.pth')
+
+    def test_weights_of_another_architecture(self):
+        own = cris.CRISInferencer.list_models(pretrained=True)[0]
+        weights = cris.apis.model_zoo.read_model_index()[own]['Weights']
+        with pytest.raises(ValueError, match='does not fit the model'):
+            cris.CRISInferencer(R50, str(REPO / weights), 'cpu')
+
+    def test_code_in_weights_never_runs(self, tmp_path):
+        marker = tmp_path / 'marker'
+
+        class Code:
+
+            def __reduce__(self):
+                return os.mkdir, (str(marker), )
+
+        path = str(tmp_path / 'evil.pth')
+        torch.save(dict(state_dict=dict(weight=Code())), path)
+        with pytest.raises(ValueError, match='evil.pth is not a checkpoint'):
+            cris.CRISInferencer(DEFAULT_MODEL, path, 'cpu')
+        assert not marker.exists()
+
+
+def test_written_folder(questions, inferencer, tmp_path):
+    paths = list(questions)[:2]
+    twin = tmp_path / 'in' / Path(paths[0]).with_suffix('.png').name
+    twin.parent.mkdir()
+    Image.open(paths[0]).save(twin)
+    out = tmp_path / 'new/out'
+    texts = ['the circle', 'a star']
+    predictions = inferencer(
+        paths + [twin], texts, out_dir=str(out),
+        return_masks=False)['predictions']
+    records = json.loads((out / 'predictions.json').read_text())
+    assert [r['img_path'] for r in records] == paths + [str(twin)]
+    written = {str(p.relative_to(out)) for p in out.rglob('*.*')}
+    assert written == {'predictions.json'} | {
+        r['overlay_file']
+        for r in records
+    } | {a['mask_file']
+         for r in records for a in r['answers']}
+    assert len(written) == 1 + 3 + 6  # the twins have names of their own
+    for record, prediction in zip(records, predictions, strict=True):
+        for k, answer in enumerate(record['answers']):
+            assert answer['expression'] == texts[k]
+            assert answer['score'] == pytest.approx(prediction['scores'][k])
+            assert answer['box'] == prediction['boxes'][k].tolist()
+            mask = cv2.imread(
+                str(out / answer['mask_file']), cv2.IMREAD_UNCHANGED)
+            assert mask.shape == (record['height'], record['width'])
+            wanted = coco_mask.decode(answer['rle'])
+            np.testing.assert_array_equal(mask, 255 * wanted)

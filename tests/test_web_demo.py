@@ -1,0 +1,212 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The web page, in a headless Chromium.
+
+The browser is that of tools/misc/get_browser.sh, of Playwright, or one that
+is installed; CRIS_BROWSER names another.
+"""
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import REPO
+from PIL import Image
+
+pytest.importorskip('gradio', reason='pip install -r requirements/demo.txt')
+playwright = pytest.importorskip('playwright.sync_api')
+
+PICTURE = REPO / 'demo/shapes_1.jpg'
+PHRASES = ['the yellow triangle', 'the rightmost triangle']
+
+
+def executable(chromium):
+    """Path of a browser."""
+    known = [
+        os.environ.get('CRIS_BROWSER'),
+        Path(sys.prefix, 'browser/chromium'), chromium.executable_path,
+        *map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))
+    ]
+    for path in known:
+        if path and Path(path).is_file():
+            return str(path)
+    pytest.skip('no browser: bash tools/misc/get_browser.sh')
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(
+            executable_path=executable(engine.chromium),
+            args=['--no-sandbox', '--disable-gpu', '--headless=shell'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope='module')
+def address(browser):
+    """Of the page, in a process of its own, with low limits."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            sys.executable, REPO / 'demo/web_demo.py', '--port',
+            str(port), '--device', 'cpu', '--max-megabytes', '1',
+            '--max-megapixels', '10', '--max-phrases', '5'
+        ],
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True)
+    for line in server.stdout:
+        if 'Running on local URL' in line:
+            break
+    else:
+        raise AssertionError(f'no server: status {server.wait()}')
+    assert f'http://127.0.0.1:{port}' in line
+    yield f'http://127.0.0.1:{port}/'
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def page(browser, address):
+    page = browser.new_page(viewport=dict(width=1200, height=850))
+    page.hosts = set()
+    page.on('request', lambda r: page.hosts.update(
+        re.findall('^(?:http|ws)s?://([^/]+)', r.url)))
+    page.goto(address)
+    page.wait_for_selector('#ask')
+    yield page
+    assert page.hosts == {address.split('/')[2]}  # nothing from elsewhere
+    page.close()
+
+
+def upload(page, name, content):
+    kind = 'image/' + Path(name).suffix[1:].replace('jpg', 'jpeg')
+    with page.expect_response(re.compile('/upload')):
+        page.set_input_files('#picture input[type=file]', [
+            dict(name=name, mimeType=kind, buffer=content)
+        ])
+    time.sleep(0.5)  # until the page has taken note
+
+
+def ask(page, phrases):
+    page.fill('#phrases textarea', '\n'.join(phrases))
+    page.click('#ask')
+
+
+def download(page):
+    with page.expect_download() as download:
+        page.click('#masks')
+    archive = zipfile.ZipFile(download.value.path())
+    return [
+        cv2.imdecode(
+            np.frombuffer(archive.read(f'masks/picture_{k}.png'), np.uint8),
+            cv2.IMREAD_UNCHANGED) for k in range(len(PHRASES))
+    ]
+
+
+def test_from_upload_to_mask(page, inferencer):
+    upload(page, PICTURE.name, PICTURE.read_bytes())
+    ask(page, PHRASES)
+    page.wait_for_selector('#scores table')
+    with inferencer.open(PICTURE) as view:
+        expected = view(PHRASES)
+        higher = view(PHRASES, threshold=0.8)['masks']
+    shown = page.inner_text('#scores')
+    for phrase, score, mask in zip(
+            PHRASES, expected['scores'], expected['masks'], strict=True):
+        assert re.search(rf'{phrase}\s+{score:.2f}\s+{mask.sum():,}', shown)
+    assert re.search(r'\d\.\d\d s for the picture and 2 phrases', shown)
+    masks = download(page)
+    np.testing.assert_array_equal(masks, 255 * expected['masks'])
+    page.wait_for_selector('#overlays img')
+    assert page.locator('#overlays img').count() >= 2
+
+    page.fill('#threshold input[type=number]', '0.8')
+    page.press('#threshold input[type=number]', 'Enter')
+    page.wait_for_selector(f'#scores :text("{higher[0].sum():,}")')
+    np.testing.assert_array_equal(download(page), 255 * higher)
+    assert page.inner_text('#scores').count(' s for the picture') == 1
+
+
+def animation():
+    file = io.BytesIO()
+    Image.new('RGB', (40, 30)).save(
+        file, 'GIF', save_all=True,
+        append_images=[Image.new('RGB', (40, 30), 'red')])
+    return file.getvalue()
+
+
+def large():
+    file = io.BytesIO()
+    Image.new('1', (4000, 3000)).save(file, 'PNG')
+    return file.getvalue()
+
+
+@pytest.mark.parametrize('name, content, phrases, message', [
+    ('a.jpg', b'no image', ['x'], 'a.jpg cannot be decoded'),
+    ('a.gif', animation(), ['x'], 'a.gif is an animation'),
+    ('a.png', large(), ['x'], '4000 x 3000 pixels, more than the 10 mega'),
+    ('a.png', bytes(2_000_000), ['x'], 'exceed the maximum allowed size'),
+    (None, None, ['x'], 'Upload a picture first'),
+    (None, None, [' '], 'Type what to look for'),
+    (None, None, ['x'] * 1000, '1000 phrases are too many for this page'),
+    (PICTURE.name, PICTURE.read_bytes(), ['red ' * 2500], 'has 2502 tokens'),
+])
+def test_bad_input_is_answered(page, name, content, phrases, message):
+    if content:
+        upload(page, name, content)
+    ask(page, phrases)
+    page.wait_for_selector(f'.toast-body:has-text("{message}")')
+
+
+def test_an_example_after_all_that(page):
+    """The page keeps serving."""
+    page.click(f'text={PHRASES[0]}')
+    page.wait_for_selector('#picture img')
+    page.click('#ask')
+    page.wait_for_selector('#scores table')
+
+
+@pytest.fixture
+def functions(inferencer, monkeypatch):
+    """What is behind the page."""
+    monkeypatch.syspath_prepend(REPO / 'demo')
+    web_demo = __import__('web_demo')
+    monkeypatch.setattr(sys, 'argv', ['web_demo.py'])
+    return web_demo.Page(inferencer, web_demo.parse_args())
+
+
+def test_a_large_picture_is_shown_smaller(functions, inferencer, tmp_path):
+    path = tmp_path / 'large.png'
+    Image.open(PICTURE).resize((1900, 1600)).save(path)
+    answer, overlays, _, archive = functions.ask(
+        str(path), PHRASES[0], 0.35)
+    assert answer.shape == (1600, 1900)
+    assert overlays[0][0].shape == (862, 1024, 3)
+    png = zipfile.ZipFile(archive).read('masks/picture_0.png')
+    (prediction, ) = inferencer(path, PHRASES[0])['predictions']
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(io.BytesIO(png))) > 0, prediction['masks'][0])
+
+
+def test_another_threshold_runs_no_model(functions, inferencer, monkeypatch):
+    page = functions
+    answer, *first = page.ask(str(PICTURE), '\n'.join(PHRASES), 0.35)
+    assert answer.logits.nbytes < 100_000
+    monkeypatch.setattr(inferencer.model, 'answer', None)
+    monkeypatch.setattr(inferencer.model, 'encode_image', None)
+    assert page.show(answer, 0.35)[1] == first[1]
+    assert page.show(answer, 0.8)[1] != first[1]
+    assert page.show(None, 0.8) == ([], '', None)
