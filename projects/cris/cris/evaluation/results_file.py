@@ -9,6 +9,7 @@ from typing import Dict, List, Sequence
 
 import numpy as np
 from mmengine.fileio import dump
+from pycocotools import mask as coco_mask
 
 
 def check_results_file(path: str) -> None:
@@ -34,21 +35,22 @@ def check_results_file(path: str) -> None:
                 'pyarrow, or end the name in .json') from error
 
 
-def describe(sample: dict, chosen: Sequence[int],
-             pred: np.ndarray) -> List[dict]:
+def describe(sample: dict, chosen: Sequence[int], pred: np.ndarray,
+             target: np.ndarray) -> List[dict]:
     """What a record says beside the counts.
 
     Args:
         sample (dict): A SegDataSample as a dict.
         chosen (Sequence[int]): Positions among the K expressions.
         pred (np.ndarray): Their predictions, bool ``(len(chosen), h, w)``.
+        target (np.ndarray): Their ground truth, likewise.
 
     Returns:
         list[dict]: One for each position; see :class:`RefSegMetric`.
     """
     height, width = pred.shape[1:]
     described = []
-    for k, mask in zip(chosen, pred, strict=True):
+    for k, mask, truth in zip(chosen, pred, target, strict=True):
         score = None
         if 'seg_logits' in sample:
             prob = sample['seg_logits']['data'][k].cpu().numpy()
@@ -67,8 +69,15 @@ def describe(sample: dict, chosen: Sequence[int],
                 expression=expression,
                 height=height,
                 width=width,
-                score=score))
+                score=score,
+                pred_rle=_run_lengths(mask),
+                gt_rle=_run_lengths(truth)))
     return described
+
+
+def _run_lengths(mask: np.ndarray) -> str:
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return rle['counts'].decode()
 
 
 def write_results_file(described: Sequence[dict],
@@ -85,10 +94,11 @@ def write_results_file(described: Sequence[dict],
     """
     records = []
     for i, known in enumerate(described):
-        record = {k: v for k, v in known.items() if k != 'score'}
+        last = ('score', 'pred_rle', 'gt_rle')
+        record = {k: v for k, v in known.items() if k not in last}
         record.update({name: int(count[i]) for name, count in counts.items()})
-        records.append(
-            dict(record, iou=float(iou[i]), score=known['score']))
+        record['iou'] = float(iou[i])
+        records.append(dict(record, **{k: known[k] for k in last}))
     if path.endswith('.json'):
         dump(records, path, indent=2)
         return
