@@ -11,6 +11,8 @@ import numpy as np
 from mmengine.fileio import dump
 from pycocotools import mask as coco_mask
 
+from cris.datasets.files import load_json
+
 
 def check_results_file(path: str) -> None:
     """Refuse a file that could not be written in the end.
@@ -105,3 +107,69 @@ def write_results_file(described: Sequence[dict],
     import pandas
     os.makedirs(osp.dirname(path) or '.', exist_ok=True)
     pandas.DataFrame(records).to_parquet(path, engine='pyarrow', index=False)
+
+
+def read_results_file(path: str) -> List[dict]:
+    """Read what :func:`write_results_file` wrote, checked.
+
+    Args:
+        path (str): ``.json`` or ``.parquet``.
+
+    Returns:
+        list[dict]: N records, N > 0; see :class:`RefSegMetric`. An expression
+        that is not known is ''.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If its name or content is not that of such a file.
+        ImportError: If it is ``.parquet`` and a package for that is missing.
+    """
+    check_results_file(path)
+    if not osp.isfile(path):
+        raise FileNotFoundError(f'{path} does not exist: tools/test.py '
+                                '--results writes it')
+    if path.endswith('.json'):
+        records = load_json(path)
+    else:
+        records = _read_parquet(path)
+    if not isinstance(records, list) or not records:
+        raise ValueError(f'{path} holds no records: tools/test.py --results '
+                         'writes a list of them')
+    for i, record in enumerate(records):
+        fault = _fault(record)
+        if fault:
+            raise ValueError(f'{path}, record {i}: {fault}. Write the file '
+                             'again with tools/test.py --results')
+    return [dict(r, expression=r['expression'] or '') for r in records]
+
+
+def _read_parquet(path: str) -> List[dict]:
+    import pandas
+    import pyarrow
+    try:
+        table = pandas.read_parquet(path, engine='pyarrow')
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        raise ValueError(f'{path} is not a Parquet file: {error}') from error
+    table = table.astype(object)
+    return table.where(table.notna(), None).to_dict('records')
+
+
+def _fault(record: dict) -> str:
+    """What is wrong with a record; '' if nothing is."""
+    if not isinstance(record, dict):
+        return f'it is a {type(record).__name__}, not a dict'
+    for key in ('height', 'width', 'intersection', 'union', 'gt_area', 'iou'):
+        value = record.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return f'{key} is {value!r:.60}, not a number'
+    if not 0 <= record['iou'] <= 1:  # so that NaN is refused, too
+        return f'iou is {record["iou"]}, not in [0, 1]'
+    if not 0 <= record['intersection'] <= record['union']:
+        return (f'intersection is {record["intersection"]}, union '
+                f'{record["union"]}')
+    if record['height'] < 1 or record['width'] < 1:
+        return f'the image has {record["height"]} x {record["width"]} pixels'
+    for key in ('expression', 'img_path', 'pred_rle', 'gt_rle'):
+        if not isinstance(record.get(key), (str, type(None))):
+            return f'{key} is {record[key]!r:.60}, not a text'
+    return ''
