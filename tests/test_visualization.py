@@ -1,12 +1,20 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+from io import BytesIO
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import CONFIG, ReferSet, options, tool
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
+from PIL import Image
 
-from cris.visualization import ReferLocalVisualizer, draw_expressions
+from cris.visualization import (
+    ReferLocalVisualizer,
+    ReferVisualizationHook,
+    draw_expressions,
+)
 from cris.visualization.draw import GROUND_TRUTH, draw_masks
 
 
@@ -60,3 +68,62 @@ def test_visualizer_writes_a_file_per_sample(tmp_path):
     drawn = cv2.imread(str(tmp_path / 'show' / files[0]))[..., ::-1]
     expected = draw_expressions(image, ['a', 'b'], gt, pred)
     assert np.abs(drawn.astype(int) - expected).mean() < 4
+
+
+def test_validations_are_drawn_to_files_and_tensorboard(tmp_path):
+    """The same images every time, no more than asked for, by process."""
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
+    data = ReferSet(tmp_path / 'refer').write()
+    tool('train.py', CONFIG, '--work-dir', tmp_path / 'work', *options(data),
+         'val_dataloader.dataset.split=train', 'val_dataloader.batch_size=1',
+         'train_cfg.val_interval=1',
+         'default_hooks.visualization.num_images=1',
+         'visualizer.vis_backends=[LocalVisBackend,TensorboardVisBackend]')
+    (log, ) = (tmp_path / 'work').glob('*/vis_data')
+    # Two images in batches of two make an iteration; epochs 1 and 2.
+    files = sorted((log / 'vis_image').iterdir())
+    assert [f.name for f in files] == ['val_0_1.png', 'val_0_2.png']
+    (path, ) = log.glob('events.out.tfevents.*')
+    events = EventAccumulator(str(path), {'images': 0}).Reload()
+    assert events.Tags()['images'] == ['val_0']
+    assert 'mIoU' in events.Tags()['scalars']
+    for file, event in zip(files, events.Images('val_0'), strict=True):
+        assert file.stem == f'val_0_{event.step}'
+        logged = Image.open(BytesIO(event.encoded_image_string))
+        drawn = cv2.imread(str(file))[..., ::-1]
+        np.testing.assert_array_equal(np.asarray(logged), drawn)
+        # The image and 7 of the 8 expressions: two rows of four tiles.
+        assert drawn.shape[1] == 4 * 300
+
+
+class _Runner:
+    iter = 5
+
+    def __init__(self, length):
+        self.val_dataloader = torch.utils.data.DataLoader(range(length))
+        self.drawn = []
+        self.visualizer = self
+
+    def add_datasample(self, name, image, sample, step):
+        self.drawn.append((name, image.shape, len(sample.expressions), step))
+
+
+@pytest.mark.parametrize('num_images, length, drawn', [
+    (0, 5, []), (1, 5, [0]), (3, 5, [0, 2, 4]), (9, 3, [0, 1, 2])])
+def test_images_are_spread_over_the_split(tmp_path, num_images, length,
+                                          drawn):
+    path = tmp_path / 'a.png'
+    cv2.imwrite(str(path), np.zeros((6, 9, 3), np.uint8))
+    sample = SegDataSample(
+        metainfo=dict(expressions=['a'] * 20, img_path=str(path)))
+    sample.pred_sem_seg = PixelData(data=torch.ones(20, 6, 9).bool())
+    hook, runner = ReferVisualizationHook(num_images), _Runner(length)
+    for _ in range(2):
+        runner.drawn.clear()
+        hook.before_val_epoch(runner)
+        for start in range(0, length, 2):
+            batch = [sample] * len(range(length)[start:start + 2])
+            hook.after_val_iter(runner, start // 2, outputs=batch)
+        assert runner.drawn == [(f'val_{i}', (6, 9, 3), 7, 5) for i in drawn]

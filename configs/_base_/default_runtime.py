@@ -15,7 +15,8 @@ default_hooks = dict(
         save_best='mIoU',
         rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
+    # Pictures of validations: default_hooks.visualization.num_images=8.
+    visualization=dict(type='ReferVisualizationHook', num_images=0),
     exact_resume=dict(type='ExactResumeHook'),
     preemption=dict(type='PreemptionHook'),
     check_loss=dict(type='CheckLossHook', action='stop'),

@@ -16,6 +16,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import Evaluator
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
+from pycocotools import mask as coco_mask
 
 from cris.evaluation import RefSegMetric
 
@@ -259,22 +260,34 @@ def results(path, **kwargs):
     return path
 
 
+def rle(*shape, at=()):
+    """Of a mask with these pixels."""
+    mask = np.zeros(shape, np.uint8, order='F')
+    for where in at:
+        mask[where] = 1
+    return coco_mask.encode(mask)['counts'].decode()
+
+
 RECORD = dict(
     img_path='a/b.jpg', img_id=5, ref_id=1, sent_id=10, expression='left',
     height=2, width=10, intersection=4, union=8, pred_area=4, gt_area=8,
-    iou=pytest.approx(0.5), score=0.625)
+    iou=pytest.approx(0.5), score=0.625,
+    pred_rle=rle(2, 10, at=[np.s_[0, :4]]),
+    gt_rle=rle(2, 10, at=[np.s_[:, :4]]))
 RECORDS = [
     RECORD,
     dict(
         RECORD, sent_id=11, expression='très "à gauche"', intersection=0,
-        pred_area=0, iou=0, score=0.375),
+        pred_area=0, iou=0, score=0.375, pred_rle=rle(2, 10)),
     dict(
         RECORD, ref_id=2, sent_id=12, expression='top', intersection=8,
-        union=20, pred_area=20, iou=pytest.approx(0.4), score=1),
+        union=20, pred_area=20, iou=pytest.approx(0.4), score=1,
+        pred_rle=rle(2, 10, at=[np.s_[:]])),
     dict(
         RECORD, img_path='x.jpg', img_id=None, ref_id=None, sent_id=None,
         expression=None, height=1, width=100, intersection=0, union=0,
-        pred_area=0, gt_area=0, iou=0, score=None)
+        pred_area=0, gt_area=0, iou=0, score=None, pred_rle=rle(1, 100),
+        gt_rle=rle(1, 100))
 ]
 
 

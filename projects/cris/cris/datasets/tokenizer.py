@@ -1,6 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 from functools import lru_cache
-from typing import List, Union
+from typing import List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -58,3 +58,28 @@ def tokenize(texts: Union[str, List[str]], context_length: int) -> Tensor:
 def count_tokens(text: str) -> int:
     """Length of a text in tokens, with start and end, before it is cut."""
     return len(_tokenizer().encode(text)) + 2
+
+
+def split_words(ids: Sequence[int]) -> List[Tuple[str, slice]]:
+    """Words of one row of :func:`tokenize`, and the tokens that make them.
+
+    Args:
+        ids (Sequence[int]): Token ids, with start and end, padded with 0.
+
+    Returns:
+        list[tuple[str, slice]]: First ``<start>``, last ``<end>``; between
+        them words as the tokenizer sees them, punctuation on its own. The
+        slices follow one another; padding is in none.
+    """
+    tokenizer = _tokenizer()
+    ids = [int(i) for i in ids]
+    end = ids.index(tokenizer.eot_token_id)
+    words, first = [('<start>', slice(0, 1))], 1
+    for i in range(1, end):
+        # A word that was cut has no piece that closes it.
+        closed = tokenizer.decoder[ids[i]].endswith('</w>')
+        if closed or i == end - 1:
+            text = tokenizer.decode(ids[first:i + 1]).strip()
+            words.append((text, slice(first, i + 1)))
+            first = i + 1
+    return words + [('<end>', slice(end, end + 1))]

@@ -66,7 +66,9 @@ class RefSegMetric(BaseMetric):
             gt_area, iou in [0, 1], and score, the confidence in [0, 1]: the
             mean probability of the predicted pixels at the original size, or
             the largest of all where nothing is predicted; None without
-            ``seg_logits``. Defaults to None.
+            ``seg_logits``. ``pred_rle`` and ``gt_rle`` are the masks at the
+            original size, the ``counts`` of COCO's compressed RLE.
+            Defaults to None.
 
     Raises:
         ValueError: If an option has a value that it cannot have.
@@ -135,7 +137,8 @@ class RefSegMetric(BaseMetric):
             pred, target = pred[chosen], target[chosen]
             entry = {}
             if self.out_file is not None:
-                entry.update(described=describe(sample, chosen, pred))
+                entry.update(
+                    described=describe(sample, chosen, pred, target))
             if self.gt_size is not None:
                 pred, target = (
                     _resize(mask, self.gt_size) for mask in (pred, target))

@@ -1,6 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import os.path as osp
-from typing import Optional
+from typing import Optional, Sequence, Union
 
 import mmcv
 import numpy as np
@@ -15,20 +15,28 @@ from .draw import draw_expressions
 class ReferLocalVisualizer(Visualizer):
     """Draws the image, each expression, its ground truth and prediction.
 
-    For mmseg's SegVisualizationHook.
+    For mmseg's SegVisualizationHook and :class:`ReferVisualizationHook`.
 
     Args:
         name (str): Name of the instance. Defaults to 'visualizer'.
         show_dir (str, optional): Folder for the pictures. None hands them to
             the visualisation backends. Defaults to None.
+        vis_backends (Sequence[dict | str], optional): As mmengine takes them,
+            or their types alone, which ``--cfg-options`` can say, too:
+            ``"[LocalVisBackend,TensorboardVisBackend]"``. Defaults to None.
         **kwargs: Of :class:`mmengine.visualization.Visualizer`.
     """
 
     def __init__(self,
                  name: str = 'visualizer',
                  show_dir: Optional[str] = None,
+                 vis_backends: Optional[Sequence[Union[dict, str]]] = None,
                  **kwargs):
-        super().__init__(name=name, **kwargs)
+        backends = [
+            dict(type=backend) if isinstance(backend, str) else backend
+            for backend in vis_backends or ()
+        ]
+        super().__init__(name=name, vis_backends=backends, **kwargs)
         self.show_dir = show_dir
 
     def add_datasample(self,

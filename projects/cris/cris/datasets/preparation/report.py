@@ -1,6 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """What a check found, as text, JSON and a page with thumbnails."""
-import base64
 import json
 import os
 import os.path as osp
@@ -8,12 +7,10 @@ from collections import Counter, defaultdict
 from html import escape
 from typing import Iterator, List, Optional
 
-import cv2
 import numpy as np
 
-from cris.visualization.draw import draw_masks
+from cris.visualization.thumbnail import thumbnail
 
-from ..files import open_image, read_bytes
 from ..masks import decode_mask
 from ..records import Fault
 from .check import WARNINGS, Result
@@ -21,7 +18,6 @@ from .check import WARNINGS, Result
 _LISTED = 5  # findings of a kind in the text
 _LISTED_ON_PAGE = 200
 _SAMPLES = 8
-_WIDTH = 260  # of a thumbnail, in pixels
 _STYLE = '''body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;
 padding:0 1em;color:#222}table{border-collapse:collapse}td,th{padding:.2em 1em
 .2em 0;text-align:right}td:first-child,th:first-child{text-align:left}
@@ -144,27 +140,14 @@ def _figure(image: dict, ref: dict, folder: Optional[str]) -> str:
     except (OSError, ValueError) as error:
         return (f'<figure><p>{escape(str(error)[:200])}</p>{caption}'
                 '</figure>')
-    return (f'<figure><img src="data:image/jpeg;base64,{picture}" alt="">'
-            f'{caption}</figure>')
+    return f'<figure><img src="{picture}" alt="">{caption}</figure>'
 
 
 def _thumbnail(image: dict, ref: dict, folder: Optional[str]) -> str:
-    """JPEG, base64, of an image with the mask of a ref."""
+    """URI of an image with the mask of a ref."""
     path = image.get('img_path') or osp.join(folder or '', image['file_name'])
-    content = read_bytes(path)
-    open_image(content, path)
-    picture = cv2.imdecode(
-        np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     size = (image['height'], image['width'])
-    if picture is None or picture.shape[:2] != size:
-        raise ValueError(f'{path} cannot be shown')
-    scale = _WIDTH / size[1]
-    small = (_WIDTH, max(1, round(size[0] * scale)))
-    picture = cv2.resize(
-        picture[..., ::-1], small, interpolation=cv2.INTER_AREA)
     mask = None
     if ref['segmentation'] is not None:
-        mask = cv2.resize(decode_mask(ref['segmentation'], *size), small) > 0
-    drawn = draw_masks(picture, mask, mask)
-    return base64.b64encode(
-        cv2.imencode('.jpg', drawn[..., ::-1])[1].tobytes()).decode()
+        mask = decode_mask(ref['segmentation'], *size)
+    return thumbnail(path, size, mask, mask)

@@ -1,0 +1,60 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Which words the decoder looks at: a heat map per word of an expression.
+
+Example:
+    python demo/attention_demo.py PICTURE --text 'the red circle' \
+        --out-file attention.png
+"""
+import argparse
+
+import cv2
+import mmcv
+
+import cris
+from cris.datasets.files import open_image, read_bytes
+from cris.engine import use_safe_loader
+from cris.visualization.attention import draw_attention, word_attention
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('image', help='picture')
+    parser.add_argument('config', nargs='?', help='config file')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint file')
+    parser.add_argument(
+        '--model',
+        default='cris_tiny_1xb8-3e_refshapes-160x160',
+        help='of the model zoo, in place of CONFIG CHECKPOINT')
+    parser.add_argument('--text', required=True, help='expression')
+    parser.add_argument('--out-file', required=True, help='picture to write')
+    parser.add_argument(
+        '--layer', type=int, default=-1,
+        help='of the decoder, from 0, or from the last one, -1')
+    args = parser.parse_args()
+    if (args.config is None) != (args.checkpoint is None):
+        parser.error('CONFIG and CHECKPOINT go together')
+    if not args.out_file.lower().endswith(('.png', '.jpg', '.jpeg')):
+        parser.error(f'--out-file ends in .png or .jpg, got {args.out_file}')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    use_safe_loader()
+    try:
+        content = read_bytes(args.image)
+        open_image(content, args.image)
+        image = mmcv.imfrombytes(content, channel_order='rgb')
+        if image is None:
+            raise ValueError(f'{args.image} cannot be decoded: it is broken')
+        model = cris.init_model(args.config or args.model, args.checkpoint)
+        attention = word_attention(model, image, args.text, args.layer)
+    except (OSError, ValueError, cv2.error) as error:
+        raise SystemExit(f'error: {error}') from error
+    sheet = draw_attention(image, args.text, attention)
+    mmcv.imwrite(sheet[..., ::-1], args.out_file)
+    print(f'wrote {args.out_file}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,137 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The decoder's attention to words."""
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIG, REPO, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cris
+from cris.datasets.tokenizer import split_words, tokenize
+from cris.visualization.attention import (
+    draw_attention,
+    merge_pieces,
+    record_attention,
+    word_attention,
+)
+
+TINY = 'cris_tiny_1xb8-3e_refshapes-160x160'
+
+
+@pytest.fixture(scope='module')
+def model():
+    return cris.init_model(TINY, device='cpu')
+
+
+def picture(height=90, width=140):
+    image = np.full((height, width, 3), 128, np.uint8)
+    cv2.circle(image, (35, 45), 20, (220, 30, 30), -1)
+    cv2.rectangle(image, (90, 30), (125, 65), (20, 60, 220), -1)
+    return image
+
+
+@pytest.mark.parametrize('layer', [0, 1, -1])
+def test_tokens_share_each_pixel_and_padding_gets_nothing(model, layer):
+    tokens = tokenize(['red circle', 'the blue square on the right'], 17)
+    images = torch.randn(1, 3, 96, 160)
+    index = torch.tensor([0, 0])
+    with torch.no_grad():
+        plain = model.predict_logits(images, tokens, index)
+        with record_attention(model, layer) as recorded:
+            logits = model.predict_logits(images, tokens, index)
+        again = model.predict_logits(images, tokens, index)
+    (attention, ) = recorded
+    assert attention.shape == (2, 6 * 10, 17)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 60))
+    padding = (tokens == 0)[:, None].expand_as(attention)
+    assert (attention[padding] == 0).all()
+    assert (attention[~padding] > 0).all()
+    # Looking changes nothing, and leaves nothing behind.
+    torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again, plain)
+    assert len(recorded) == 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(max_size=80))
+def test_words_cover_all_tokens_once(text):
+    (ids, ) = tokenize([text], 17)
+    words = split_words(ids.tolist())
+    assert words[0][0] == '<start>' and words[-1][0] == '<end>'
+    covered = [i for _, own in words for i in range(own.start, own.stop)]
+    # Not by counting zeros: a '!' before other punctuation is 0, too.
+    assert covered == list(range(int(ids.argmax()) + 1))
+    attention = torch.rand(5, 17, dtype=torch.float64) * (ids > 0)
+    merged = merge_pieces(attention, [own for _, own in words])
+    torch.testing.assert_close(merged.sum(0), attention.sum(1))
+    for row, (_, own) in zip(merged, words, strict=True):
+        assert torch.equal(row, attention[:, own].sum(1))
+
+
+def test_pieces_become_words():
+    (ids, ) = tokenize(["The zebrafishlike dog's tail!"], 17)
+    words = split_words(ids.tolist())
+    assert [word for word, _ in words[1:-1]
+            ] == ['the', 'zebrafishlike', 'dog', "'s", 'tail', '!']
+    assert words[2][1].stop - words[2][1].start > 1
+    (cut, ) = tokenize(['zebrafishlike ' * 20], 17)
+    words = split_words(cut.tolist())
+    assert words[-1][1] == slice(16, 17)
+
+
+@pytest.mark.parametrize('shape', [(90, 140), (140, 90), (33, 400)])
+def test_maps_are_of_the_picture_and_share_it(model, shape):
+    image = picture(*shape)
+    attention = word_attention(model, image, 'red circle on the left')
+    assert attention.words == [
+        '<start>', 'red', 'circle', 'on', 'the', 'left', '<end>'
+    ]
+    assert attention.maps.shape == (7, *shape)
+    assert attention.maps.dtype == np.float32
+    assert attention.maps.min() >= 0
+    np.testing.assert_allclose(attention.maps.sum(0), 1, atol=0.02)
+    sheet = draw_attention(image, 'red circle', attention, tile_width=100)
+    assert sheet.shape[1] == 400
+
+
+def test_the_prediction_is_the_models(model):
+    image = picture()
+    attention = word_attention(model, image, 'the red circle')
+    circle = np.zeros(image.shape[:2], np.uint8)
+    cv2.circle(circle, (35, 45), 20, 1, -1)
+    both = (attention.pred & (circle > 0)).sum()
+    assert both / (attention.pred | (circle > 0)).sum() > 0.5
+
+
+@pytest.mark.parametrize('layer', [2, -3])
+def test_no_such_layer(model, layer):
+    with pytest.raises(ValueError, match='with 2 layers: take -2 ... 1'):
+        word_attention(model, picture(), 'a', layer)
+
+
+def test_no_decoder():
+    cfg = cris.engine.load_config(
+        str(CONFIG), {'model.decode_head.num_layers': 0})
+    bare = cris.init_model(cfg, pretrained=False, device='cpu')
+    with pytest.raises(ValueError, match='no attention to words'):
+        word_attention(bare, picture(), 'a')
+
+
+def test_command_line(tmp_path):
+    image, out = tmp_path / 'a.png', tmp_path / 'new/attention.png'
+    cv2.imwrite(str(image), picture()[..., ::-1])
+    demo = ('python', REPO / 'demo/attention_demo.py', image, '--text',
+            'the red circle', '--out-file')
+    run(*demo, out)
+    # Image, prediction, three words, start and end: two rows of four.
+    sheet = cv2.imread(str(out))
+    assert sheet.shape[1] == 1200 and sheet.std() > 30
+    for more, message in (((out, '--layer', 7), 'layer 7 of a decoder'),
+                          (('a.bmp', ), 'ends in .png or .jpg')):
+        log = run(*demo, *more, ok=False)
+        assert message in log and 'Traceback' not in log
+    image.write_text('no picture')
+    log = run(*demo, out, ok=False)
+    assert 'cannot be decoded' in log and 'Traceback' not in log

@@ -1,0 +1,197 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The page about a test run."""
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import cv2
+import numpy as np
+import pandas
+import pytest
+from conftest import tool
+from pycocotools import mask as coco_mask
+
+from cris.evaluation.breakdown import (
+    by_area,
+    by_length,
+    choose_samples,
+    score,
+    worst_words,
+)
+from cris.evaluation.results_file import read_results_file
+from cris.visualization.report import MAX_FILTERED, write_report
+
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> "\''
+
+
+def record(folder, expression, iou=0.5, image=0, area=8):
+    mask = np.zeros((8, 10), np.uint8, order='F')
+    mask.flat[:area] = 1
+    rle = coco_mask.encode(mask)['counts'].decode()
+    return dict(
+        img_path=str(folder / f'{image}.png'), img_id=image, ref_id=1,
+        sent_id=1, expression=expression, height=8, width=10,
+        intersection=round(100 * iou), union=100, pred_area=8, gt_area=area,
+        iou=iou, score=0.7, pred_rle=rle, gt_rle=rle)
+
+
+@pytest.fixture
+def records(tmp_path):
+    for i in range(3):
+        cv2.imwrite(
+            str(tmp_path / f'{i}.png'), np.full((8, 10, 3), 90, np.uint8))
+    return [
+        record(tmp_path, HOSTILE, 0.0, 0),
+        record(tmp_path, 'the red car', 0.2, 1),
+        record(tmp_path, 'Red CAR, left', 0.5, 2),
+        record(tmp_path, "the dog's ball", 0.9, 1, area=0),
+        record(tmp_path, None, 1.0, 0, area=80),
+    ]
+
+
+class Page(HTMLParser):
+    """Elements, as a browser would read them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.content, self._open = [], {}, None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._open = (tag, dict(attrs).get('id'))
+
+    def handle_endtag(self, tag):
+        self._open = None
+
+    def handle_data(self, data):
+        self.content[self._open] = self.content.get(self._open, '') + data
+
+    def of(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def page_of(records, tmp_path, **kwargs):
+    results, out = tmp_path / 'results.json', tmp_path / 'new/report.html'
+    results.write_text(json.dumps(records))
+    faults = write_report(str(results), str(out), **kwargs)
+    return Page(out.read_text(encoding='utf-8')), faults
+
+
+def test_hostile_sentences_stay_text(records, tmp_path):
+    page, faults = page_of(records, tmp_path)
+    assert not faults
+    assert [attrs.get('id') for attrs in page.of('script')] == ['data', None]
+    assert all('onerror' not in attrs for _, attrs in page.elements)
+    data = json.loads(page.content['script', 'data'])
+    assert data['sentences'][:2] == [HOSTILE, 'the red car']
+    assert HOSTILE in page.content['q', None]
+    # Nothing but that one script may run, and nothing is fetched.
+    policy = page.of('meta')[1]['content']
+    script = page.content['script', None]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest())
+    assert policy == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest.decode()}'")
+    assert all(a['src'].startswith('data:image/') for a in page.of('img'))
+    assert not page.of('link') and not page.of('a')
+
+
+def test_pictures_show_both_masks(records, tmp_path):
+    page, _ = page_of(records, tmp_path)
+    data = json.loads(page.content['script', 'data'])
+    assert data['pictures'].keys() == set('01234')
+    content = base64.b64decode(data['pictures']['4'].split(',')[1])
+    drawn = cv2.imdecode(np.frombuffer(content, np.uint8), 1)[..., ::-1]
+    assert drawn.shape == (208, 260, 3)
+    blue, red = drawn[100, 100, 2], drawn[100, 100, 0]
+    assert blue > 150 and red < 60  # cyan: everything is predicted
+
+
+def test_missing_pictures_are_said(records, tmp_path):
+    moved = tmp_path / 'moved'
+    moved.mkdir()
+    for i in range(2):
+        (tmp_path / f'{i}.png').rename(moved / f'{i}.png')
+    page, faults = page_of(records, tmp_path)
+    assert len(faults) == 2 and '--img-root' in faults[0]
+    assert 'could not be drawn' in page.content['p', None]
+    (tmp_path / '2.png').rename(moved / '2.png')
+    assert page_of(records, tmp_path, img_root=str(moved))[1] == []
+    for r in records:
+        del r['pred_rle']
+    _, (fault, ) = page_of(records, tmp_path, img_root=str(moved))
+    assert 'the results hold no masks' in fault
+
+
+def test_figures(records, tmp_path):
+    results = tmp_path / 'results.json'
+    results.write_text(json.dumps(records))
+    read = read_results_file(str(results))
+    assert score(read) == pytest.approx({
+        'mIoU': 52, 'oIoU': 52, 'Pr@50': 40, 'Pr@60': 40, 'Pr@70': 40,
+        'Pr@80': 40, 'Pr@90': 20})
+    assert choose_samples(read, 2) == dict(
+        best=[4, 3], median=[2, 1], worst=[0, 1])
+    bins = {b.label: (b.count, b.mean) for b in by_length(read)}
+    assert bins['0'] == (1, 100)
+    assert bins['3'][0] == 3 and bins['3'][1] == pytest.approx(160 / 3)
+    areas = {b.label: b.count for b in by_area(read) if b.count}
+    assert areas == {'10–20': 3, '50–100': 1, 'no target': 1}
+    many = 5 * read
+    words = {row['word']: row for row in worst_words(many)}
+    assert words['car']['count'] == 10
+    assert words['car']['mean'] == pytest.approx(35)
+    assert words['car']['difference'] == pytest.approx(-17)
+    assert "dog's" in words and list(words)[:3] == ['1', '2', 'alert']
+    assert worst_words(read) == []
+
+
+def test_a_page_of_many_records_stays_small(records, tmp_path):
+    many = [
+        dict(records[1], expression=f'{"word " * 60}{i}', iou=i / 60_000)
+        for i in range(60_000)
+    ]
+    page, _ = page_of(many, tmp_path)
+    data = json.loads(page.content['script', 'data'])
+    assert len(data['sentences']) == len(data['iou']) == MAX_FILTERED
+    assert max(map(len, data['sentences'])) == 200
+    assert len(data['pictures']) == 120
+    assert data['iou'][0] == 0 and data['iou'][-1] == 100
+    assert (tmp_path / 'new/report.html').stat().st_size < 13e6
+
+
+def test_command_line_and_parquet(records, tmp_path):
+    table = tmp_path / 'results.parquet'
+    pandas.DataFrame(records).to_parquet(table)
+    out = tmp_path / 'report.html'
+    log = tool('analysis_tools/report.py', table, '--out', out, '--num', 1)
+    assert f'wrote {out}' in log and 'no picture' not in log
+    assert '<dd>52.00</dd>' in out.read_text()
+    assert len(re.findall('<figure>', out.read_text())) == 3
+
+
+@pytest.mark.parametrize('content, message', [
+    ('', 'not valid JSON'), ('[]', 'holds no records'),
+    ('{"a": 1}', 'holds no records'), ('[3]', 'record 0: it is a int'),
+    ('[{"iou": 1}]', 'record 0: height is None'), (dict(iou=1.5), 'not in'),
+    (dict(iou=float('nan')), 'iou is nan'), (dict(height=0), '0 x 10 pixels'),
+    (dict(expression=5), 'expression is 5, not a text'),
+    (dict(intersection=9, union=3), 'intersection is 9'),
+    (dict(gt_rle='!!'), 'characters that do not belong'),
+])
+def test_bad_results(records, tmp_path, content, message):
+    if isinstance(content, dict):
+        content = json.dumps([dict(records[1], **content)])
+    path = tmp_path / 'results.json'
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        write_report(str(path), str(tmp_path / 'report.html'))
+    assert not (tmp_path / 'report.html').exists()
+
+
+def test_a_missing_file_is_said_on_the_command_line(tmp_path):
+    log = tool('analysis_tools/report.py', tmp_path / 'no.json', ok=False)
+    assert 'no.json does not exist' in log and 'Traceback' not in log
