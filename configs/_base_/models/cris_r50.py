@@ -29,6 +29,7 @@ model = dict(
         num_heads=8,
         feedforward_channels=2048,
         dropout=0.1,
+        with_cp=True,
         kernel_size=3,
         threshold=0.35,
         loss_decode=dict(type='TextToPixelContrastiveLoss', loss_weight=1.0)))

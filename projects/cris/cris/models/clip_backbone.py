@@ -130,6 +130,10 @@ class CLIPBackbone(BaseModule):
             pool.num_heads, embed_dim)
         self.visual.init_parameters()
         self.text = _build_text_tower(embed_dim, dict(text_cfg), quick_gelu)
+        # Sequence first, for the reason given in VisionLanguageDecoder.
+        self.text.transformer.batch_first = False
+        for block in self.text.transformer.resblocks:
+            block.attn.batch_first = False
 
     def init_weights(self) -> None:
         """Load the weights that init_cfg names, if it does."""

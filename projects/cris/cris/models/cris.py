@@ -16,6 +16,8 @@ from torch import Tensor
 
 from cris.geometry import unletterbox
 
+from .layers import in_official_order
+
 ImageFeatures = Tuple[Tensor, Tensor, Tensor]
 
 @MODELS.register_module()
@@ -86,6 +88,8 @@ class CRIS(BaseSegmentor):
         Raises:
             ValueError: If H or W is not a multiple of 32.
         """
+        if not in_official_order(self, images.device):
+            images = images.contiguous(memory_format=torch.channels_last)
         c3, c4, c5 = self.backbone.encode_image(images)
         return self.neck.project(c3, c4, c5)
 

@@ -1,5 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def conv_bn_relu(in_channels: int,
@@ -13,3 +15,67 @@ def conv_bn_relu(in_channels: int,
             kernel_size,
             padding=kernel_size // 2,
             bias=False), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def in_autocast(device: torch.device) -> bool:
+    """Whether operations on a device run in mixed precision."""
+    # Before torch 2.4 is_autocast_enabled takes no device.
+    return (torch.is_autocast_cpu_enabled()
+            if device.type == 'cpu' else torch.is_autocast_enabled())
+
+
+def in_official_order(module: nn.Module, device: torch.device) -> bool:
+    """Whether sums are to be taken in the official code's order.
+
+    Rounding decides what becomes of Adam's first steps, whose size does not
+    depend on the gradients': training in fp32 repeats the official one only
+    with the same sums. Evaluation and mixed precision take the fastest.
+    """
+    return module.training and not in_autocast(device)
+
+
+def conv_of_upsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """``conv`` of ``x`` upsampled twofold (bilinear), without that map.
+
+    Both are linear, so every tap of the kernel is applied at the low
+    resolution, to a quarter of the pixels, and what it gives is upsampled and
+    shifted, columns and rows apart: the same sum with a quarter of the
+    convolution's FLOPs, and none of the upsampled map's memory in training.
+
+    Args:
+        x (Tensor): ``(B, C, h, w)``.
+        conv (nn.Conv2d): A k x k convolution that preserves the size.
+
+    Returns:
+        Tensor: ``(B, C_out, 2h, 2w)``, channels last in memory.
+    """
+    size, _, height, width = x.shape
+    k = conv.kernel_size[0]
+    rows = _shifted_upsampling(height, k).to(x)  # (k, 2h, h)
+    columns = _shifted_upsampling(width, k).to(x)
+    columns = columns.permute(1, 2, 0).flatten(1)  # (2w, w * k)
+    parts = []
+    for taps in conv.weight.unbind(2):  # a row of the kernel, (C_out, C, k)
+        taps = taps.permute(2, 0, 1).flatten(0, 1)[..., None, None]
+        part = F.conv2d(x, taps).permute(0, 2, 3, 1)  # (B, h, w, k * C_out)
+        part = part.reshape(size * height, width * k, -1)
+        parts.append((columns @ part).view(size, height, -1))
+    out = rows.permute(1, 0, 2).flatten(1) @ torch.cat(parts, dim=1)
+    out = out.unflatten(2, (2 * width, -1))  # (B, 2h, 2w, C_out)
+    if conv.bias is not None:
+        out = out + conv.bias
+    return out.permute(0, 3, 1, 2)
+
+
+def _shifted_upsampling(length: int, kernel_size: int) -> Tensor:
+    """For every tap, the matrix that upsamples twofold and shifts.
+
+    Returns:
+        Tensor: ``(kernel_size, 2 * length, length)``; zeros where a shift
+        reaches beyond the ends, as a convolution pads.
+    """
+    upsampling = F.interpolate(
+        torch.eye(length)[None], scale_factor=2, mode='linear')[0].T
+    pad = kernel_size // 2
+    padded = F.pad(upsampling, (0, 0, pad, pad))
+    return padded.unfold(0, 2 * length, 1).transpose(1, 2)
