@@ -83,6 +83,21 @@ def test_several_expressions_share_an_image_in_training(refer_set):
         build(refer_set, num_expressions=0)
 
 
+def test_a_sample_of_every_sentence(refer_set):
+    grouped = build(refer_set, test_mode=True)
+    single = build(refer_set, test_mode=True, group_by_image=False)
+
+    def asked(dataset):
+        return [(record['img_path'], ref['ref_id'], pair)
+                for record in map(dataset.get_data_info, range(len(dataset)))
+                for ref in record['refs']
+                for pair in zip(
+                    ref['sent_ids'], ref['sentences'], strict=True)]
+
+    assert asked(single) == asked(grouped)
+    assert len(single) == len(asked(single)) > len(grouped)
+
+
 def epoch_sentences(refer_set, seed, num_workers, persistent, epochs=6):
     """What mmengine's own loader draws in each epoch."""
     set_random_seed(seed)

@@ -15,6 +15,7 @@ from mmseg.registry import MODELS, TRANSFORMS
 from mmseg.structures import SegDataSample
 from safetensors.torch import load_file
 
+from cris.engine import optimize_for_inference
 from cris.models.losses import TextToPixelContrastiveLoss
 
 _spec = importlib.util.spec_from_file_location(
@@ -97,6 +98,14 @@ def test_every_eval_stage(model, inputs):
             atol=1e-5,
             rtol=0,
             msg=lambda text, name=name: f'{name}: {text}')
+
+
+@torch.no_grad()
+def test_logits_of_the_optimized_model(model, inputs):
+    optimize_for_inference(model)
+    logits = model.predict_logits(inputs['img'], inputs['tokens'])
+    expected = load_file(GOLDEN / 'eval_stages.safetensors')['logits']
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_training_steps(model, inputs):

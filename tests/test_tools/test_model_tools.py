@@ -31,7 +31,7 @@ def test_flops_grow_with_the_input():
                    '--cfg-options', 'model.decode_head.num_layers=0')
         assert re.search(r'decoder +0.0 GFLOPs', out)
         total.append(float(re.search(r'head +([\d.]+)', out)[1]))
-    assert total[1] == pytest.approx(2 * total[0], rel=0.1)
+    assert total[1] == pytest.approx(2 * total[0], rel=0.3)
 
 
 def test_published_weights(tmp_path):

@@ -1,22 +1,24 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Count parameters and FLOPs of a model (a multiply-add is two).
 
-One image, one expression. The official code applies the head's last 1x1
-convolution to the map, this one to the kernel that the sentence makes, so
-both counts are printed.
+One image, one expression. The head takes the same sums in an order of its own
+(cris.models.decode_head), so those of the official code are printed, too.
 """
 import argparse
 from contextlib import AbstractContextManager, nullcontext
 from typing import Dict
 
 import torch
+import torch.nn.functional as F
 from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cris.engine import load_config
+
+STAGES = ('image', 'text', 'neck', 'decoder', 'head')
 
 
 def _plain_attention() -> AbstractContextManager:
@@ -40,8 +42,9 @@ def count_flops(model: nn.Module, height: int, width: int,
         length (int): Tokens of the expression.
 
     Returns:
-        dict[str, int]: By the names ``image``, ``text``, ``neck``,
-        ``decoder`` and ``head``.
+        dict[str, int]: By the names of ``STAGES``; ``official head`` and,
+        with it in the place of ``head``, ``official``, the sum of the stages
+        in the official code.
     """
     head = model.decode_head
     flops = {}
@@ -69,19 +72,21 @@ def count_flops(model: nn.Module, height: int, width: int,
         x = counted(
             'decoder', head.decoder, x, words=words, padding_mask=tokens == 0)
     counted('head', head.projector, x, sentence)
+    counted('official head', _official_head, head.projector, x)
+    flops['official'] = flops['official head'] + sum(
+        flops[stage] for stage in STAGES[:-1])
     return flops
 
 
-def official_extra(model: nn.Module, height: int, width: int) -> int:
-    """FLOPs by which the official head exceeds ours.
-
-    Its last 1x1 convolution is applied to the map at stride 4, ours to the
-    k x k positions of the kernel.
-    """
-    projector = model.decode_head.projector
-    c_out, c_in = projector.pixel_proj.weight.shape[:2]
-    positions = (height // 4) * (width // 4) - projector.kernel_size**2
-    return 2 * c_out * c_in * positions
+def _official_head(projector: nn.Module, x: Tensor) -> None:
+    """The head's work on the maps as the official code orders it."""
+    pixels = projector.pixel_proj(projector.upsample(x))
+    k = projector.kernel_size
+    kernel = pixels.new_zeros(1, pixels.shape[1], k, k)
+    F.conv2d(pixels, kernel, padding=k // 2)
+    if hasattr(projector, 'kernel_proj'):
+        linear = projector.kernel_proj
+        linear(x.new_zeros(1, linear.in_features))
 
 
 def main() -> None:
@@ -102,17 +107,16 @@ def main() -> None:
     height, width = (shape, shape) if isinstance(shape, int) else shape
 
     flops = count_flops(model, height, width, cfg.context_length)
-    total = sum(flops.values())
-    extra = official_extra(model, height, width)
     parameters = sum(p.numel() for p in model.parameters())
     print(f'input {height}x{width}, {cfg.context_length} tokens, one image, '
           'one expression')
     print(f'parameters     {parameters / 1e6:8.2f} M')
-    for stage, count in flops.items():
-        print(f'{stage:14} {count / 1e9:8.1f} GFLOPs')
+    for stage in STAGES:
+        print(f'{stage:14} {flops[stage] / 1e9:8.1f} GFLOPs')
+    total = sum(flops[stage] for stage in STAGES)
     print(f'total          {total / 1e9:8.1f} GFLOPs')
-    print(f'official code  {(total + extra) / 1e9:8.1f} GFLOPs (head '
-          f'{(flops["head"] + extra) / 1e9:.2f})')
+    print(f'official code  {flops["official"] / 1e9:8.1f} GFLOPs (head '
+          f'{flops["official head"] / 1e9:.2f})')
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cris.datasets.tokenizer import count_tokens
 from cris.datasets.transforms import TokenizeExpressions
+from cris.engine import optimize_for_inference
 from cris.models.cris import ImageFeatures
 
 from .inputs import (
@@ -37,7 +38,6 @@ from .view import View
 
 #: The model for those who name none; its weights come with the package.
 DEFAULT_MODEL = 'cris_tiny_1xb8-3e_refshapes-160x160'
-_PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 # Expressions that the decoder holds at once. On a CPU more take longer each:
 # at 416 pixels their maps no longer fit the cache.
 _CPU_CHUNK, _GPU_CHUNK = 4, 32
@@ -87,14 +87,9 @@ class CRISInferencer(BaseInferencer):
             raise ValueError('weights are given without a model: name the '
                              'config file or the model of the model zoo that '
                              'they were trained with')
-        if precision not in _PRECISIONS:
-            raise ValueError(f'precision={precision!r} must be one of '
-                             f'{", ".join(_PRECISIONS)}')
-        self.model = init_model(model or DEFAULT_MODEL, weights, device)
+        self.model = optimize_for_inference(
+            init_model(model or DEFAULT_MODEL, weights, device), precision)
         self.device = next(self.model.parameters()).device
-        if precision == 'fp16' and self.device.type == 'cpu':
-            raise ValueError("precision='fp16' needs a GPU: take 'bf16'")
-        self.dtype = _PRECISIONS[precision]
         self.cfg = self.model.cfg
         self.pipeline = self._init_pipeline(self.cfg)
         (self._tokenize, ) = (t for t in self.pipeline.transforms
@@ -252,8 +247,7 @@ class CRISInferencer(BaseInferencer):
         """What all expressions share, of a batch of :meth:`preprocess`."""
         data = self.model.data_preprocessor(
             dict(inputs=inputs['inputs']), training=False)
-        with self._autocast():
-            return self.model.encode_image(data['inputs'])
+        return self.model.encode_image(data['inputs'])
 
     @torch.inference_mode()
     def answer(self, features: ImageFeatures, texts: Sequence[str],
@@ -275,14 +269,8 @@ class CRISInferencer(BaseInferencer):
                 self.tokenize(texts).to(self.device).split(chunk),
                 image_index.to(self.device).split(chunk),
                 strict=True):
-            with self._autocast():
-                own = self.model.answer(features, tokens, index)
-            logits.append(own.float().cpu())
+            logits.append(self.model.answer(features, tokens, index).cpu())
         return torch.cat(logits)
-
-    def _autocast(self):
-        return torch.autocast(
-            self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def describe(self, picture: Picture, texts: Sequence[str], logits: Tensor,
                  **kwargs) -> dict:

@@ -48,6 +48,10 @@ class ReferDataset(BaseDataset):
             one share the pass of the image encoder: a sample then holds up to
             K refs of an image, and refs with fewer are asked with further
             sentences. Defaults to 1.
+        group_by_image (bool): False makes a sample of every sentence in
+            evaluation, as the official code does, which then encodes an image
+            as often as it is asked about: the same predictions, to compare
+            the cost. Defaults to True.
         on_error (str): 'raise' ends the run with a list of all faulty
             entries; 'skip' leaves them out, counts them (``faults``), and in
             training replaces a sample that cannot be decoded by another.
@@ -76,6 +80,7 @@ class ReferDataset(BaseDataset):
                  split: Union[str, Sequence[str]] = 'train',
                  data_prefix: dict = dict(img_path='images'),
                  num_expressions: int = 1,
+                 group_by_image: bool = True,
                  on_error: str = 'raise',
                  exclude: Sequence[Union[int, str, dict]] = (),
                  check_images: bool = True,
@@ -89,6 +94,7 @@ class ReferDataset(BaseDataset):
                              "'skip'")
         self.split = split if isinstance(split, str) else list(split)
         self.num_expressions = num_expressions
+        self.group_by_image = group_by_image
         self.on_error = on_error
         self.exclude = exclude
         self.check_images = check_images
@@ -151,8 +157,13 @@ class ReferDataset(BaseDataset):
                              osp.join(self.data_prefix['img_path'], name))
             refs = [{key: ref[key] for key in _REF_KEYS}
                     for ref in image['refs']]
-            if self.test_mode:
+            if self.test_mode and self.group_by_image:
                 samples.append(dict(image, refs=refs))
+            elif self.test_mode:
+                samples += [
+                    dict(image, refs=[own]) for ref in refs
+                    for own in _single_sentences(ref)
+                ]
             else:
                 k = self.num_expressions
                 samples += [
@@ -265,6 +276,13 @@ class ReferDataset(BaseDataset):
                 'for instance); it is kept and says nothing to the model',
                 'current',
                 level=logging.WARNING)
+
+
+def _single_sentences(ref: dict) -> Iterator[dict]:
+    """The ref, once for each of its sentences."""
+    for sent_id, sentence in zip(
+            ref['sent_ids'], ref['sentences'], strict=True):
+        yield dict(ref, sent_ids=[sent_id], sentences=[sentence])
 
 
 def refer_datasets(dataset: Dataset) -> Iterator[ReferDataset]:

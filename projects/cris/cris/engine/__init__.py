@@ -21,12 +21,14 @@ from .hooks import (
     SafeCheckpointHook,
     explain_data_errors,
 )
+from .inference import PRECISIONS, optimize_for_inference
 from .latest_checkpoint import latest_checkpoint
 
 __all__ = [
-    'BFloat16OptimWrapper', 'CheckLossHook', 'DataTimeoutHook',
+    'PRECISIONS', 'BFloat16OptimWrapper', 'CheckLossHook', 'DataTimeoutHook',
     'ExactResumeHook', 'PreemptionHook', 'SafeCheckpointHook', 'avoid_fused',
     'compare_weights', 'explain_data_errors', 'init_cpu_process_group',
-    'latest_checkpoint', 'load_config', 'load_weights', 'read_checkpoint',
-    'state_dict_of', 'use_bfloat16', 'use_safe_loader'
+    'latest_checkpoint', 'load_config', 'load_weights',
+    'optimize_for_inference', 'read_checkpoint', 'state_dict_of',
+    'use_bfloat16', 'use_safe_loader'
 ]

@@ -1,0 +1,135 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""optimize_for_inference, and what tools/test.py makes of it."""
+import copy
+import json
+import re
+
+import pytest
+import torch
+from conftest import CONFIG, REPO, options, tool
+from mmengine.model import MMDistributedDataParallel
+from torch import nn
+
+import cris
+from cris.datasets.tokenizer import tokenize
+from cris.engine import optimize_for_inference
+from cris.engine.cpu import has_bfloat16
+
+ZOO = 'cris_tiny_1xb8-3e_refshapes-160x160'
+needs_bfloat16 = pytest.mark.skipif(
+    not has_bfloat16(), reason='this processor emulates bfloat16')
+
+
+@pytest.fixture(scope='module')
+def model():
+    return cris.init_model(ZOO, device='cpu')
+
+
+@pytest.fixture
+def batch(model):
+    torch.manual_seed(0)
+    sentences = ['the red circle', 'the leftmost square', 'a blue star']
+    tokens = tokenize(sentences, model.cfg.context_length)
+    return torch.randn(2, 3, 160, 160), tokens, torch.tensor([0, 0, 1])
+
+
+@torch.inference_mode()
+def test_fp32_differs_by_rounding(model, batch):
+    fast = optimize_for_inference(copy.deepcopy(model))
+    # Those that follow no convolution are left.
+    norms = [
+        name for name, module in fast.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    assert norms == ['neck.sentence_proj.1', 'neck.norm5.0']
+    torch.testing.assert_close(
+        fast.predict_logits(*batch),
+        model.predict_logits(*batch),
+        rtol=1e-4,
+        atol=1e-4)
+
+
+@needs_bfloat16
+@torch.inference_mode()
+def test_bf16_keeps_logits_in_fp32(model, batch):
+    fast = optimize_for_inference(copy.deepcopy(model), 'bf16')
+    dtypes = {
+        name: parameter.dtype
+        for name, parameter in fast.named_parameters() if 'proj' in name
+    }
+    projector = 'decode_head.projector'
+    assert dtypes[f'{projector}.kernel_proj.weight'] == torch.float32
+    assert dtypes[f'{projector}.pixel_proj.weight'] == torch.float32
+    assert dtypes['neck.proj4.0.weight'] == torch.bfloat16
+    logits, expected = fast.predict_logits(*batch), model.predict_logits(
+        *batch)
+    assert logits.dtype == torch.float32
+    assert fast.encode_image(batch[0])[0].dtype == torch.bfloat16
+    error = (logits - expected).abs().mean()
+    assert 0 < error < 0.03 * expected.abs().mean()
+
+
+def test_wrapped_for_ranks(model, tmp_path):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        wrapped = MMDistributedDataParallel(copy.deepcopy(model))
+        assert optimize_for_inference(wrapped) is wrapped
+        assert isinstance(wrapped.module.backbone.visual.bn1, nn.Identity)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('precision, said', [
+    ('fp8', 'must be one of fp32, bf16, fp16'),
+    ('fp16', 'needs a GPU'),
+])
+def test_wrong_precision(model, precision, said):
+    with pytest.raises(ValueError, match=said):
+        optimize_for_inference(model, precision)
+
+
+def test_scores_of_all_ways(shapes, tmp_path):
+    (weights, ) = (REPO / 'checkpoints').glob(f'{ZOO}-*.safetensors')
+    ways = dict(
+        plain=('--no-optimize', ), fast=(), bf16=('--precision', 'bf16'))
+    scores = {}
+    for way, flags in ways.items():
+        out = tmp_path / f'{way}.json'
+        # The slowest way also encodes the image for every sentence.
+        grouped = f'test_dataloader.dataset.group_by_image={way != "plain"}'
+        tool('test.py', CONFIG, weights, '--out', out, '--work-dir', tmp_path,
+             *flags, *options(shapes), grouped)
+        scores[way] = json.loads(out.read_text())
+    assert scores['fast'] == pytest.approx(scores['plain'], abs=0.01)
+    assert scores['bf16']['mIoU'] == pytest.approx(
+        scores['plain']['mIoU'], abs=1.5)  # of 12 pictures
+    assert scores['plain']['mIoU'] > 40
+
+
+def test_contradicting_flags(tmp_path):
+    out = tool(
+        'test.py', CONFIG, 'x.pth', '--no-optimize', '--compile', ok=False)
+    assert re.search('--no-optimize goes with neither', out)
+
+
+def test_benchmark(tmp_path):
+    file = tmp_path / 'figures.json'
+    out = tool('analysis_tools/benchmark.py', CONFIG, '--expressions', 1, 3,
+               '--runs', 1, '--train-batch', 2, '--json', file)
+    figures = json.loads(file.read_text())
+    rows = figures['inference']['fp32']['rows']
+    assert [row['expressions'] for row in rows] == [1, 3]
+    assert all(row['ratio'] > 0 for row in rows)
+    training = figures['training']['fp32']
+    assert training['peak_bytes'] > training['bytes_before_the_model'] > 1e8
+    assert len(re.findall(r'^\| fp32 ', out, re.MULTILINE)) == 3
+
+
+@pytest.mark.slow
+def test_growth(tmp_path):
+    picture = tmp_path / 'growth.png'
+    out = tool('analysis_tools/benchmark_growth.py', CONFIG, '--expressions',
+               1, '--size', 64, '--batch', 2, '--runs', 1, '--out', picture)
+    assert picture.read_bytes().startswith(b'\x89PNG')
+    assert len(re.findall(r'^fp32, .* ratio', out, re.MULTILINE)) == 3
