@@ -38,9 +38,6 @@ from .view import View
 
 #: The model for those who name none; its weights come with the package.
 DEFAULT_MODEL = 'cris_tiny_1xb8-3e_refshapes-160x160'
-# Expressions that the decoder holds at once. On a CPU more take longer each:
-# at 416 pixels their maps no longer fit the cache.
-_CPU_CHUNK, _GPU_CHUNK = 4, 32
 # They read the files of a data set, which are not there.
 _OF_DATA_SETS = ('LoadReferImage', 'LoadImageFromFile', 'ChooseExpressions',
                  'LoadReferMasks')
@@ -252,7 +249,7 @@ class CRISInferencer(BaseInferencer):
     @torch.inference_mode()
     def answer(self, features: ImageFeatures, texts: Sequence[str],
                image_index: Tensor) -> Tensor:
-        """Answer expressions, a limited number at a time.
+        """Answer expressions.
 
         Args:
             features (tuple[Tensor]): Of :meth:`encode`.
@@ -263,14 +260,9 @@ class CRISInferencer(BaseInferencer):
         Returns:
             Tensor: Logits ``(E, 1, H/4, W/4)``, float32 on the CPU.
         """
-        chunk = _CPU_CHUNK if self.device.type == 'cpu' else _GPU_CHUNK
-        logits = []
-        for tokens, index in zip(
-                self.tokenize(texts).to(self.device).split(chunk),
-                image_index.to(self.device).split(chunk),
-                strict=True):
-            logits.append(self.model.answer(features, tokens, index).cpu())
-        return torch.cat(logits)
+        return self.model.answer(features,
+                                 self.tokenize(texts).to(self.device),
+                                 image_index.to(self.device)).cpu()
 
     def describe(self, picture: Picture, texts: Sequence[str], logits: Tensor,
                  **kwargs) -> dict:

@@ -6,6 +6,8 @@ from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from .cpu_products import use_onednn
+
 _DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 PRECISIONS = tuple(_DTYPES)
 
@@ -45,16 +47,19 @@ def optimize_for_inference(model: nn.Module,
     dtype = _DTYPES[precision]
     fuse_conv_bn(model.eval())
     model.to(memory_format=torch.channels_last)
-    _cast_products(model, dtype)
+    if precision != 'fp32':
+        _cast_products(model, dtype)
+    elif device == 'cpu' and not compile:
+        use_onednn(model)
 
     def in_precision() -> AbstractContextManager:
         return torch.autocast(device, dtype, enabled=precision != 'fp32')
 
+    if compile:
+        model.encode_image = torch.compile(model.encode_image)
+        model.decode = torch.compile(model.decode, dynamic=True)
     for name in ('encode_image', 'answer'):
-        method = in_precision()(getattr(model, name))
-        if compile:
-            method = torch.compile(method, dynamic=name == 'answer')
-        setattr(model, name, method)
+        setattr(model, name, in_precision()(getattr(model, name)))
     return model
 
 

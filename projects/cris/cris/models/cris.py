@@ -20,6 +20,11 @@ from .layers import in_official_order
 
 ImageFeatures = Tuple[Tensor, Tensor, Tensor]
 
+# Expressions that are decoded at once in evaluation: on a CPU the maps of more
+# than four in fp32, or eight in bf16, leave its cache and take longer each.
+_CPU_BYTES, _GPU_EXPRESSIONS = 16, 32
+
+
 @MODELS.register_module()
 class CRIS(BaseSegmentor):
     """Segments what an expression refers to (paper figure 3).
@@ -113,11 +118,40 @@ class CRIS(BaseSegmentor):
             ValueError: If L is longer than the text encoder's context, or E
                 does not fit image_index.
         """
-        p3, p4, p5 = _per_expression(features, tokens, image_index)
+        image_index = _checked_index(image_index, tokens, len(features[0]))
         words, sentence = self.backbone.encode_text(tokens)
+        asked = (words, sentence, tokens == 0, image_index)
+        if self.training:
+            return self.decode(features, *asked)
+        if tokens.device.type == 'cpu':
+            at_once = _CPU_BYTES // features[0].element_size()
+        else:
+            at_once = _GPU_EXPRESSIONS
+        return torch.cat([
+            self.decode(features, *some) for some in zip(
+                *(x.split(at_once) for x in asked), strict=True)
+        ])
+
+    def decode(self, features: ImageFeatures, words: Tensor, sentence: Tensor,
+               padding_mask: Tensor, image_index: Tensor) -> Tensor:
+        """What :meth:`answer` does with encoded expressions.
+
+        Args:
+            features (tuple[Tensor]): From :meth:`encode_image`.
+            words (Tensor): ``(E, L, D)``, like the next of the backbone's
+                ``encode_text``.
+            sentence (Tensor): ``(E, C)``.
+            padding_mask (Tensor): True where a word is padding, ``(E, L)``.
+            image_index (Tensor): Whose image an expression belongs to,
+                ``(E,)`` of int64.
+
+        Returns:
+            Tensor: ``(E, 1, H/4, W/4)``.
+        """
+        p3, p4, p5 = (feature[image_index] for feature in features)
         fused = self.neck.fuse(p3, p4, p5, sentence=sentence)
         return self.decode_head(
-            fused, words=words, sentence=sentence, padding_mask=tokens == 0)
+            fused, words=words, sentence=sentence, padding_mask=padding_mask)
 
     def loss(self, inputs: Tensor,
              data_samples: List[SegDataSample]) -> Dict[str, Tensor]:
@@ -207,16 +241,16 @@ class CRIS(BaseSegmentor):
             align_corners=self.decode_head.align_corners)
 
 
-def _per_expression(features: ImageFeatures, tokens: Tensor,
-                    image_index: Optional[Tensor]) -> ImageFeatures:
+def _checked_index(image_index: Optional[Tensor], tokens: Tensor,
+                   num_images: int) -> Tensor:
     if image_index is None:
-        if len(tokens) != len(features[0]):
+        if len(tokens) != num_images:
             raise ValueError(
-                f'{len(tokens)} expressions for {len(features[0])} images: '
+                f'{len(tokens)} expressions for {num_images} images: '
                 'give image_index, which says whose image each belongs to')
-        return features
+        return torch.arange(num_images, device=tokens.device)
     if image_index.shape != tokens.shape[:1]:
         raise ValueError(
             f'image_index has shape {tuple(image_index.shape)}, but there are '
             f'{len(tokens)} expressions: it needs one entry for each')
-    return tuple(feature[image_index] for feature in features)
+    return image_index

@@ -1,0 +1,82 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""fp32 products on CPUs by oneDNN.
+
+PyTorch leaves them to MKL, which uses AVX-512 on Intel's processors alone,
+but convolutions to oneDNN, which uses it on all: there a linear layer runs at
+twice the speed as a 1 x 1 convolution.
+"""
+from functools import partial
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# With fewer rows the convolution's overhead is more than it saves.
+_MIN_ROWS = 64
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Let linear layers and attention of a model multiply by convolutions.
+
+    Args:
+        model (nn.Module): In fp32, on a CPU; only its forward pass changes.
+    """
+    if not torch.backends.mkldnn.is_available():  # oneDNN's former name
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.forward = partial(
+                linear, weight=module.weight, bias=module.bias)
+        elif type(module) is nn.MultiheadAttention:
+            module.forward = partial(_attend, module)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """Like ``torch.nn.functional.linear``, ``(..., C_in)`` to ``(..., C)``."""
+    rows = x.numel() // x.shape[-1]
+    if rows < _MIN_ROWS:
+        return F.linear(x, weight, bias)
+    columns = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)  # channels last
+    out = F.conv2d(columns, weight[..., None, None], bias)
+    return out.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+
+
+def _attend(attention: nn.MultiheadAttention,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            key_padding_mask: Optional[Tensor] = None,
+            need_weights: bool = True,
+            attn_mask: Optional[Tensor] = None,
+            **kwargs) -> Tuple[Tensor, Optional[Tensor]]:
+    """``attention.forward``, sequence first: ``(N, E, C)`` to the same."""
+    both = key_padding_mask is not None and attn_mask is not None
+    if need_weights or both or attention.batch_first:
+        return nn.MultiheadAttention.forward(
+            attention,
+            query,
+            key,
+            value,
+            key_padding_mask=key_padding_mask,
+            need_weights=need_weights,
+            attn_mask=attn_mask,
+            **kwargs)
+    if attention.in_proj_weight is not None:
+        weights = attention.in_proj_weight.chunk(3)
+    else:
+        weights = (attention.q_proj_weight, attention.k_proj_weight,
+                   attention.v_proj_weight)
+    q, k, v = (
+        linear(x, weight, bias).unflatten(
+            -1, (attention.num_heads, -1)).permute(1, 2, 0, 3)  # (E, h, N, c)
+        for x, weight, bias in zip((query, key, value), weights,
+                                   attention.in_proj_bias.chunk(3),
+                                   strict=True))
+    mask = attn_mask
+    if key_padding_mask is not None:
+        mask = ~key_padding_mask[:, None, None]  # True takes part
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = out.permute(2, 0, 1, 3).flatten(2)
+    projection = attention.out_proj
+    return linear(out, projection.weight, projection.bias), None
