@@ -147,13 +147,13 @@ class TestPrediction:
         (path, texts), *_ = questions.items()
         encoded, chunks = [], []
         encode = inferencer.model.encode_image
-        answer = inferencer.model.answer
+        decode = inferencer.model.decode
         monkeypatch.setattr(
             inferencer.model, 'encode_image',
             lambda images: encoded.append(len(images)) or encode(images))
         monkeypatch.setattr(
-            inferencer.model, 'answer', lambda features, tokens, index: chunks.
-            append(len(tokens)) or answer(features, tokens, index))
+            inferencer.model, 'decode', lambda features, words, *asked: chunks.
+            append(len(words)) or decode(features, words, *asked))
         with inferencer.open(path) as view:
             view(texts[:2])
             view(texts[2])
