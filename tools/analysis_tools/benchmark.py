@@ -136,9 +136,8 @@ def _inputs(case: Case, cfg: Config, expressions: int) -> Tuple[Tensor, ...]:
 def measure_inference(case: Case) -> dict:
     """Times of the stages and of the whole, for each number of expressions."""
     cfg, model = _prepare(case)
-    flops = count_flops(
-        cris.init_model(cfg, device='cpu', pretrained=False), *case.size,
-        cfg.context_length)
+    flops = count_flops(model.cpu(), *case.size, cfg.context_length)
+    model.to(case.device)
     parameters = sum(p.numel() for p in model.parameters())
     optimize_for_inference(model, case.precision, case.compile)
     clock = Clock(case.device, case.runs)
@@ -214,8 +213,8 @@ def measure_training(case: Case) -> dict:
     """Time and memory of an optimisation step of the config."""
     before = _peak(case.device)
     cfg, model = _prepare(case)
-    flops = count_flops(model, *case.size, cfg.context_length)
-    model.train()
+    flops = count_flops(model.cpu(), *case.size, cfg.context_length)
+    model.to(case.device).train()
     cfg.optim_wrapper.type = 'OptimWrapper'
     if case.precision != 'fp32':
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
