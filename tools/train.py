@@ -3,12 +3,16 @@
 import argparse
 import os
 
-import torch
-from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+# Memory in large pages, of which less is lost between tensors; torch looks
+# when it starts.
+os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
-from cris.engine import (
+import torch  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.registry import RUNNERS  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+from cris.engine import (  # noqa: E402
     avoid_fused,
     explain_data_errors,
     init_cpu_process_group,

@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Callable, Dict, Iterable, List, NamedTuple, Tuple
 
-# Reserves memory in large pages; read by torch when it starts.
+# As in tools/train.py.
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
 
 import mmcv  # noqa: E402
