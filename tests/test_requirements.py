@@ -94,16 +94,18 @@ def test_versions_are_bounded_below(file):
 
 def test_what_is_imported_is_declared():
     declared = {name.removeprefix('onedl-') for name in requirements(
-        'runtime', 'optional', 'mminstall')}
+        'runtime', 'optional', 'mminstall', 'demo')}
     distributions = packages_distributions()
-    for folder in ('projects', 'tools'):
+    # A script may import the one beside it.
+    own = {'cris', *(path.stem for path in (REPO / 'tools').rglob('*.py'))}
+    for folder in ('projects', 'tools', 'demo'):
         for path in (REPO / folder).rglob('*.py'):
             for node in ast.walk(ast.parse(path.read_text())):
                 names = [a.name for a in node.names] if isinstance(
                     node, ast.Import) else [node.module] if isinstance(
                         node, ast.ImportFrom) and not node.level else []
                 for name in {n.split('.')[0] for n in names}:
-                    if name in sys.stdlib_module_names or name == 'cris':
+                    if name in sys.stdlib_module_names or name in own:
                         continue
                     found = {canonicalize_name(d).removeprefix('onedl-')
                              for d in distributions.get(name, [name])}
