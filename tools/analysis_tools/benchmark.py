@@ -19,6 +19,7 @@ import resource
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Callable, Dict, Iterable, List, NamedTuple, Tuple
 
@@ -166,8 +167,7 @@ def _stages(model: nn.Module, case: Case, images: Tensor, tokens: Tensor,
     """The parts of a prediction, each as a function of what is before it."""
     head = model.decode_head
     dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(case.precision)
-    autocast = torch.autocast(
-        case.device, dtype or torch.float32, enabled=dtype is not None)
+    autocast = torch.autocast(case.device, dtype) if dtype else nullcontext()
 
     def image():
         return model.encode_image(images)

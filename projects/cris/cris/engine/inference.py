@@ -1,6 +1,4 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-from contextlib import AbstractContextManager
-
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model import is_model_wrapper
@@ -51,15 +49,13 @@ def optimize_for_inference(model: nn.Module,
         _cast_products(model, dtype)
     elif device == 'cpu' and not compile:
         use_onednn(model)
-
-    def in_precision() -> AbstractContextManager:
-        return torch.autocast(device, dtype, enabled=precision != 'fp32')
-
     if compile:
         model.encode_image = torch.compile(model.encode_image)
         model.decode = torch.compile(model.decode, dynamic=True)
-    for name in ('encode_image', 'answer'):
-        setattr(model, name, in_precision()(getattr(model, name)))
+    if precision != 'fp32':
+        for name in ('encode_image', 'answer'):
+            in_precision = torch.autocast(device, dtype)
+            setattr(model, name, in_precision(getattr(model, name)))
     return model
 
 

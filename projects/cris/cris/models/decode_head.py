@@ -222,12 +222,12 @@ class TextToPixelProjector(nn.Module):
         if hasattr(self, 'kernel_proj'):
             kernel = self.kernel_proj(sentence)
         else:
-            kernel = self.kernel.expand(len(sentence), -1)
+            kernel = self.kernel.expand(sentence.shape[0], -1)
         kernel, bias = kernel.split([pixels.shape[1] * k**2, 1], dim=1)
         kernel = kernel.unflatten(1, (-1, k**2)).transpose(1, 2)
-        offset = kernel @ self.pixel_proj.bias  # (E, k*k)
+        offset = kernel @ self.pixel_proj.bias[:, None]  # (E, k*k, 1)
         kernel = kernel @ self.pixel_proj.weight.flatten(1)  # (E, k*k, C/2)
-        responses = kernel @ pixels.flatten(2) + offset[..., None]
+        responses = kernel @ pixels.flatten(2) + offset
         # fold sends tap j to the pixel at its offset, a convolution fetches
         # from there: the taps change places.
         logits = F.fold(responses.flip(1), size, k, padding=k // 2)
