@@ -2,6 +2,7 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT."""
 import argparse
 import os
+import os.path as osp
 
 import torch
 from mmengine.config import Config, DictAction
@@ -9,6 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import dump
 from mmengine.runner import Runner
 
+from cris.deploy import BACKENDS
 from cris.engine import (
     PRECISIONS,
     explain_data_errors,
@@ -25,7 +27,8 @@ from cris.evaluation.audit import find_metric
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Evaluate a checkpoint')
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        'checkpoint', help='checkpoint file, or folder of export_onnx.py')
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
@@ -37,6 +40,11 @@ def parse_args() -> argparse.Namespace:
         default='fp32',
         help='of the matrix products; bf16 is several times as fast where '
         'the processor has it, fp16 needs a GPU')
+    parser.add_argument(
+        '--backend',
+        choices=BACKENDS,
+        default='onnxruntime',
+        help='what runs the graphs of a folder')
     parser.add_argument(
         '--no-optimize',
         action='store_true',
@@ -93,6 +101,12 @@ def build_config(args: argparse.Namespace) -> Config:
     cfg.resume = False
     if args.results is not None:
         find_metric(cfg.test_evaluator).out_file = args.results
+    if osp.isdir(args.checkpoint):
+        cfg.model = dict(
+            type='ExportedCRIS',
+            folder=args.checkpoint,
+            backend=args.backend,
+            precision=args.precision)
     if args.audit:
         cfg.test_evaluator = add_audit(cfg.test_evaluator)
     if args.show_dir is not None:
@@ -109,9 +123,10 @@ def main() -> None:
     args = parse_args()
     use_safe_loader(args.trust_checkpoint)
     runner = Runner.from_cfg(build_config(args))
-    load_weights(runner.model, args.checkpoint, args.trust_checkpoint)
-    if not args.no_optimize:
-        optimize_for_inference(runner.model, args.precision, args.compile)
+    if not osp.isdir(args.checkpoint):
+        load_weights(runner.model, args.checkpoint, args.trust_checkpoint)
+        if not args.no_optimize:
+            optimize_for_inference(runner.model, args.precision, args.compile)
     with explain_data_errors(runner):
         scores = runner.test()
     if not is_main_process():

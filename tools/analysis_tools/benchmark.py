@@ -112,7 +112,8 @@ class Clock:
             ratio=statistics.median(ratios))
 
 
-def _prepare(case: Case) -> Tuple[Config, nn.Module]:
+def prepare(case: Case) -> Tuple[Config, nn.Module]:
+    """The config, and its model with random weights."""
     torch.set_num_threads(case.threads)
     torch.manual_seed(0)
     # Of the learning rate of every parameter.
@@ -124,7 +125,9 @@ def _prepare(case: Case) -> Tuple[Config, nn.Module]:
     return cfg, model
 
 
-def _inputs(case: Case, cfg: Config, expressions: int) -> Tuple[Tensor, ...]:
+def make_inputs(case: Case, cfg: Config,
+                expressions: int) -> Tuple[Tensor, ...]:
+    """Images, tokens and image_index of ``predict_logits``."""
     images = torch.randn(case.batch, 3, *case.size, device=case.device)
     tokens = tokenize([_SENTENCE] * case.batch * expressions,
                       cfg.context_length).to(case.device)
@@ -136,7 +139,7 @@ def _inputs(case: Case, cfg: Config, expressions: int) -> Tuple[Tensor, ...]:
 @torch.inference_mode()
 def measure_inference(case: Case) -> dict:
     """Times of the stages and of the whole, for each number of expressions."""
-    cfg, model = _prepare(case)
+    cfg, model = prepare(case)
     flops = count_flops(model.cpu(), *case.size, cfg.context_length)
     model.to(case.device)
     parameters = sum(p.numel() for p in model.parameters())
@@ -145,7 +148,7 @@ def measure_inference(case: Case) -> dict:
     _reset_peak(case.device)
     rows = []
     for count in case.expressions:
-        images, tokens, index = _inputs(case, cfg, count)
+        images, tokens, index = make_inputs(case, cfg, count)
         official = flops['official'] * len(tokens)
         predict = partial(model.predict_logits, images, tokens, index)
         row = clock.measure(predict, official)
@@ -212,7 +215,7 @@ def _stages(model: nn.Module, case: Case, images: Tensor, tokens: Tensor,
 def measure_training(case: Case) -> dict:
     """Time and memory of an optimisation step of the config."""
     before = _peak(case.device)
-    cfg, model = _prepare(case)
+    cfg, model = prepare(case)
     flops = count_flops(model.cpu(), *case.size, cfg.context_length)
     model.to(case.device).train()
     cfg.optim_wrapper.type = 'OptimWrapper'
@@ -227,7 +230,7 @@ def measure_training(case: Case) -> dict:
     if case.compile:
         model.predict_logits = torch.compile(model.predict_logits)
     (count, ) = case.expressions
-    images, tokens, _ = _inputs(case, cfg, count)
+    images, tokens, _ = make_inputs(case, cfg, count)
     masks = (torch.rand(count, *case.size, device=case.device) > 0.5).float()
     samples = [
         SegDataSample(
@@ -264,11 +267,11 @@ def _peak(device: str) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def in_own_process(function: Callable, case: Case) -> dict:
+def in_own_process(function: Callable, *args):
     """Memory that others have used before must not count."""
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, case).result()
+        return pool.submit(function, *args).result()
 
 
 def describe_machine(device: str, threads: int) -> str:
@@ -288,7 +291,8 @@ def describe_machine(device: str, threads: int) -> str:
             f'mmcv {mmcv.__version__}, mmengine {mmengine.__version__}')
 
 
-def _table(head: List[str], rows: Iterable[Iterable[str]]) -> str:
+def markdown_table(head: List[str], rows: Iterable[Iterable[str]]) -> str:
+    """As GitHub shows it."""
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
@@ -310,7 +314,7 @@ def inference_table(results: Dict[str, dict]) -> str:
                 str(row['expressions']), *(f'{1e3 * t:.0f}' for t in times),
                 f'**{row["ratio"]:.2f}**'
             ])
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def training_table(results: Dict[str, dict], batch: int) -> str:
@@ -324,7 +328,7 @@ def training_table(results: Dict[str, dict], batch: int) -> str:
         f'**{r["ratio"]:.2f}**', f'{r["peak_bytes"] / 1e9:.2f}',
         f'{r["bytes_before_the_model"] / 1e9:.2f}'
     ] for precision, r in results.items()]
-    return _table([
+    return markdown_table([
         'precision', 'batch', 'expressions', 'step, s', 'images/s',
         'expressions/s', '**ratio**', 'peak memory, GB', 'before the model, GB'
     ], rows)

@@ -4,7 +4,14 @@ from ._requirements import check_requirements
 
 check_requirements()
 
-from . import datasets, engine, evaluation, models, visualization  # noqa: E402
+from . import (  # noqa: E402
+    datasets,
+    deploy,
+    engine,
+    evaluation,
+    models,
+    visualization,
+)
 from .apis import (  # noqa: E402
     CRISInferencer,
     init_model,
@@ -13,6 +20,6 @@ from .apis import (  # noqa: E402
 from .version import __version__  # noqa: E402
 
 __all__ = [
-    'CRISInferencer', '__version__', 'datasets', 'engine', 'evaluation',
-    'init_model', 'list_models', 'models', 'visualization'
+    'CRISInferencer', '__version__', 'datasets', 'deploy', 'engine',
+    'evaluation', 'init_model', 'list_models', 'models', 'visualization'
 ]

@@ -17,7 +17,7 @@ from mmengine.structures import PixelData
 from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from cris.datasets.tokenizer import count_tokens
 from cris.datasets.transforms import TokenizeExpressions
@@ -51,9 +51,11 @@ class CRISInferencer(BaseInferencer):
     >>> result['predictions'][0]['masks']  # bool (2, h, w)
 
     Args:
-        model (str | Path | Config, optional): A name of
+        model (str | Path | Config | nn.Module, optional): A name of
             :func:`cris.list_models`, a config file, or a config. None stands
-            for the small model whose weights come with the package.
+            for the small model whose weights come with the package. A model
+            that is made already, such as a
+            :class:`cris.deploy.ExportedCRIS`, is used as it is.
         weights (str, optional): Checkpoint, read without executing anything.
             None takes those of the model zoo.
         device (str | torch.device, optional): Defaults to the GPU if there
@@ -75,7 +77,8 @@ class CRISInferencer(BaseInferencer):
 
     # mmengine's would read the checkpoint in a way that may run its code.
     def __init__(self,
-                 model: Union[str, os.PathLike, Config, None] = None,
+                 model: Union[str, os.PathLike, Config, nn.Module,
+                              None] = None,
                  weights: Optional[str] = None,
                  device: Union[str, torch.device, None] = None,
                  precision: str = 'fp32',
@@ -84,9 +87,11 @@ class CRISInferencer(BaseInferencer):
             raise ValueError('weights are given without a model: name the '
                              'config file or the model of the model zoo that '
                              'they were trained with')
-        self.model = optimize_for_inference(
-            init_model(model or DEFAULT_MODEL, weights, device), precision)
-        self.device = next(self.model.parameters()).device
+        if not isinstance(model, nn.Module):
+            model = optimize_for_inference(
+                init_model(model or DEFAULT_MODEL, weights, device), precision)
+        self.model = model
+        self.device = model.data_preprocessor.device
         self.cfg = self.model.cfg
         self.pipeline = self._init_pipeline(self.cfg)
         (self._tokenize, ) = (t for t in self.pipeline.transforms

@@ -98,6 +98,10 @@ class CRIS(BaseSegmentor):
         c3, c4, c5 = self.backbone.encode_image(images)
         return self.neck.project(c3, c4, c5)
 
+    def encode_text(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+        """Words and sentence, see :meth:`CLIPBackbone.encode_text`."""
+        return self.backbone.encode_text(tokens)
+
     def answer(self,
                features: ImageFeatures,
                tokens: Tensor,
@@ -119,8 +123,8 @@ class CRIS(BaseSegmentor):
                 does not fit image_index.
         """
         image_index = _checked_index(image_index, tokens, len(features[0]))
-        words, sentence = self.backbone.encode_text(tokens)
-        asked = (words, sentence, tokens == 0, image_index)
+        words, sentence = self.encode_text(tokens)
+        asked = (words, sentence, tokens, image_index)
         if self.training:
             return self.decode(features, *asked)
         if tokens.device.type == 'cpu':
@@ -133,7 +137,7 @@ class CRIS(BaseSegmentor):
         ])
 
     def decode(self, features: ImageFeatures, words: Tensor, sentence: Tensor,
-               padding_mask: Tensor, image_index: Tensor) -> Tensor:
+               tokens: Tensor, image_index: Tensor) -> Tensor:
         """What :meth:`answer` does with encoded expressions.
 
         Args:
@@ -141,7 +145,7 @@ class CRIS(BaseSegmentor):
             words (Tensor): ``(E, L, D)``, like the next of the backbone's
                 ``encode_text``.
             sentence (Tensor): ``(E, C)``.
-            padding_mask (Tensor): True where a word is padding, ``(E, L)``.
+            tokens (Tensor): Token ids, ``(E, L)``; 0 is padding.
             image_index (Tensor): Whose image an expression belongs to,
                 ``(E,)`` of int64.
 
@@ -151,7 +155,7 @@ class CRIS(BaseSegmentor):
         p3, p4, p5 = (feature[image_index] for feature in features)
         fused = self.neck.fuse(p3, p4, p5, sentence=sentence)
         return self.decode_head(
-            fused, words=words, sentence=sentence, padding_mask=padding_mask)
+            fused, words=words, sentence=sentence, padding_mask=tokens == 0)
 
     def loss(self, inputs: Tensor,
              data_samples: List[SegDataSample]) -> Dict[str, Tensor]:

@@ -1,0 +1,191 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""CRIS as ONNX graphs.
+
+Shapes: B images of H x W pixels, E expressions of L tokens. B and E are free
+in the graphs, H, W and L are those of the config.
+"""
+import copy
+import os
+import warnings
+from typing import Callable, Dict, Tuple
+
+import torch
+from mmcv.cnn.utils import fuse_conv_bn
+from mmengine.utils import digit_version, mkdir_or_exist
+from torch import Tensor, nn
+
+from cris.datasets.tokenizer import tokenize
+
+from .files import (
+    GRAPHS,
+    PARTS,
+    graph_file,
+    optional_package,
+    write_description,
+)
+from .runtime import ExportedCRIS, run_graph
+
+_OPSET = 20  # the oldest whose Resize and Col2Im say all that is needed
+_LIMIT = 1e-4  # of the largest output: other kernels add in another order
+
+
+class _Graph(nn.Module):
+    """A function of a model as the module that torch.onnx wants."""
+
+    def __init__(self, model: nn.Module, function: Callable):
+        super().__init__()
+        self.model = model
+        self.function = function
+
+    def forward(self, *inputs: Tensor):
+        return self.function(self.model, *inputs)
+
+
+def _decode(model, p3, p4, p5, words, sentence, tokens, image_index):
+    return model.decode((p3, p4, p5), words, sentence, tokens, image_index)
+
+
+def _predict(model, images, tokens, image_index):
+    return _decode(model, *model.encode_image(images),
+                   *model.encode_text(tokens), tokens, image_index)
+
+
+_FUNCTIONS = dict(
+    image_encoder=lambda model, images: model.encode_image(images),
+    text_encoder=lambda model, tokens: model.encode_text(tokens),
+    decoder=_decode,
+    cris=_predict)
+
+
+def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
+    """Write a model as ONNX and check what was written.
+
+    Args:
+        model (nn.Module): A CRIS by :func:`cris.init_model`, with its config
+            as ``cfg``; it is not changed.
+        folder (str): Where ``image_encoder.onnx``, ``text_encoder.onnx``,
+            ``decoder.onnx`` and ``cris.json`` go.
+        fused (bool): Write ``cris.onnx``, too, the three in one graph.
+            Defaults to True.
+
+    Returns:
+        float: The largest difference between a graph's outputs and
+        PyTorch's, as a share of the largest output.
+
+    Raises:
+        ImportError: If onnx, onnxscript or onnxruntime is not installed, or
+            torch is older than 2.6.
+        RuntimeError: If a graph does not compute what PyTorch does.
+    """
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        optional_package(package)
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        raise ImportError('the export needs torch >= 2.6, here is '
+                          f'{torch.__version__}')
+    mkdir_or_exist(folder)
+    cfg = model.cfg
+    model = fuse_conv_bn(copy.deepcopy(model).cpu().float().eval())
+    model.requires_grad_(False)
+    size = cfg.image_size
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    _write_description(model, cfg, size, folder)
+    graphs = (*PARTS, 'cris') if fused else PARTS
+    values = _values(model, size, cfg.context_length, (2, 3))
+    for graph in graphs:
+        _export(model, graph, values, graph_file(folder, graph))
+    worst = 0.
+    for counts in ((1, 1), (1, 7), (3, 5)):
+        values = _values(model, size, cfg.context_length, counts)
+        for graph in graphs:
+            worst = max(worst, _difference(folder, graph, values))
+    exported = ExportedCRIS(folder)
+    logits = exported.predict_logits(*(values[k] for k in GRAPHS['cris'][0]))
+    return max(worst, _share(logits, values['logits'], folder))
+
+
+@torch.no_grad()
+def _values(model: nn.Module, size: Tuple[int, int], context_length: int,
+            counts: Tuple[int, int]) -> Dict[str, Tensor]:
+    """What goes into and comes out of the graphs, for B images and E."""
+    images, expressions = counts
+    generator = torch.Generator().manual_seed(0)
+    sentences = [
+        ' '.join(['the red thing on the left'] * (k % 4 + 1))
+        for k in range(expressions)
+    ]  # of several lengths
+    values = dict(
+        images=torch.randn(images, 3, *size, generator=generator),
+        tokens=tokenize(sentences, context_length),
+        image_index=torch.arange(expressions) % images)
+    for graph in (*PARTS, 'cris'):
+        inputs, outputs = GRAPHS[graph]
+        made = _FUNCTIONS[graph](model, *(values[name] for name in inputs))
+        made = (made, ) if isinstance(made, Tensor) else made
+        values.update(zip(outputs, made, strict=True))
+    return values
+
+
+def _export(model: nn.Module, graph: str, values: Dict[str, Tensor],
+            path: str) -> None:
+    inputs, outputs = GRAPHS[graph]
+    images, expressions = (torch.export.Dim(name) for name in 'BE')
+    of_images = ('images', 'p3', 'p4', 'p5')
+    shapes = [{0: images if n in of_images else expressions} for n in inputs]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # that names of axes occur twice
+        torch.onnx.export(
+            _Graph(model, _FUNCTIONS[graph]),
+            tuple(values[name] for name in inputs),
+            path,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=(tuple(shapes), ),
+            opset_version=_OPSET,
+            dynamo=True,
+            # One file, unless it is past protobuf's 2 GB.
+            external_data=_bytes(model) > 1.8e9,
+            verbose=False)
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(w.numel() * w.element_size() for w in model.parameters())
+
+
+def _difference(folder: str, graph: str, values: Dict[str, Tensor]) -> float:
+    inputs, outputs = GRAPHS[graph]
+    path = graph_file(folder, graph)
+    made = run_graph(path, {name: values[name].numpy() for name in inputs})
+    return max(
+        _share(torch.from_numpy(own), values[name], path)
+        for own, name in zip(made, outputs, strict=True))
+
+
+def _share(own: Tensor, wanted: Tensor, path: str) -> float:
+    share = float((own - wanted).abs().max() / wanted.abs().max())
+    if not share <= _LIMIT:
+        raise RuntimeError(
+            f'{path} is not to be used: for inputs of '
+            f'{len(wanted)} its outputs differ from PyTorch\'s by {share:.1e} '
+            f'of the largest ({_LIMIT:.0e} is allowed)')
+    return share
+
+
+def _write_description(model: nn.Module, cfg, size: Tuple[int, int],
+                       folder: str) -> None:
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    (letterbox, ) = (t for t in pipeline if t['type'] == 'Letterbox')
+    preprocessor = cfg.model.data_preprocessor
+    write_description(
+        folder,
+        dict(
+            config=os.path.basename(cfg.filename or ''),
+            image_size=list(size),
+            context_length=cfg.context_length,
+            border_value=[float(v) for v in letterbox['border_value']],
+            mean=[float(v) for v in preprocessor['mean']],
+            std=[float(v) for v in preprocessor['std']],
+            threshold=float(model.decode_head.threshold),
+            align_corners=bool(model.decode_head.align_corners),
+            precision='fp32',
+            opset=_OPSET,
+            torch=torch.__version__))

@@ -1,0 +1,84 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The folder of an exported model."""
+import importlib
+import json
+import os.path as osp
+from types import ModuleType
+from typing import Any, Dict
+
+#: Graph -> names of its inputs and outputs. ``cris`` is the other three in
+#: one file.
+GRAPHS = {
+    'image_encoder': (['images'], ['p3', 'p4', 'p5']),
+    'text_encoder': (['tokens'], ['words', 'sentence']),
+    'decoder': (['p3', 'p4', 'p5', 'words', 'sentence', 'tokens',
+                 'image_index'], ['logits']),
+    'cris': (['images', 'tokens', 'image_index'], ['logits']),
+}  # yapf: disable
+PARTS = ('image_encoder', 'text_encoder', 'decoder')
+
+_WANTED = {
+    'image_size': list,
+    'context_length': int,
+    'border_value': list,
+    'mean': list,
+    'std': list,
+    'threshold': float,
+    'align_corners': bool,
+    'precision': str,
+}
+
+
+def graph_file(folder: str, graph: str) -> str:
+    """Path of one of :data:`GRAPHS`."""
+    return osp.join(folder, f'{graph}.onnx')
+
+
+def write_description(folder: str, description: Dict[str, Any]) -> None:
+    """Write ``cris.json``, what a runtime must know beside the graphs."""
+    with open(osp.join(folder, 'cris.json'), 'w', encoding='utf-8') as file:
+        json.dump(description, file, indent=2)
+
+
+def read_description(folder: str) -> Dict[str, Any]:
+    """Read ``cris.json``.
+
+    Raises:
+        FileNotFoundError: If the folder or a file of it is missing.
+        ValueError: If it is not as :func:`write_description` leaves it.
+    """
+    path = osp.join(folder, 'cris.json')
+    files = [path, *(graph_file(folder, part) for part in PARTS)]
+    missing = [osp.basename(file) for file in files if not osp.isfile(file)]
+    if missing:
+        raise FileNotFoundError(
+            f'{folder} is no exported model: it has no {", ".join(missing)}; '
+            'tools/deployment/export_onnx.py writes them')
+    try:
+        with open(path, encoding='utf-8') as file:
+            description = json.load(file)
+        faults = [
+            name for name, kind in _WANTED.items()
+            if not isinstance(description.get(name), kind)
+        ]
+    except (ValueError, AttributeError) as error:
+        raise ValueError(
+            f'{path} is damaged ({error}): export again') from error
+    if faults:
+        raise ValueError(f'{path} has no valid {", ".join(faults)}: '
+                         'export again')
+    return description
+
+
+def optional_package(name: str) -> ModuleType:
+    """Import a package of requirements/deploy.txt.
+
+    Raises:
+        ImportError: If it is not installed, with what to install.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f'{name} is needed here ({error}): '
+            'pip install -r requirements/deploy.txt') from error

@@ -1,0 +1,151 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, options, tool
+from mmengine.utils import digit_version
+
+import cris
+from cris.datasets.tokenizer import tokenize
+
+pytest.importorskip('onnxruntime', reason='requirements/deploy.txt')
+if digit_version(torch.__version__) < digit_version('2.6'):
+    pytest.skip('the export needs torch >= 2.6', allow_module_level=True)
+
+from cris.deploy import ExportedCRIS, files, quantize_onnx  # noqa: E402
+from cris.deploy.runtime import open_graph  # noqa: E402
+
+CONFIG = REPO / 'configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py'
+(WEIGHTS, ) = (REPO / 'checkpoints').glob('*.safetensors')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('exported')
+    out = tool('deployment/export_onnx.py', CONFIG, WEIGHTS, folder)
+    assert "outputs differ from PyTorch's by at most" in out
+    return folder
+
+
+@pytest.fixture(scope='module')
+def model():
+    return cris.init_model(str(CONFIG), str(WEIGHTS), 'cpu')
+
+
+def ask(model, images, expressions, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(images, 3, 160, 160, generator=generator)
+    texts = ['the red star', 'a circle left of the small blue square',
+             'it'] * expressions
+    index = torch.randint(images, (expressions, ), generator=generator)
+    with torch.no_grad():
+        return model.predict_logits(
+            pixels, tokenize(texts[:expressions], 17), index)
+
+
+@pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
+@pytest.mark.parametrize('images, expressions', [(1, 1), (1, 9), (4, 3)])
+def test_logits_are_pytorchs(folder, model, backend, images, expressions):
+    exported = ExportedCRIS(str(folder), backend)
+    own = ask(exported, images, expressions)
+    wanted = ask(model, images, expressions)
+    assert own.shape == (expressions, 1, 40, 40)
+    torch.testing.assert_close(
+        own, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+
+
+def test_one_graph_does_what_three_do(folder):
+    images = torch.randn(2, 3, 160, 160)
+    tokens = tokenize(['the red star', 'a circle', 'it'], 17)
+    index = torch.tensor([1, 0, 1])
+    (fused, ) = open_graph(files.graph_file(folder, 'cris'))(
+        dict(
+            images=images.numpy(),
+            tokens=tokens.numpy(),
+            image_index=index.numpy()))
+    three = ExportedCRIS(str(folder)).predict_logits(images, tokens, index)
+    np.testing.assert_allclose(fused, three, atol=1e-4)
+
+
+def test_scores_are_those_of_the_checkpoint(folder, shapes, tmp_path):
+    scores = []
+    for what in (WEIGHTS, folder):
+        out = tmp_path / 'scores.json'
+        tool('test.py', CONFIG, what, '--work-dir', tmp_path, '--out', out,
+             *options(shapes)[:-2])
+        scores.append(json.loads(out.read_text()))
+    assert scores[0] == pytest.approx(scores[1], abs=0.05)
+    assert scores[0]['mIoU'] > 40
+
+
+def test_inferencer_of_an_exported_model(folder, inferencer, questions):
+    path, texts = next(iter(questions.items()))
+    own = cris.CRISInferencer(ExportedCRIS(str(folder), 'openvino'))
+    (a, ), (b, ) = (
+        i(path, texts)['predictions'] for i in (own, inferencer))
+    assert (a['masks'] != b['masks']).mean() < 1e-4
+    np.testing.assert_allclose(a['scores'], b['scores'], atol=1e-3)
+
+
+def test_quantisation(folder, model, tmp_path, shapes):
+    out = tmp_path / 'int8'
+    tool('deployment/quantize_onnx.py', CONFIG, folder, out, '--num-images',
+         4, '--cfg-options', f'test_dataloader.dataset.data_root={shapes}')
+    part = files.graph_file('', 'image_encoder')
+    assert (out / part).stat().st_size < .4 * (folder / part).stat().st_size
+    assert files.read_description(out)['precision'] == 'int8'
+    own, wanted = (ask(m, 1, 3) for m in (ExportedCRIS(str(out)), model))
+    # Noise is asked about, which is not what the ranges were found with.
+    assert np.corrcoef(own.flatten(), wanted.flatten())[0, 1] > .9
+    with pytest.raises(ValueError, match='name another folder'):
+        quantize_onnx(str(folder), str(folder), [])
+    with pytest.raises(ValueError, match='no samples'):
+        quantize_onnx(str(folder), str(out), [])
+
+
+class TestBadInput:
+
+    def test_folder_without_graphs(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match='export_onnx.py'):
+            ExportedCRIS(str(tmp_path))
+
+    @pytest.mark.parametrize('text, message', [
+        ('{', 'damaged'), ('[]', 'damaged'), ('{}', 'no valid image_size')])
+    def test_damaged_description(self, folder, tmp_path, text, message):
+        shutil.copytree(folder, tmp_path / 'copy')
+        (tmp_path / 'copy' / 'cris.json').write_text(text)
+        with pytest.raises(ValueError, match=message):
+            ExportedCRIS(str(tmp_path / 'copy'))
+
+    @pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
+    def test_damaged_graph(self, folder, tmp_path, backend):
+        shutil.copytree(folder, tmp_path / 'copy')
+        (tmp_path / 'copy' / 'decoder.onnx').write_bytes(b'no graph')
+        with pytest.raises(ValueError, match='cannot use .*decoder.onnx'):
+            ExportedCRIS(str(tmp_path / 'copy'), backend)
+
+    def test_unknown_options(self, folder):
+        with pytest.raises(ValueError, match='onnxruntime, openvino'):
+            ExportedCRIS(str(folder), 'tensorrt')
+        with pytest.raises(ValueError, match='has no precision'):
+            ExportedCRIS(str(folder), 'onnxruntime', 'bf16')
+
+    def test_sizes_of_another_export(self, folder):
+        exported = ExportedCRIS(str(folder))
+        with pytest.raises(ValueError, match='exported for .160, 160'):
+            exported.predict_logits(
+                torch.zeros(1, 3, 192, 160), tokenize(['it'], 17))
+        with pytest.raises(ValueError, match='context_length=17'):
+            exported.predict_logits(
+                torch.zeros(1, 3, 160, 160), tokenize(['it'], 22))
+        with pytest.raises(ValueError, match='cannot be trained'):
+            exported.train()
+
+    def test_checkpoint_that_does_not_fit(self, tmp_path):
+        other = next((REPO / 'configs/cris').glob('cris_r50_*_refcoco-4*.py'))
+        out = tool('deployment/export_onnx.py', other, WEIGHTS, tmp_path,
+                   ok=False)
+        assert 'does not fit the model of this config' in out
