@@ -13,7 +13,7 @@ from torch import nn
 import cris
 from cris.datasets.tokenizer import tokenize
 from cris.engine import optimize_for_inference
-from cris.engine.cpu import has_bfloat16
+from cris.engine.cpu import before_torch_2_4, has_bfloat16
 from cris.engine.cpu_products import linear, use_onednn
 
 ZOO = 'cris_tiny_1xb8-3e_refshapes-160x160'
@@ -151,8 +151,9 @@ def test_wrong_precision(model, precision, said):
 
 def test_scores_of_all_ways(shapes, tmp_path):
     (weights, ) = (REPO / 'checkpoints').glob(f'{ZOO}-*.safetensors')
-    ways = dict(
-        plain=('--no-optimize', ), fast=(), bf16=('--precision', 'bf16'))
+    ways = dict(plain=('--no-optimize', ), fast=())
+    if not before_torch_2_4():
+        ways['bf16'] = '--precision', 'bf16'
     scores = {}
     for way, flags in ways.items():
         out = tmp_path / f'{way}.json'
@@ -162,8 +163,9 @@ def test_scores_of_all_ways(shapes, tmp_path):
              *flags, *options(shapes), grouped)
         scores[way] = json.loads(out.read_text())
     assert scores['fast'] == pytest.approx(scores['plain'], abs=0.01)
-    assert scores['bf16']['mIoU'] == pytest.approx(
-        scores['plain']['mIoU'], abs=1.5)  # of 12 pictures
+    if 'bf16' in scores:
+        assert scores['bf16']['mIoU'] == pytest.approx(
+            scores['plain']['mIoU'], abs=1.5)  # of 12 pictures
     assert scores['plain']['mIoU'] > 40
 
 

@@ -111,7 +111,7 @@ def build_config(args: argparse.Namespace) -> Config:
         cfg.test_evaluator = add_audit(cfg.test_evaluator)
     if args.show_dir is not None:
         cfg.setdefault('default_hooks', {})['visualization'] = dict(
-            type='SegVisualizationHook', draw=True)
+            type='SegVisualizationHook', draw=True, interval=1)
         cfg.visualizer = dict(
             type='ReferLocalVisualizer', show_dir=args.show_dir)
     if args.launcher != 'none' and not torch.cuda.is_available():

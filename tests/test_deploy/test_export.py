@@ -95,7 +95,7 @@ def test_quantisation(folder, model, tmp_path, shapes):
     tool('deployment/quantize_onnx.py', CONFIG, folder, out, '--num-images',
          4, '--cfg-options', f'test_dataloader.dataset.data_root={shapes}')
     part = files.graph_file('', 'image_encoder')
-    assert (out / part).stat().st_size < .4 * (folder / part).stat().st_size
+    assert (out / part).stat().st_size < .3 * (folder / part).stat().st_size
     assert files.read_description(out)['precision'] == 'int8'
     own, wanted = (ask(m, 1, 3) for m in (ExportedCRIS(str(out)), model))
     # Noise is asked about, which is not what the ranges were found with.

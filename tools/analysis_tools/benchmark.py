@@ -140,7 +140,8 @@ def make_inputs(case: Case, cfg: Config,
 def measure_inference(case: Case) -> dict:
     """Times of the stages and of the whole, for each number of expressions."""
     cfg, model = prepare(case)
-    flops = count_flops(model.cpu(), *case.size, cfg.context_length)
+    with torch.inference_mode(False):  # torch 2.1 counts nothing there
+        flops = count_flops(model.cpu(), *case.size, cfg.context_length)
     model.to(case.device)
     parameters = sum(p.numel() for p in model.parameters())
     optimize_for_inference(model, case.precision, case.compile)

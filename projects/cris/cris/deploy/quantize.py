@@ -50,7 +50,7 @@ class _Recorder(ExportedCRIS):
 @torch.inference_mode()
 def quantize_onnx(folder: str, out: str,
                   samples: Iterable[Dict[str, Tensor]]) -> None:
-    """Quantise the convolutions of an exported model.
+    """Quantise the convolutions and products of an exported model.
 
     Weights are rounded to 8 bits per channel, activations to the ranges that
     the samples show; the text encoder stays as it is.
@@ -90,7 +90,7 @@ def quantize_onnx(folder: str, out: str,
                 target,
                 _Feeds(recorder.feeds[part]),
                 quant_format=ort.QuantFormat.QDQ,
-                op_types_to_quantize=['Conv'],
+                op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
                 per_channel=True,
                 # 7 bits: the sums of AVX2 would overflow.
                 reduce_range=True)

@@ -44,11 +44,12 @@ def has_bfloat16() -> bool:
     Before torch 2.4 CPU autocast leaves the mask of attention in fp32, which
     attention refuses.
     """
-    return (not _before_torch_2_4()
+    return (not before_torch_2_4()
             and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _before_torch_2_4() -> bool:
+def before_torch_2_4() -> bool:
+    """Whether mixed precision and fused Adam do not fit CPUs yet."""
     return digit_version(torch.__version__) < digit_version('2.4')
 
 
@@ -58,7 +59,7 @@ def avoid_fused(cfg: Config) -> None:
     Args:
         cfg (Config): Of the run; ``optim_wrapper`` is changed.
     """
-    if _before_torch_2_4():
+    if before_torch_2_4():
         cfg.optim_wrapper.optimizer.pop('fused', None)
 
 

@@ -4,6 +4,7 @@ from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from .cpu import before_torch_2_4
 from .cpu_products import use_onednn
 
 _DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -31,7 +32,8 @@ def optimize_for_inference(model: nn.Module,
         nn.Module: The model itself, in eval mode.
 
     Raises:
-        ValueError: If the precision is unknown, or fp16 is asked of a CPU.
+        ValueError: If the precision is unknown, or the device or its torch
+            does not have it.
     """
     if is_model_wrapper(model):
         optimize_for_inference(model.module, precision, compile)
@@ -42,6 +44,9 @@ def optimize_for_inference(model: nn.Module,
                          f'{", ".join(_DTYPES)}')
     if precision == 'fp16' and device == 'cpu':
         raise ValueError("precision='fp16' needs a GPU: take 'bf16'")
+    if precision == 'bf16' and device == 'cpu' and before_torch_2_4():
+        raise ValueError("precision='bf16' needs torch >= 2.4 on a CPU, here "
+                         f'is {torch.__version__}')
     dtype = _DTYPES[precision]
     fuse_conv_bn(model.eval())
     model.to(memory_format=torch.channels_last)
