@@ -82,14 +82,20 @@ def wait_for(text, output, process):
         time.sleep(0.02)
 
 
-def kill_at_random(args, output, times, seed):
-    """Kill a run again and again; returns how often it was resumed."""
+def kill_at_random(args, output, times, seed, first_saves=False):
+    """Kill a run again and again; returns how often it was resumed.
+
+    With first_saves it is not killed before it has saved once.
+    """
     rng = random.Random(seed)
     resumed = 0
-    for _ in range(times):
+    for k in range(times):
         output.unlink(missing_ok=True)
         process = start_tool('train.py', *args, output=output)
         wait_for('Checkpoints will be saved', output, process)
+        while first_saves and k == 0 and not any(Path(args[2]).glob('*.pth')):
+            assert process.is_alive(), output.read_text()
+            time.sleep(0.02)
         time.sleep(rng.uniform(0, 1.5))
         process.kill()
         process.join()
@@ -99,11 +105,18 @@ def kill_at_random(args, output, times, seed):
     return resumed
 
 
-def run_killed_and_not(data, tmp_path, times, epochs, *options, **workers):
+def run_killed_and_not(data,
+                       tmp_path,
+                       times,
+                       epochs,
+                       *options,
+                       first_saves=False,
+                       **workers):
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     tool('train.py', *arguments(data, whole, epochs, *options, **workers))
     args = arguments(data, killed, epochs, *options, **workers)
-    resumed = kill_at_random(args, tmp_path / 'output', times, times)
+    resumed = kill_at_random(args, tmp_path / 'output', times, times,
+                             first_saves)
     log = tool('train.py', *args)
     assert_same_run(whole, killed)
     assert not list(killed.glob('*.partial'))
@@ -113,11 +126,17 @@ def run_killed_and_not(data, tmp_path, times, epochs, *options, **workers):
 @pytest.mark.slow
 def test_thirty_kills(data, tmp_path):
     """Checkpoints in the middle of epochs, persistent workers."""
-    resumed, _ = run_killed_and_not(
-        data, tmp_path, 30, 60, 'default_hooks.checkpoint.by_epoch=False',
-        'default_hooks.checkpoint.interval=3')
+    resumed, log = run_killed_and_not(
+        data,
+        tmp_path,
+        30,
+        60,
+        'default_hooks.checkpoint.by_epoch=False',
+        'default_hooks.checkpoint.interval=3',
+        first_saves=True)
+    resumed += 'resumed epoch' in log
     print(f'resumed after {resumed} of 30 kills')
-    assert resumed >= 25
+    assert resumed == 30
 
 
 def test_two_kills(data, tmp_path):
