@@ -2,7 +2,8 @@
 import ast
 import re
 import sys
-from importlib.metadata import packages_distributions
+from collections import defaultdict
+from importlib.metadata import distributions
 
 import pytest
 from conftest import REPO
@@ -95,7 +96,12 @@ def test_versions_are_bounded_below(file):
 def test_what_is_imported_is_declared():
     declared = {name.removeprefix('onedl-') for name in requirements(
         'runtime', 'optional', 'mminstall', 'demo')}
-    distributions = packages_distributions()
+    # packages_distributions() misses some before Python 3.11.
+    providers = defaultdict(set)
+    for distribution in distributions():
+        name = canonicalize_name(distribution.name).removeprefix('onedl-')
+        for file in distribution.files or ():
+            providers[file.parts[0].removesuffix('.py')].add(name)
     # A script may import the one beside it.
     own = {'cris', *(path.stem for path in (REPO / 'tools').rglob('*.py'))}
     for folder in ('projects', 'tools', 'demo'):
@@ -107,6 +113,5 @@ def test_what_is_imported_is_declared():
                 for name in {n.split('.')[0] for n in names}:
                     if name in sys.stdlib_module_names or name in own:
                         continue
-                    found = {canonicalize_name(d).removeprefix('onedl-')
-                             for d in distributions.get(name, [name])}
+                    found = providers.get(name, {name})
                     assert found & declared, f'{path} imports {name}'

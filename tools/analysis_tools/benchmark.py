@@ -41,6 +41,7 @@ import cris  # noqa: E402
 from cris.datasets.tokenizer import tokenize  # noqa: E402
 from cris.engine import (  # noqa: E402
     PRECISIONS,
+    avoid_fused,
     load_config,
     optimize_for_inference,
     use_bfloat16,
@@ -227,6 +228,7 @@ def measure_training(case: Case) -> dict:
         else:
             cfg.optim_wrapper.dtype = dict(
                 bf16='bfloat16', fp16='float16')[case.precision]
+    avoid_fused(cfg)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     if case.compile:
         model.predict_logits = torch.compile(model.predict_logits)

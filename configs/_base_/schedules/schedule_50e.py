@@ -1,8 +1,10 @@
 # The paper's recipe: fp16, Adam without weight decay, CLIP at a tenth of the
 # rate; positional embeddings, CLIP's too, are in the group of the full rate.
+# (Fused Adam on a CPU needs torch >= 2.4, before which tools/train.py does
+# without.)
 optim_wrapper = dict(
     type='AmpOptimWrapper',
-    optimizer=dict(type='Adam', lr=1e-4),
+    optimizer=dict(type='Adam', lr=1e-4, fused=True),
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=0.1),

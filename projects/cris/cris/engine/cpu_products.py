@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cris.models.layers import project_heads
+
 # With fewer rows the convolution's overhead is more than it saves.
 _MIN_ROWS = 64
 
@@ -62,17 +64,7 @@ def _attend(attention: nn.MultiheadAttention,
             need_weights=need_weights,
             attn_mask=attn_mask,
             **kwargs)
-    if attention.in_proj_weight is not None:
-        weights = attention.in_proj_weight.chunk(3)
-    else:
-        weights = (attention.q_proj_weight, attention.k_proj_weight,
-                   attention.v_proj_weight)
-    q, k, v = (
-        linear(x, weight, bias).unflatten(
-            -1, (attention.num_heads, -1)).permute(1, 2, 0, 3)  # (E, h, N, c)
-        for x, weight, bias in zip((query, key, value), weights,
-                                   attention.in_proj_bias.chunk(3),
-                                   strict=True))
+    q, k, v = project_heads(attention, (query, key, value), linear)
     mask = attn_mask
     if key_padding_mask is not None:
         mask = ~key_padding_mask[:, None, None]  # True takes part

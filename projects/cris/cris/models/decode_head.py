@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .layers import (
+    Dropout,
     conv_bn_relu,
     conv_of_upsampled,
-    in_autocast,
-    in_official_order,
+    dropout_on_cpu,
+    project_heads,
 )
 
 
@@ -64,14 +65,14 @@ class VisionLanguageDecoderLayer(nn.Module):
             vdim=word_channels)
         self.ffn = nn.Sequential(
             nn.Linear(channels, feedforward_channels), nn.ReLU(inplace=True),
-            nn.Dropout(dropout), nn.LayerNorm(feedforward_channels),
+            Dropout(dropout), nn.LayerNorm(feedforward_channels),
             nn.Linear(feedforward_channels, channels))
         self.norm1 = nn.LayerNorm(channels)
         self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels)
         self.self_attn_norm = nn.LayerNorm(channels)
         self.cross_attn_norm = nn.LayerNorm(channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, pixels: Tensor, *, pixel_position: Tensor,
                 words: Tensor, word_keys: Tensor,
@@ -105,19 +106,25 @@ def _attend(attention: nn.MultiheadAttention,
             key: Tensor,
             value: Tensor,
             padding_mask: Optional[Tensor] = None) -> Tensor:
-    # On a CPU the fused kernel's bf16 backward takes several times as long
-    # as plain matrix products, which is what need_weights=True selects.
-    device = query.device
-    plain = (
-        device.type == 'cpu' and torch.is_grad_enabled()
-        and in_autocast(device))
-    return attention(
-        query,
-        key,
-        value,
-        key_padding_mask=padding_mask,
-        need_weights=plain,
-        average_attn_weights=False)[0]
+    """``attention``, sequence first: ``(N, E, C)`` to the same."""
+    if query.device.type != 'cpu' or not torch.is_grad_enabled():
+        return attention(
+            query,
+            key,
+            value,
+            key_padding_mask=padding_mask,
+            need_weights=False)[0]
+    # To train on a CPU plain products are the fastest: the fused kernel has
+    # no dropout, and its bf16 backward pass takes several times as long.
+    q, k, v = project_heads(attention, (query, key, value))
+    weights = q * q.shape[-1]**-0.5 @ k.transpose(2, 3)  # (E, h, N, L)
+    if padding_mask is not None:
+        weights = weights.masked_fill(padding_mask[:, None, None], -math.inf)
+    weights = weights.softmax(dim=3)
+    if attention.training and attention.dropout > 0:
+        weights = dropout_on_cpu(weights, attention.dropout)
+    out = (weights @ v).permute(2, 0, 1, 3).flatten(2)
+    return attention.out_proj(out)
 
 
 class VisionLanguageDecoder(nn.Module):
@@ -208,12 +215,9 @@ class TextToPixelProjector(nn.Module):
         Returns:
             Tensor: Logits at stride 4, ``(E, 1, 4h, 4w)``, of fp32.
         """
-        if in_official_order(self, decoded.device):
-            pixels = self.upsample(decoded)
-        else:  # the same
-            pixels = decoded
-            for block in (self.upsample[1], self.upsample[3]):
-                pixels = block[1:](conv_of_upsampled(pixels, block[0]))
+        pixels = decoded  # to self.upsample(decoded)
+        for block in (self.upsample[1], self.upsample[3]):
+            pixels = block[1:](conv_of_upsampled(pixels, block[0]))
         with torch.autocast(pixels.device.type, enabled=False):
             return self.respond(pixels.float(), sentence.float())
 
