@@ -5,8 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cris.models.decode_head import TextToPixelProjector, VisionLanguageDecoder
-from cris.models.layers import conv_of_upsampled
+from cris.models.decode_head import (
+    TextToPixelProjector,
+    VisionLanguageDecoder,
+    _attend,
+)
+from cris.models.layers import Dropout, conv_of_upsampled
 
 close = torch.testing.assert_close
 
@@ -43,6 +47,55 @@ def test_projector_is_the_official_one(text_kernel):
         expected = projector.respond(projector.upsample(decoded), sentence)
         close(
             projector(decoded, sentence), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_attention_in_training(masked):
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(16, 2, kdim=12, vdim=12, dropout=0.0)
+    query, words = torch.randn(6, 3, 16), torch.randn(5, 3, 12)
+    padding = None
+    if masked:
+        padding = torch.arange(5).expand(3, 5) >= torch.tensor([[2], [5], [1]])
+    outputs = []
+    for forward in (_attend, _pytorchs):
+        attention.zero_grad()
+        out = forward(attention, query, words, words, padding)
+        out.square().sum().backward()
+        outputs.append([out, *(p.grad for p in attention.parameters())])
+    for ours, expected in zip(*outputs, strict=True):
+        close(ours, expected)
+
+
+def _pytorchs(attention, query, key, value, padding_mask):
+    return attention(query, key, value, key_padding_mask=padding_mask)[0]
+
+
+@pytest.mark.parametrize('p', [0.1, 0.5, 0.9])
+def test_dropout(p):
+    torch.manual_seed(0)
+    dropout = Dropout(p)
+    x = torch.ones(1001, 1003, requires_grad=True)  # not a multiple of four
+    out = dropout(x)
+    out.sum().backward()
+    kept = out != 0
+    share = kept.double().mean().item()
+    assert abs(share - (1 - p)) < 5 * (p * (1 - p) / x.numel())**0.5
+    scale = 2**16 / (2**16 - round(p * 2**16))
+    assert out[kept].unique().item() == pytest.approx(scale, rel=1e-6)
+    assert torch.equal(x.grad, out.detach())
+    # Rows and columns have no pattern.
+    assert abs(kept.double().mean(0) - share).max() < 5 * 0.5 / 1001**0.5
+    pairs = (kept[:, 1:] & kept[:, :-1]).double().mean().item()
+    assert abs(pairs - share**2) < 3e-3
+    assert not torch.equal(dropout(x), out)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), out)
+    assert dropout.eval()(x) is x
+
+
+def test_dropout_of_everything():
+    assert torch.equal(Dropout(1.0)(torch.ones(4)), torch.zeros(4))
 
 
 def test_checkpointing_keeps_gradients():

@@ -369,7 +369,7 @@ def main() -> None:
         '--expressions',
         type=int,
         nargs='+',
-        default=[1, 7, 30],
+        default=[1, 7, 20, 30],
         help='expressions of one image')
     parser.add_argument(
         '--train-batch',

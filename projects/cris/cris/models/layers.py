@@ -41,9 +41,11 @@ class Dropout(nn.Dropout):
 
 def dropout_on_cpu(x: Tensor, p: float) -> Tensor:
     """What :class:`Dropout` does in training, with probability ``p``."""
+    dropped = round(p * 2**16)
+    if dropped == 2**16:
+        return x * 0
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
     bits = bits.random_(-2**63, None).view(torch.int16)  # the whole range
-    dropped = round(p * 2**16)
     keep = (bits[:x.numel()] >= dropped - 2**15).view(x.shape)
     return torch.where(keep, x * (2**16 / (2**16 - dropped)), 0)
 
@@ -91,16 +93,19 @@ def conv_of_upsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
     rows = _shifted_upsampling(height, k).to(x)  # (k, 2h, h)
     columns = _shifted_upsampling(width, k).to(x)
     columns = columns.permute(1, 2, 0).flatten(1)  # (2w, w * k)
-    parts = []
-    for taps in conv.weight.unbind(2):  # a row of the kernel, (C_out, C, k)
+    out = None
+    # One row of the kernel at a time, and sums in place: large maps are slow
+    # to make and fill the memory.
+    for taps, row in zip(conv.weight.unbind(2), rows, strict=True):
         taps = taps.permute(2, 0, 1).flatten(0, 1)[..., None, None]
         part = F.conv2d(x, taps).permute(0, 2, 3, 1)  # (B, h, w, k * C_out)
         part = part.reshape(size * height, width * k, -1)
-        parts.append((columns @ part).view(size, height, -1))
-    out = rows.permute(1, 0, 2).flatten(1) @ torch.cat(parts, dim=1)
+        part = (columns @ part).view(size, height, -1)
+        row = row.to(part).expand(size, -1, -1)
+        out = row @ part if out is None else out.baddbmm_(row, part)
     out = out.unflatten(2, (2 * width, -1))  # (B, 2h, 2w, C_out)
     if conv.bias is not None:
-        out = out + conv.bias
+        out += conv.bias
     return out.permute(0, 3, 1, 2)
 
 
