@@ -188,6 +188,15 @@ def test_benchmark(tmp_path):
     assert len(re.findall(r'^\| fp32 ', out, re.MULTILINE)) == 3
 
 
+def test_benchmark_of_evaluation(shapes, tmp_path):
+    file = tmp_path / 'figures.json'
+    out = tool('analysis_tools/benchmark_evaluation.py', CONFIG, '--images', 2,
+               '--expressions', 3, '--json', file, *options(shapes))
+    slow, fast = json.loads(file.read_text())['rows'].values()
+    assert slow['expressions'] == 3 and fast['expressions'] > 3
+    assert re.search(r'\d times as many', out)
+
+
 @pytest.mark.slow
 def test_growth(tmp_path):
     picture = tmp_path / 'growth.png'
