@@ -231,7 +231,9 @@ class TextToPixelProjector(nn.Module):
         kernel = kernel.unflatten(1, (-1, k**2)).transpose(1, 2)
         offset = kernel @ self.pixel_proj.bias[:, None]  # (E, k*k, 1)
         kernel = kernel @ self.pixel_proj.weight.flatten(1)  # (E, k*k, C/2)
-        responses = kernel @ pixels.flatten(2) + offset
+        # Pixels first, as they are in memory, so that their gradients are.
+        responses = pixels.flatten(2).transpose(1, 2) @ kernel.transpose(1, 2)
+        responses = responses.transpose(1, 2) + offset
         # fold sends tap j to the pixel at its offset, a convolution fetches
         # from there: the taps change places.
         logits = F.fold(responses.flip(1), size, k, padding=k // 2)
