@@ -103,12 +103,14 @@ def test_files_and_options_of_commands_exist(fence):
 
 
 def source_of(path):
-    """Of a file, or of the module whose main it runs."""
+    """Of a file, or of the module whose main it runs, and what it imports."""
     source = path.read_text()
     elsewhere = re.search(r'^from (cris\S+) import main$', source, re.M)
     if elsewhere:
         module = elsewhere[1].replace('.', '/')
         source = (REPO / f'projects/cris/{module}.py').read_text()
+    if '    add_arguments(parser)' in source:  # options of the script beside it
+        source += (path.parent / 'benchmark.py').read_text()
     return source
 
 
