@@ -109,7 +109,7 @@ def source_of(path):
     if elsewhere:
         module = elsewhere[1].replace('.', '/')
         source = (REPO / f'projects/cris/{module}.py').read_text()
-    if '    add_arguments(parser)' in source:  # options of the script beside it
+    if '    add_arguments(parser)' in source:  # benchmark.py's
         source += (path.parent / 'benchmark.py').read_text()
     return source
 
