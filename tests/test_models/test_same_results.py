@@ -3,6 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import REPO
+from mmengine.config import Config
+from mmseg.registry import MODELS
 from torch import nn
 
 from cris.models.decode_head import (
@@ -11,6 +14,8 @@ from cris.models.decode_head import (
     _attend,
 )
 from cris.models.layers import Dropout, conv_of_upsampled
+
+TINY = Config.fromfile(REPO / 'configs/_base_/models/cris_tiny.py').model
 
 close = torch.testing.assert_close
 
@@ -119,3 +124,26 @@ def test_checkpointing_keeps_gradients():
                        [p.grad for p in decoder.parameters()])
     for plain, again in zip(*outputs, strict=True):
         assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_recomputing_the_stem_changes_nothing(training):
+    """Running statistics, too, are updated once."""
+    models = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        cfg = dict(TINY.backbone, with_cp=with_cp)
+        backbone = MODELS.build(cfg).train(training)
+        images = torch.randn(2, 3, 64, 96)
+        for _ in range(2):
+            loss = sum(c.square().mean() for c in backbone(images))
+            loss.backward()
+        models.append(backbone)
+    plain, again = models
+    assert plain.visual.bn1.weight.grad.abs().max() > 0
+    assert plain.visual.bn1.num_batches_tracked == (2 if training else 0)
+    for a, b in zip(plain.buffers(), again.buffers(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(plain.parameters(), again.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        assert a.grad is None or torch.equal(a.grad, b.grad)

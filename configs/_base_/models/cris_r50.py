@@ -13,6 +13,7 @@ model = dict(
         type='CLIPBackbone',
         model_name='RN50',
         quick_gelu=True,
+        with_cp=True,
         # CLIP's weights, loaded when training starts; or a file of them.
         init_cfg=dict(type='Pretrained', checkpoint='openai')),
     neck=dict(

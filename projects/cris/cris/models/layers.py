@@ -1,9 +1,11 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-from typing import Callable, List, Tuple
+from contextlib import contextmanager, nullcontext
+from typing import Callable, Iterator, List, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def conv_bn_relu(in_channels: int,
@@ -24,6 +26,39 @@ def in_autocast(device: torch.device) -> bool:
     # Before torch 2.4 is_autocast_enabled takes no device.
     return (torch.is_autocast_cpu_enabled()
             if device.type == 'cpu' else torch.is_autocast_enabled())
+
+
+@torch.compiler.disable  # It cannot trace context_fn.
+def recomputed(function: Callable, module: nn.Module, x: Tensor) -> Tensor:
+    """``function(x)``, computed again in the backward pass.
+
+    Args:
+        function (Callable): A module, or a method of one.
+        module (nn.Module): What ``function`` uses. Its buffers, such as batch
+            normalisation's running statistics, are updated once only.
+        x (Tensor): Its input.
+    """
+    return checkpoint(
+        function,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), _buffers_unchanged(module)))
+
+
+@contextmanager
+def _buffers_unchanged(module: nn.Module) -> Iterator[None]:
+    """What updates buffers updates copies."""
+    kept = [(m._buffers, dict(m._buffers)) for m in module.modules()]
+    for current, buffers in kept:
+        current.update((name, buffer.clone())
+                       for name, buffer in buffers.items()
+                       if buffer is not None)
+    try:
+        yield
+    finally:
+        for current, buffers in kept:
+            current.update(buffers)
 
 
 class Dropout(nn.Dropout):
