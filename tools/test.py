@@ -18,6 +18,7 @@ from cris.engine import (
     load_config,
     load_weights,
     optimize_for_inference,
+    reuse_memory,
     use_safe_loader,
 )
 from cris.evaluation import add_audit, audit_table, check_results_file
@@ -114,8 +115,10 @@ def build_config(args: argparse.Namespace) -> Config:
             type='SegVisualizationHook', draw=True, interval=1)
         cfg.visualizer = dict(
             type='ReferLocalVisualizer', show_dir=args.show_dir)
-    if args.launcher != 'none' and not torch.cuda.is_available():
-        init_cpu_process_group(cfg)
+    if not torch.cuda.is_available():
+        reuse_memory()
+        if args.launcher != 'none':
+            init_cpu_process_group(cfg)
     return cfg
 
 

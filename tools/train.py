@@ -3,22 +3,19 @@
 import argparse
 import os
 
-# Memory in large pages, of which less is lost between tensors; torch looks
-# when it starts.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
-import torch  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.registry import RUNNERS  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
-
-from cris.engine import (  # noqa: E402
+from cris.engine import (
     avoid_fused,
     explain_data_errors,
     init_cpu_process_group,
     latest_checkpoint,
     load_config,
     load_weights,
+    reuse_memory,
     use_bfloat16,
     use_safe_loader,
 )
@@ -81,6 +78,7 @@ def build_config(args: argparse.Namespace) -> Config:
                 'dict(base_batch_size=...), the batch that its rate is for')
         cfg.auto_scale_lr.enable = True
     if not torch.cuda.is_available():
+        reuse_memory()
         avoid_fused(cfg)
         if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             use_bfloat16(cfg)

@@ -179,6 +179,24 @@ def children(pid):
     ]
 
 
+def test_a_kill_before_the_best_so_far_is_removed(data, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(f'''
+_base_ = {str(CONFIG)!r}
+custom_imports = dict(imports=['cris', 'training_probes'],
+                      allow_failed_imports=False)
+custom_hooks = [dict(type='EMAHook'), dict(type='BetterEveryEpoch')]
+''')
+    work = tmp_path / 'work'
+    args = [config, *arguments(data, work, 3)[1:]]
+    tool('train.py', *args, 'custom_hooks.1.killed=2', ok=False)
+    best = [work / f'best_mIoU_epoch_{k}.pth' for k in (1, 2, 3)]
+    assert [path.exists() for path in best] == [True, True, False]
+    log = tool('train.py', *args)
+    assert 'resumed epoch: 2' in log
+    assert [path.exists() for path in best] == [False, False, True]
+
+
 @pytest.mark.parametrize('harm', ['cut', 'flipped bit'])
 def test_a_broken_newest_checkpoint_is_skipped(data, tmp_path, harm):
     args = arguments(data, tmp_path, 2,

@@ -1,7 +1,9 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """What tests put into a training, as a user's own module would."""
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 from mmcv.transforms import BaseTransform
@@ -9,6 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS, TRANSFORMS
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from cris.engine import SafeCheckpointHook
 
 
 @TRANSFORMS.register_module()
@@ -47,3 +51,24 @@ class Probe(Hook):
     def after_train(self, runner):
         path = Path(runner.work_dir, f'probe_rank{runner.rank}.json')
         path.write_text(json.dumps(self.lines))
+
+
+@HOOKS.register_module()
+class BetterEveryEpoch(Hook):
+    """With a kill in one of them before the best so far is removed."""
+
+    priority = 'HIGH'  # before the hook that saves checkpoints
+
+    def __init__(self, killed: int = 0):
+        self.killed = killed
+
+    def before_train(self, runner):
+        if self.killed:
+            hook, = (h for h in runner.hooks
+                     if isinstance(h, SafeCheckpointHook))
+            hook._remove_replaced = lambda paths: (
+                runner.epoch == self.killed and paths
+                and os.kill(os.getpid(), signal.SIGKILL))
+
+    def after_val_epoch(self, runner, metrics=None):
+        metrics['mIoU'] = runner.epoch

@@ -23,27 +23,25 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Callable, Dict, Iterable, List, NamedTuple, Tuple
 
-# As in tools/train.py.
-os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+import mmcv
+import mmengine
+import torch
+from get_flops import STAGES, count_flops
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
 
-import mmcv  # noqa: E402
-import mmengine  # noqa: E402
-import torch  # noqa: E402
-from get_flops import STAGES, count_flops  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.optim import build_optim_wrapper  # noqa: E402
-from mmengine.structures import PixelData  # noqa: E402
-from mmseg.structures import SegDataSample  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-import cris  # noqa: E402
-from cris.datasets.tokenizer import tokenize  # noqa: E402
-from cris.engine import (  # noqa: E402
+import cris
+from cris.datasets.tokenizer import tokenize
+from cris.engine import (
     PRECISIONS,
     avoid_fused,
     load_config,
     optimize_for_inference,
+    reuse_memory,
     use_bfloat16,
 )
 
@@ -116,6 +114,8 @@ class Clock:
 def prepare(case: Case) -> Tuple[Config, nn.Module]:
     """The config, and its model with random weights."""
     torch.set_num_threads(case.threads)
+    if case.device == 'cpu':
+        reuse_memory()  # as in tools/train.py and test.py
     torch.manual_seed(0)
     # Of the learning rate of every parameter.
     MMLogger.get_current_instance().setLevel(logging.WARNING)

@@ -11,6 +11,7 @@ from .cpu import (
     BFloat16OptimWrapper,
     avoid_fused,
     init_cpu_process_group,
+    reuse_memory,
     use_bfloat16,
 )
 from .hooks import (
@@ -29,6 +30,6 @@ __all__ = [
     'ExactResumeHook', 'PreemptionHook', 'SafeCheckpointHook', 'avoid_fused',
     'compare_weights', 'explain_data_errors', 'init_cpu_process_group',
     'latest_checkpoint', 'load_config', 'load_weights',
-    'optimize_for_inference', 'read_checkpoint', 'state_dict_of',
-    'use_bfloat16', 'use_safe_loader'
+    'optimize_for_inference', 'read_checkpoint', 'reuse_memory',
+    'state_dict_of', 'use_bfloat16', 'use_safe_loader'
 ]

@@ -64,7 +64,7 @@ class VisionLanguageDecoderLayer(nn.Module):
             kdim=word_channels,
             vdim=word_channels)
         self.ffn = nn.Sequential(
-            nn.Linear(channels, feedforward_channels), nn.ReLU(inplace=True),
+            nn.Linear(channels, feedforward_channels), nn.ReLU(),
             Dropout(dropout), nn.LayerNorm(feedforward_channels),
             nn.Linear(feedforward_channels, channels))
         self.norm1 = nn.LayerNorm(channels)

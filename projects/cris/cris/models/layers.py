@@ -82,7 +82,22 @@ def dropout_on_cpu(x: Tensor, p: float) -> Tensor:
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
     bits = bits.random_(-2**63, None).view(torch.int16)  # the whole range
     keep = (bits[:x.numel()] >= dropped - 2**15).view(x.shape)
-    return torch.where(keep, x * (2**16 / (2**16 - dropped)), 0)
+    return _Masked.apply(x, keep, 2**16 / (2**16 - dropped))
+
+
+class _Masked(torch.autograd.Function):
+    """``x * keep * scale``: torch.where takes three times as long."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.scale = scale
+        return keep.to(x.dtype).mul_(scale).mul_(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (keep, ) = ctx.saved_tensors
+        return keep.to(grad.dtype).mul_(ctx.scale).mul_(grad), None, None
 
 
 def project_heads(attention: nn.MultiheadAttention,

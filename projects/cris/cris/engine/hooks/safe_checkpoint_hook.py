@@ -12,12 +12,15 @@ from mmseg.registry import HOOKS
 from ..atomic_files import PARTIAL, AtomicBackend, use_atomic_files
 from ..latest_checkpoint import can_resume
 
+# In the message hub, so in checkpoints: files that the best so far replaces.
+_REPLACED = 'replaced_ckpts'
+
 
 class _RemovesLater(AtomicBackend):
-    """Remembers what it was to remove."""
+    """Adds to a list what it was to remove."""
 
-    def __init__(self):
-        self.paths: List[str] = []
+    def __init__(self, paths: List[str]):
+        self.paths = paths
 
     def remove(self, filepath: str) -> None:
         self.paths.append(filepath)
@@ -47,6 +50,8 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process():  # of a run that was killed while saving
             for path in glob(osp.join(escape(self.out_dir), '*' + PARTIAL)):
                 os.remove(path)
+            hub = runner.message_hub
+            self._remove_replaced(hub.runtime_info.get(_REPLACED, []))
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict) -> None:
@@ -80,19 +85,27 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner,
                               metrics: Dict[str, float]) -> None:
-        backend, self.file_backend = self.file_backend, _RemovesLater()
+        replaced: List[str] = []
+        runner.message_hub.update_info(_REPLACED, replaced)
+        backend, self.file_backend = self.file_backend, _RemovesLater(replaced)
         try:
             super()._save_best_checkpoint(runner, metrics)
         finally:
-            later, self.file_backend = self.file_backend.paths, backend
-        if not later:
-            return
-        best = ([self.best_ckpt_path] if len(self.key_indicators) == 1 else
-                self.best_ckpt_path_dict.values())
-        for path in filter(None, best):
+            self.file_backend = backend
+        for path in self._best() if replaced else ():
             self._verify(path)
-        for path in later:
-            if path not in best:
+        self._remove_replaced(replaced)
+
+    def _best(self) -> List[str]:
+        if self.save_best is None:
+            return []
+        paths = ([self.best_ckpt_path] if len(self.key_indicators) == 1 else
+                 self.best_ckpt_path_dict.values())
+        return [path for path in paths if path]
+
+    def _remove_replaced(self, paths: List[str]) -> None:
+        for path in paths:
+            if path not in self._best():
                 self._remove(path)
 
     def _path(self, step: int) -> str:
