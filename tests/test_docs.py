@@ -109,8 +109,8 @@ def source_of(path):
     if elsewhere:
         module = elsewhere[1].replace('.', '/')
         source = (REPO / f'projects/cris/{module}.py').read_text()
-    if '    add_arguments(parser)' in source:  # benchmark.py's
-        source += (path.parent / 'benchmark.py').read_text()
+    if '    add_arguments(parser)' in source:  # measuring.py's
+        source += (path.parent / 'measuring.py').read_text()
     return source
 
 

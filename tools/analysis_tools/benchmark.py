@@ -11,130 +11,33 @@ that run. Training counts as three forward passes.
 """
 import argparse
 import json
-import logging
-import multiprocessing
 import os
-import platform
-import resource
 import statistics
-import time
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from typing import Callable, Dict, Iterable, List, NamedTuple, Tuple
+from typing import Callable, Dict
 
-import mmcv
-import mmengine
 import torch
 from get_flops import STAGES, count_flops
-from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
+from measuring import (
+    Case,
+    Clock,
+    add_arguments,
+    case_of,
+    describe_machine,
+    in_own_process,
+    make_inputs,
+    markdown_table,
+    peak_bytes,
+    prepare,
+    reset_peak,
+)
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
-import cris
-from cris.datasets.tokenizer import tokenize
-from cris.engine import (
-    PRECISIONS,
-    avoid_fused,
-    load_config,
-    optimize_for_inference,
-    reuse_memory,
-    use_bfloat16,
-)
-
-_SENTENCE = 'the woman in the red coat on the left'
-_PRODUCT_SIZE = 2048
-
-
-class Case(NamedTuple):
-    """What one process measures."""
-    config: str
-    cfg_options: dict
-    device: str
-    precision: str
-    threads: int
-    runs: int
-    size: Tuple[int, int]
-    compile: bool = False
-    batch: int = 1
-    expressions: Tuple[int, ...] = ()
-    with_stages: bool = True
-
-
-class Clock:
-    """Times functions, and matrix products around them.
-
-    Args:
-        device (str): Where both run.
-        runs (int): Of which the median is taken, after two that do not count.
-    """
-
-    def __init__(self, device: str, runs: int):
-        self.device = device
-        self.runs = runs
-        self._factor = torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE, device=device)
-
-    def time(self, function: Callable) -> float:
-        """Seconds of one call."""
-        self._synchronize()
-        begin = time.perf_counter()
-        function()
-        self._synchronize()
-        return time.perf_counter() - begin
-
-    def _synchronize(self) -> None:
-        if self.device != 'cpu':
-            torch.cuda.synchronize()
-
-    def rate(self) -> float:
-        """FLOPs a second of one fp32 product."""
-        return 2 * _PRODUCT_SIZE**3 / self.time(
-            lambda: self._factor @ self._factor)
-
-    def measure(self, function: Callable, flops: float) -> Dict[str, float]:
-        """Seconds, and their ratio to those of ``flops`` at the rate."""
-        for _ in range(2):
-            function()
-            self.rate()
-        seconds, ratios = [], []
-        before = self.rate()
-        for _ in range(self.runs):
-            seconds.append(self.time(function))
-            after = self.rate()
-            ratios.append(seconds[-1] * (before + after) / 2 / flops)
-            before = after
-        return dict(
-            seconds=statistics.median(seconds),
-            ratio=statistics.median(ratios))
-
-
-def prepare(case: Case) -> Tuple[Config, nn.Module]:
-    """The config, and its model with random weights."""
-    torch.set_num_threads(case.threads)
-    if case.device == 'cpu':
-        reuse_memory()  # as in tools/train.py and test.py
-    torch.manual_seed(0)
-    # Of the learning rate of every parameter.
-    MMLogger.get_current_instance().setLevel(logging.WARNING)
-    cfg = load_config(case.config, case.cfg_options)
-    # Times do not depend on the weights.
-    cfg.model.backbone.init_cfg = None
-    model = cris.init_model(cfg, device=case.device, pretrained=False)
-    return cfg, model
-
-
-def make_inputs(case: Case, cfg: Config,
-                expressions: int) -> Tuple[Tensor, ...]:
-    """Images, tokens and image_index of ``predict_logits``."""
-    images = torch.randn(case.batch, 3, *case.size, device=case.device)
-    tokens = tokenize([_SENTENCE] * case.batch * expressions,
-                      cfg.context_length).to(case.device)
-    index = torch.arange(
-        case.batch, device=case.device).repeat_interleave(expressions)
-    return images, tokens, index
+from cris.engine import avoid_fused, optimize_for_inference, use_bfloat16
 
 
 @torch.inference_mode()
@@ -147,7 +50,7 @@ def measure_inference(case: Case) -> dict:
     parameters = sum(p.numel() for p in model.parameters())
     optimize_for_inference(model, case.precision, case.compile)
     clock = Clock(case.device, case.runs)
-    _reset_peak(case.device)
+    reset_peak(case.device)
     rows = []
     for count in case.expressions:
         images, tokens, index = make_inputs(case, cfg, count)
@@ -163,7 +66,7 @@ def measure_inference(case: Case) -> dict:
         flops=flops,
         parameters=parameters,
         matrix_rate=statistics.median(clock.rate() for _ in range(9)),
-        peak_bytes=_peak(case.device),
+        peak_bytes=peak_bytes(case.device),
         rows=rows)
 
 
@@ -216,7 +119,7 @@ def _stages(model: nn.Module, case: Case, images: Tensor, tokens: Tensor,
 
 def measure_training(case: Case) -> dict:
     """Time and memory of an optimisation step of the config."""
-    before = _peak(case.device)
+    before = peak_bytes(case.device)
     cfg, model = prepare(case)
     flops = count_flops(model.cpu(), *case.size, cfg.context_length)
     model.to(case.device).train()
@@ -247,57 +150,14 @@ def measure_training(case: Case) -> dict:
         optimizer.update_params(model.parse_losses(losses)[0])
 
     clock = Clock(case.device, case.runs)
-    _reset_peak(case.device)
+    reset_peak(case.device)
     measured = clock.measure(step, 3 * flops['official'] * len(tokens))
     return dict(
         measured,
         expressions=count,
         images_per_second=case.batch / measured['seconds'],
         bytes_before_the_model=before,
-        peak_bytes=_peak(case.device))
-
-
-def _reset_peak(device: str) -> None:
-    if device != 'cpu':
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak(device: str) -> int:
-    """Bytes: of the device's tensors, or on a CPU of the whole process."""
-    if device != 'cpu':
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if platform.system() == 'Darwin' else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def in_own_process(function: Callable, *args):
-    """Memory that others have used before must not count."""
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *args).result()
-
-
-def describe_machine(device: str, threads: int) -> str:
-    """Processor, threads and versions, for the caption of a table."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists('/proc/cpuinfo'):
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            name = next((line.split(':')[1].strip()
-                         for line in file if line.startswith('model name')),
-                        name)
-    isa = torch.backends.cpu.get_cpu_capability()
-    bf16 = ', bf16' if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ''
-    if device != 'cpu':
-        name = f'{torch.cuda.get_device_name()}; {name}'
-    return (f'{name} ({isa}{bf16}), {threads} threads; '
-            f'Python {platform.python_version()}, torch {torch.__version__}, '
-            f'mmcv {mmcv.__version__}, mmengine {mmengine.__version__}')
-
-
-def markdown_table(head: List[str], rows: Iterable[Iterable[str]]) -> str:
-    """As GitHub shows it."""
-    lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+        peak_bytes=peak_bytes(case.device))
 
 
 def inference_table(results: Dict[str, dict]) -> str:
@@ -335,31 +195,6 @@ def training_table(results: Dict[str, dict], batch: int) -> str:
         'precision', 'batch', 'expressions', 'step, s', 'images/s',
         'expressions/s', '**ratio**', 'peak memory, GB', 'before the model, GB'
     ], rows)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What this tool shares with benchmark_growth.py."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument(
-        '--precision', nargs='+', choices=PRECISIONS, default=['fp32'])
-    parser.add_argument(
-        '--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--runs', type=int, default=5)
-    parser.add_argument('--json', help='write all figures to this file')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={})
-
-
-def case_of(args: argparse.Namespace) -> Case:
-    """What the arguments of :func:`add_arguments` ask for, in fp32."""
-    size = load_config(args.config, args.cfg_options).image_size
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    return Case(args.config, args.cfg_options, args.device, 'fp32',
-                args.threads, args.runs, size)
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ import tempfile
 from typing import List, Tuple
 
 import torch
-from benchmark import (
+from get_flops import count_flops
+from measuring import (
     Case,
     Clock,
     add_arguments,
@@ -23,7 +24,6 @@ from benchmark import (
     markdown_table,
     prepare,
 )
-from get_flops import count_flops
 
 from cris.deploy import BACKENDS, ExportedCRIS, export_onnx
 

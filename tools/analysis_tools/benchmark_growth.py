@@ -7,14 +7,9 @@ import argparse
 import json
 from typing import Dict, List
 
-from benchmark import (
-    add_arguments,
-    case_of,
-    describe_machine,
-    in_own_process,
-    measure_inference,
-)
+from benchmark import measure_inference
 from matplotlib.figure import Figure
+from measuring import add_arguments, case_of, describe_machine, in_own_process
 
 _GROWING = dict(
     expressions='expressions of one image',
