@@ -1,5 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -44,6 +47,34 @@ def test_mixed_precision_depends_on_the_processor(monkeypatch, has, expected):
                 optimizer=optimizer)))
     cpu.use_bfloat16(cfg)
     assert cfg.optim_wrapper == dict(type=expected, optimizer=optimizer)
+
+
+_FREES = """
+import numpy as np
+from cris.engine import reuse_memory
+def resident():
+    with open('/proc/self/statm') as file:
+        return int(file.read().split()[1]) * 4096
+reuse_memory()
+before = resident()
+arrays = [np.ones(20 * 2**20, np.uint8) for _ in range(10)]
+del arrays
+kept = resident() - before
+large = np.ones(100 * 2**20, np.uint8)
+del large
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='needs glibc')
+def test_freed_memory_is_kept_but_for_large_blocks():
+    out = subprocess.run([sys.executable, '-c', _FREES],
+                         stdout=subprocess.PIPE,
+                         text=True,
+                         check=True).stdout
+    kept, after_large = map(int, out.split()[-2:])
+    assert kept > 190 * 2**20
+    assert after_large < kept + 20 * 2**20
 
 
 class Getter:

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import CONFIG, REPO, ReferSet, run, tool
+from mmengine.config import Config
 
 PORT = 30000 + os.getpid() % 900 * 10
 
@@ -78,6 +79,23 @@ def test_two_ranks_of_4_have_the_losses_of_one_of_8(config, alone, tmp_path):
     ranks_train(config, tmp_path, 2, 0)
     one, two = losses(alone, 1), losses(tmp_path, 2)
     assert len(one) == 10
+    print('largest difference of the losses:', np.abs(one - two).max())
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_sharded_ranks_have_the_losses_of_one_of_8(config, alone, tmp_path):
+    """And what is computed again in the backward pass finds its weights."""
+    sharded = tmp_path / 'sharded.py'
+    cfg = Config.fromfile(next((REPO / 'configs/cris/sharded').iterdir()))
+    settings = {key: cfg[key] for key in ('runner_type', 'strategy')}
+    sharded.write_text(f'''
+_base_ = {str(config)!r}
+model = dict(backbone=dict(with_cp=True), decode_head=dict(with_cp=True))
+optim_wrapper = dict(use_fsdp=True)
+''' + Config(settings).pretty_text)
+    ranks_train(sharded, tmp_path / 'work', 2, 4)
+    one, two = losses(alone, 1), losses(tmp_path / 'work', 2)
     print('largest difference of the losses:', np.abs(one - two).max())
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
 
