@@ -77,6 +77,12 @@ def build_config(args: argparse.Namespace) -> Config:
                 '--auto-scale-lr: the config has no auto_scale_lr='
                 'dict(base_batch_size=...), the batch that its rate is for')
         cfg.auto_scale_lr.enable = True
+    if (cfg.get('strategy', {}).get('type') == 'FSDPStrategy'
+            and cfg.optim_wrapper.get('clip_grad')):
+        raise SystemExit(
+            'mmengine clips the shard of each process by its own norm, not '
+            'by that of all: with FSDPStrategy set '
+            'optim_wrapper.clip_grad=None')
     if not torch.cuda.is_available():
         reuse_memory()
         avoid_fused(cfg)

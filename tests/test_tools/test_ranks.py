@@ -84,20 +84,29 @@ def test_two_ranks_of_4_have_the_losses_of_one_of_8(config, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_sharded_ranks_have_the_losses_of_one_of_8(config, alone, tmp_path):
+def test_sharded_ranks_have_the_losses_of_one_of_8(config, tmp_path):
     """And what is computed again in the backward pass finds its weights."""
-    sharded = tmp_path / 'sharded.py'
-    cfg = Config.fromfile(next((REPO / 'configs/cris/sharded').iterdir()))
-    settings = {key: cfg[key] for key in ('runner_type', 'strategy')}
-    sharded.write_text(f'''
+    unclipped, sharded = tmp_path / 'unclipped.py', tmp_path / 'sharded.py'
+    unclipped.write_text(f'''
 _base_ = {str(config)!r}
 model = dict(backbone=dict(with_cp=True), decode_head=dict(with_cp=True))
-optim_wrapper = dict(use_fsdp=True)
-''' + Config(settings).pretty_text)
-    ranks_train(sharded, tmp_path / 'work', 2, 4)
-    one, two = losses(alone, 1), losses(tmp_path / 'work', 2)
+optim_wrapper = dict(clip_grad=None)
+''')
+    cfg = Config.fromfile(next((REPO / 'configs/cris/sharded').iterdir()))
+    settings = {key: cfg[key] for key in ('runner_type', 'strategy')}
+    sharded.write_text(f'_base_ = {str(unclipped)!r}\n' +
+                       Config(settings).pretty_text)
+    tool('train.py', unclipped, '--work-dir', tmp_path / 'one')
+    ranks_train(sharded, tmp_path / 'two', 2, 4)
+    one, two = losses(tmp_path / 'one', 1), losses(tmp_path / 'two', 2)
     print('largest difference of the losses:', np.abs(one - two).max())
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
+    # mmengine would clip every shard by its own norm.
+    clipped = tmp_path / 'clipped.py'
+    clipped.write_text(sharded.read_text().replace(
+        str(unclipped), str(config)))
+    out = tool('train.py', clipped, '--work-dir', tmp_path, ok=False)
+    assert 'optim_wrapper.clip_grad=None' in out
 
 
 @pytest.mark.slow
