@@ -99,6 +99,15 @@ def test_dropout(p):
     assert dropout.eval()(x) is x
 
 
+def test_scale_of_dropout_is_not_rounded_to_bfloat16():
+    torch.manual_seed(0)
+    x = torch.linspace(1, 2, 10**5).bfloat16()
+    out = Dropout(0.1)(x)
+    kept = out != 0
+    ratio = out[kept].double().mean() / x[kept].double().mean()
+    assert ratio.item() == pytest.approx(1 / 0.9, rel=2e-4)
+
+
 def test_dropout_of_everything():
     assert torch.equal(Dropout(1.0)(torch.ones(4)), torch.zeros(4))
 

@@ -92,12 +92,13 @@ class _Masked(torch.autograd.Function):
     def forward(ctx, x: Tensor, keep: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(keep)
         ctx.scale = scale
-        return keep.to(x.dtype).mul_(scale).mul_(x)
+        # The scale last, or bfloat16 would round it.
+        return keep.to(x.dtype).mul_(x).mul_(scale)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (keep, ) = ctx.saved_tensors
-        return keep.to(grad.dtype).mul_(ctx.scale).mul_(grad), None, None
+        return keep.to(grad.dtype).mul_(grad).mul_(ctx.scale), None, None
 
 
 def project_heads(attention: nn.MultiheadAttention,
