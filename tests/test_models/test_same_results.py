@@ -72,6 +72,15 @@ def test_attention_in_training(masked):
         close(ours, expected)
 
 
+def test_dropout_of_attention():
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(16, 2, dropout=0.5)
+    x = torch.randn(6, 3, 16)
+    assert not torch.equal(*(_attend(attention, x, x, x) for _ in range(2)))
+    attention.eval()
+    close(_attend(attention, x, x, x), _pytorchs(attention, x, x, x, None))
+
+
 def _pytorchs(attention, query, key, value, padding_mask):
     return attention(query, key, value, key_padding_mask=padding_mask)[0]
 
@@ -144,9 +153,13 @@ def test_recomputing_the_stem_changes_nothing(training):
         cfg = dict(TINY.backbone, with_cp=with_cp)
         backbone = MODELS.build(cfg).train(training)
         images = torch.randn(2, 3, 64, 96)
+        calls = []
+        backbone.visual.conv1.register_forward_hook(
+            lambda *_, calls=calls: calls.append(1))
         for _ in range(2):
             loss = sum(c.square().mean() for c in backbone(images))
             loss.backward()
+        assert len(calls) == (4 if with_cp else 2)
         models.append(backbone)
     plain, again = models
     assert plain.visual.bn1.weight.grad.abs().max() > 0
