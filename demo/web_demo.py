@@ -243,14 +243,20 @@ def main() -> None:
                                     args.device)
     except (OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    build(Page(inferencer, args)).launch(
-        server_name=args.server_name,
-        server_port=args.port,
-        max_file_size=f'{args.max_megabytes:g}mb',
-        share=False,
-        # Fonts of the machine: none is fetched.
-        theme=gr.themes.Default(
-            font=['system-ui', 'sans-serif'], font_mono=['monospace']))
+    page = build(Page(inferencer, args))
+    try:
+        page.launch(
+            server_name=args.server_name,
+            server_port=args.port,
+            max_file_size=f'{args.max_megabytes:g}mb',
+            share=False,
+            # Fonts of the machine: none is fetched.
+            theme=gr.themes.Default(
+                font=['system-ui', 'sans-serif'], font_mono=['monospace']))
+    except OSError as error:
+        raise SystemExit(
+            f'error: cannot listen at {args.server_name}:{args.port}, which '
+            'may be in use: --port and --server-name name others') from error
 
 
 if __name__ == '__main__':

@@ -197,6 +197,15 @@ def test_benchmark_of_evaluation(shapes, tmp_path):
     assert re.search(r'\d times as many', out)
 
 
+def test_benchmark_of_the_inferencer(tmp_path):
+    file = tmp_path / 'figures.json'
+    tool('analysis_tools/benchmark_inference.py', CONFIG, '--expressions', 4,
+         '--picture', 60, 80, '--runs', 1, '--json', file)
+    (row, ) = json.loads(file.read_text())['rows']
+    assert 0 < row['single'] < row['many']
+    assert row['share'] == pytest.approx(row['many'] / row['single'] / 4)
+
+
 @pytest.mark.slow
 def test_growth(tmp_path):
     picture = tmp_path / 'growth.png'

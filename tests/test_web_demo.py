@@ -4,6 +4,7 @@
 The browser is that of tools/misc/get_browser.sh, of Playwright, or one that
 is installed; CRIS_BROWSER names another.
 """
+import importlib
 import io
 import os
 import re
@@ -11,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -18,7 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import REPO
+import torch
+from conftest import CONFIG, REPO
+from hostile import Call, animation, encoded, large_png
 from PIL import Image
 
 pytest.importorskip('gradio', reason='pip install -r requirements/demo.txt')
@@ -140,24 +144,12 @@ def test_from_upload_to_mask(page, inferencer):
     assert page.inner_text('#scores').count(' s for the picture') == 1
 
 
-def animation():
-    file = io.BytesIO()
-    Image.new('RGB', (40, 30)).save(
-        file, 'GIF', save_all=True,
-        append_images=[Image.new('RGB', (40, 30), 'red')])
-    return file.getvalue()
-
-
-def large():
-    file = io.BytesIO()
-    Image.new('1', (4000, 3000)).save(file, 'PNG')
-    return file.getvalue()
-
-
 @pytest.mark.parametrize('name, content, phrases, message', [
     ('a.jpg', b'no image', ['x'], 'a.jpg cannot be decoded'),
-    ('a.gif', animation(), ['x'], 'a.gif is an animation'),
-    ('a.png', large(), ['x'], '4000 x 3000 pixels, more than the 10 mega'),
+    ('a.gif', animation('GIF'), ['x'], 'a.gif is an animation'),
+    ('a.png', large_png(4000), ['x'],
+     'a.png has 4000 x 4000 pixels, more than the 10 megapixels'),
+    ('a.png', large_png(30_000), ['x'], 'a.png has more pixels than the lim'),
     ('a.png', bytes(2_000_000), ['x'], 'exceed the maximum allowed size'),
     (None, None, ['x'], 'Upload a picture first'),
     (None, None, [' '], 'Type what to look for'),
@@ -171,6 +163,39 @@ def test_bad_input_is_answered(page, name, content, phrases, message):
     page.wait_for_selector(f'.toast-body:has-text("{message}")')
 
 
+def cmyk(picture):
+    return encoded(picture.convert('CMYK'), format='JPEG', quality=95)
+
+
+def sixteen_bits(picture):
+    image = np.asarray(picture)[..., ::-1].astype(np.uint16) * 257
+    return cv2.imencode('.png', image)[1].tobytes()
+
+
+def turned(picture):
+    """As a phone that is held upright stores it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(
+        picture.transpose(Image.Transpose.ROTATE_90),
+        format='JPEG',
+        exif=exif)
+
+
+@pytest.mark.parametrize('form, suffix', [
+    (cmyk, 'jpg'), (sixteen_bits, 'png'), (turned, 'jpg')])
+def test_pictures_of_all_kinds(page, inferencer, form, suffix):
+    picture = Image.open(PICTURE)
+    content = form(picture)
+    upload(page, f'picture.{suffix}', content)
+    ask(page, PHRASES)
+    page.wait_for_selector('#scores table')
+    (expected, ) = inferencer(content, PHRASES)['predictions']
+    assert expected['masks'].shape[1:] == (picture.height, picture.width)
+    assert expected['masks'][0].any()
+    np.testing.assert_array_equal(download(page), 255 * expected['masks'])
+
+
 def test_an_example_after_all_that(page):
     """The page keeps serving."""
     page.click(f'text={PHRASES[0]}')
@@ -180,12 +205,80 @@ def test_an_example_after_all_that(page):
 
 
 @pytest.fixture
-def functions(inferencer, monkeypatch):
-    """What is behind the page."""
+def web_demo(monkeypatch):
     monkeypatch.syspath_prepend(REPO / 'demo')
-    web_demo = __import__('web_demo')
     monkeypatch.setattr(sys, 'argv', ['web_demo.py'])
+    return importlib.import_module('web_demo')
+
+
+@pytest.fixture
+def functions(web_demo, inferencer):
+    """What is behind the page."""
     return web_demo.Page(inferencer, web_demo.parse_args())
+
+
+def test_a_busy_page_says_so(browser, web_demo, functions, monkeypatch):
+    """A question is being answered, one waits: the third is sent away."""
+    begun, go_on = threading.Event(), threading.Event()
+    answer = functions.inferencer.model.answer
+
+    def slow_answer(*args):
+        begun.set()
+        assert go_on.wait(60)
+        return answer(*args)
+
+    monkeypatch.setattr(functions.inferencer.model, 'answer', slow_answer)
+    functions.args.max_waiting = 1
+    blocks = web_demo.build(functions)
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
+    pages = [browser.new_page() for _ in range(3)]
+    try:
+        for page in pages:
+            page.goto(address)
+            upload(page, PICTURE.name, PICTURE.read_bytes())
+        ask(pages[0], PHRASES)
+        assert begun.wait(60)
+        ask(pages[1], PHRASES)
+        while not len(blocks._queue):
+            pages[1].wait_for_timeout(50)
+        ask(pages[2], PHRASES)
+        pages[2].wait_for_selector('.toast-body:has-text("currently busy")')
+        go_on.set()
+        for page in pages[:2]:
+            page.wait_for_selector('#scores table')
+        ask(pages[2], PHRASES)
+        pages[2].wait_for_selector('#scores table')
+    finally:
+        go_on.set()
+        for page in pages:
+            page.close()
+        blocks.close()
+
+
+def test_a_model_that_cannot_be_used_ends_the_start(web_demo, monkeypatch,
+                                                    tmp_path):
+    evil, marker = tmp_path / 'evil.pth', tmp_path / 'marker'
+    torch.save(dict(state_dict=Call(os.mkdir, str(marker))), evil)
+    weights = next((REPO / 'checkpoints').glob('*.safetensors'))
+    config = CONFIG.with_name('cris_r50_8xb8-amp-50e_refcoco-416x416.py')
+    for checkpoint, message in [(evil, 'evil.pth is not a checkpoint'),
+                                (weights, 'does not fit the model'),
+                                ('absent.pth', 'does not exist')]:
+        monkeypatch.setattr(sys, 'argv',
+                            ['web_demo.py', str(config), str(checkpoint)])
+        with pytest.raises(SystemExit, match=f'error: .*{message}'):
+            web_demo.main()
+    assert not marker.exists()
+
+
+def test_a_port_that_is_taken(web_demo, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        monkeypatch.setattr(sys, 'argv', ['web_demo.py', '--port', port])
+        with pytest.raises(SystemExit, match=f'error: .*127.0.0.1:{port}'):
+            web_demo.main()
 
 
 def test_a_large_picture_is_shown_smaller(functions, inferencer, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO, tool
+from hostile import Call, animation, large_png
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -55,18 +56,13 @@ def test_folder_with_text_file(tmp_path, inferencer):
         assert (coco_mask.decode(answer['rle']) == mask).all()
 
 
-class Code:
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path, )
-
-
 def test_bad_input_ends_in_a_message(tmp_path):
     evil, marker = tmp_path / 'evil.pth', tmp_path / 'marker'
-    torch.save(dict(state_dict=dict(weight=Code(str(marker)))), evil)
+    torch.save(
+        dict(state_dict=dict(weight=Call(os.mkdir, str(marker)))), evil)
+    gif, large = tmp_path / 'a.gif', tmp_path / 'large.png'
+    gif.write_bytes(animation('GIF'))
+    large.write_bytes(large_png(30_000))
     r50 = next((REPO / 'configs/cris').glob('cris_r50_*_refcoco-*.py'))
     tiny = next((REPO / 'configs/cris').glob('cris_tiny_*_refshapes-*.py'))
     weights = next((REPO / 'checkpoints').glob('*.safetensors'))
@@ -80,12 +76,15 @@ def test_bad_input_ends_in_a_message(tmp_path):
     cases = [
         ([tmp_path / 'absent.jpg', '--text', 'x'], 'absent.jpg does not'),
         ([evil, '--text', 'x'], 'evil.pth cannot be decoded'),
+        ([gif, '--text', 'x'], 'a.gif is an animation (GIF): save the'),
+        ([large, '--text', 'x'], 'large.png has more pixels than the limit'),
         ([PICTURE], 'nothing is asked: give --text'),
         ([PICTURE, '--text', ' '], 'expression 1 of 1 is empty'),
         ([PICTURE, '--text', 'x', '--threshold', '2'], 'must be in [0, 1]'),
         ([PICTURE, '--text', 'x', tiny, evil], 'evil.pth is not a checkp'),
         ([PICTURE, '--text', 'x', r50, weights], 'does not fit the model'),
         ([PICTURE, '--text', 'x', '--model', 'tiny'], "no model 'tiny' in"),
+        ([PICTURE, '--text', 'x', '--device', 'gpu'], "device 'gpu' cannot"),
         ([PICTURE, '--text-file', weights], 'is not UTF-8 text'),
     ]
     lines = tmp_path / 'lines'

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import pickle
-import struct
-import zlib
 from pathlib import Path
 
 import cv2
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO, tool
+from hostile import Call, animation, encoded, large_png
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -38,12 +37,6 @@ def asked(questions, inferencer):
         if prediction['scores'][best] > 0.8 and mask.sum() > 300:
             return path, texts[best], mask
     raise AssertionError('the model is sure of nothing')
-
-
-def encoded(image, **options):
-    file = io.BytesIO()
-    image.save(file, **options)
-    return file.getvalue()
 
 
 class TestAgainstTheTools:
@@ -291,21 +284,6 @@ class TestInputs:
             inferencer(tmp_path / 'none', 'a circle')
 
 
-def large_png(side):
-    """A PNG of which the header says that it is large."""
-    head = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
-    chunks = ((b'IHDR', head), (b'IDAT', zlib.compress(b'\0')), (b'IEND', b''))
-    return b'\x89PNG\r\n\x1a\n' + b''.join(
-        struct.pack('>I', len(data)) + kind + data +
-        struct.pack('>I', zlib.crc32(kind + data)) for kind, data in chunks)
-
-
-def animation(format):
-    frames = [Image.new('RGB', (40, 30), c) for c in ('red', 'blue')]
-    return encoded(
-        frames[0], format=format, save_all=True, append_images=frames[1:])
-
-
 NOISE = Image.effect_noise((64, 64), 50)
 
 
@@ -373,15 +351,9 @@ class TestRefusals:
             cris.CRISInferencer(R50, str(REPO / weights), 'cpu')
 
     def test_code_in_weights_never_runs(self, tmp_path):
-        marker = tmp_path / 'marker'
-
-        class Code:
-
-            def __reduce__(self):
-                return os.mkdir, (str(marker), )
-
-        path = str(tmp_path / 'evil.pth')
-        torch.save(dict(state_dict=dict(weight=Code())), path)
+        marker, path = tmp_path / 'marker', str(tmp_path / 'evil.pth')
+        torch.save(
+            dict(state_dict=dict(weight=Call(os.mkdir, str(marker)))), path)
         with pytest.raises(ValueError, match='evil.pth is not a checkpoint'):
             cris.CRISInferencer(DEFAULT_MODEL, path, 'cpu')
         assert not marker.exists()

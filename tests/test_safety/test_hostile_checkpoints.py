@@ -13,22 +13,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIG, ReferSet, options, tool
+from hostile import Call
 from mmengine.runner import CheckpointLoader
 from mmseg.registry import MODELS
 from torch import nn
 
 import cris
 from cris.engine import load_config, read_checkpoint, use_safe_loader
-
-
-class Call:
-    """Pickles to a call, in whatever way the protocol has for it."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
 
 
 def gadgets(marker):

@@ -1,8 +1,9 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """CRIS for MMSegmentation; importing it registers everything."""
-from ._requirements import check_requirements
+from ._requirements import check_requirements, import_packages
 
 check_requirements()
+import_packages()
 
 from . import (  # noqa: E402
     datasets,

@@ -1,4 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import io
+import warnings
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
@@ -44,6 +47,24 @@ def check_requirements() -> None:
         faults.append('packages of both families are installed')
     if faults:
         raise ImportError('cris: ' + '; '.join(faults) + '.' + _CURE)
+
+
+def import_packages() -> None:
+    """Import mmseg without its remarks on what is not installed.
+
+    They would head the output of every command. Anything else that it prints
+    or warns of stays.
+    """
+    printed = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            'ignore', '(?s)Fail to import ``MultiScaleDeformableAttention``')
+        with redirect_stdout(printed):
+            import mmseg.datasets
+            import mmseg.models  # noqa: F401
+    for line in printed.getvalue().splitlines():
+        if line != 'Could not import OneDL':
+            print(line)
 
 
 def _version(distribution: str):

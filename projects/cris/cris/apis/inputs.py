@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from cris.datasets.files import check_pixels
+from cris.datasets.files import check_pixels, read_bytes
 from cris.datasets.images import decode_image
 
 PictureSource = Union[str, os.PathLike, bytes, np.ndarray, Image.Image]
@@ -49,8 +49,7 @@ def load_picture(source: PictureSource, name: str = 'image') -> Picture:
         path = os.fspath(source)
         if not osp.isfile(path):
             raise FileNotFoundError(f'image file {path} does not exist')
-        with open(path, 'rb') as file:
-            image = decode_image(file.read(), path)
+        image = decode_image(read_bytes(path), path)
         return Picture(image, osp.splitext(osp.basename(path))[0], path)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return Picture(decode_image(bytes(source), name), name)

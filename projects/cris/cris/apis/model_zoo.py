@@ -86,7 +86,7 @@ def init_model(model: Union[str, Path, Config],
 
     Raises:
         ValueError: If there is no such model, it has no weights in the zoo,
-            or the checkpoint does not fit.
+            the checkpoint does not fit, or there is no such device.
         FileNotFoundError: If the checkpoint does not exist.
     """
     if not isinstance(model, Config):
@@ -98,14 +98,24 @@ def init_model(model: Union[str, Path, Config],
             'there are no weights for this model in the model zoo '
             f'(it has them for {", ".join(list_models(pretrained=True))}): '
             'give checkpoint=FILE, or pretrained=False for random weights')
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    _check_device(device)
     init_default_scope(model.get('default_scope', 'mmseg'))
     built = MODELS.build(model.model)
     if checkpoint is not None:
         load_weights(built, checkpoint)
     built.cfg = model
-    if device is None:
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
     return built.to(device).eval()
+
+
+def _check_device(device: Union[str, torch.device]) -> None:
+    try:
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA
+        raise ValueError(f'the device {str(device)!r} cannot be used '
+                         f'({torch.cuda.device_count()} GPUs are there; cpu '
+                         f'always is): {error}') from error
 
 
 def _find(model: str):

@@ -216,9 +216,9 @@ def open_image(content: Union[bytes, BinaryIO], where: str) -> Image.Image:
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             image = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise ValueError(
-            f'{where} has more pixels than the limit of {MAX_PIXELS}: {error}'
-            '; make it smaller or cut it into tiles') from error
+        raise ValueError(f'{where} has more pixels than the limit of '
+                         f'{MAX_PIXELS}; make it smaller or cut it into '
+                         'tiles') from error
     except Exception as error:  # Pillow raises whatever a header provokes
         length = file.seek(0, 2)
         raise ValueError(f'{where} cannot be decoded: it is no image, or '

@@ -1,0 +1,40 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Files that nobody should trust, for the tests of all that reads them."""
+import io
+import struct
+import zlib
+
+from PIL import Image
+
+
+class Call:
+    """Pickles to a call, in whatever way the protocol has for it."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def encoded(image, **options):
+    """The bytes of a Pillow image as a file."""
+    file = io.BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+def large_png(side):
+    """A PNG of which the header says that it is large."""
+    head = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
+    chunks = ((b'IHDR', head), (b'IDAT', zlib.compress(b'\0')), (b'IEND', b''))
+    return b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(data)) + kind + data +
+        struct.pack('>I', zlib.crc32(kind + data)) for kind, data in chunks)
+
+
+def animation(format):
+    """Two frames."""
+    frames = [Image.new('RGB', (40, 30), c) for c in ('red', 'blue')]
+    return encoded(
+        frames[0], format=format, save_all=True, append_images=frames[1:])
