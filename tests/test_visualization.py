@@ -15,7 +15,7 @@ from cris.visualization import (
     ReferVisualizationHook,
     draw_expressions,
 )
-from cris.visualization.draw import GROUND_TRUTH, draw_masks
+from cris.visualization.draw import GROUND_TRUTH, PREDICTION, draw_masks
 
 
 def masks():
@@ -34,6 +34,10 @@ def test_prediction_is_tinted_and_ground_truth_outlined():
     assert (drawn[25, 15] == 128).all()
     assert drawn[25, 50, 2] > 180 > drawn[25, 50, 0]
     assert (drawn[50, 70] == 128).all()
+    assert tuple(drawn[25, 54]) == PREDICTION  # its edge
+    large = draw_masks(np.repeat(np.repeat(image, 40, 0), 40, 1),
+                       pred=np.repeat(np.repeat(pred[0], 40, 0), 40, 1))
+    assert (large[1000, 2197:2200] == PREDICTION).all()
 
 
 def test_sheet_has_a_tile_for_the_image_and_each_expression():

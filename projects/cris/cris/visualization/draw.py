@@ -30,7 +30,7 @@ def _font() -> ImageFont.FreeTypeFont:
 def draw_masks(image: np.ndarray,
                gt: Optional[np.ndarray] = None,
                pred: Optional[np.ndarray] = None) -> np.ndarray:
-    """Tint the prediction and outline the ground truth.
+    """Tint and outline the prediction, outline the ground truth.
 
     Args:
         image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
@@ -41,14 +41,22 @@ def draw_masks(image: np.ndarray,
         np.ndarray: RGB, uint8 ``(h, w, 3)``; the input is not changed.
     """
     drawn = image.copy()
+    # Of a large picture a thumbnail is looked at.
+    width = max(1, round(max(image.shape[:2]) / 500))
     if pred is not None:
         drawn[pred] = (0.45 * drawn[pred] +
                        0.55 * np.array(PREDICTION)).astype(np.uint8)
+        _outline(drawn, pred, PREDICTION, width)
     if gt is not None:
-        outlines, _ = cv2.findContours(
-            gt.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(drawn, outlines, -1, GROUND_TRUTH, 2)
+        _outline(drawn, gt, GROUND_TRUTH, 2 * width)
     return drawn
+
+
+def _outline(image: np.ndarray, mask: np.ndarray, color: tuple,
+             width: int) -> None:
+    outlines, _ = cv2.findContours(
+        mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(image, outlines, -1, color, width)
 
 
 def draw_expressions(image: np.ndarray,
@@ -59,8 +67,8 @@ def draw_expressions(image: np.ndarray,
                      columns: int = 4) -> np.ndarray:
     """A sheet with the image and a tile for every expression.
 
-    The prediction is tinted cyan, the ground truth outlined in yellow; with
-    both, the caption gives their IoU.
+    The prediction is cyan, the ground truth outlined in yellow; with both,
+    the caption gives their IoU.
 
     Args:
         image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
