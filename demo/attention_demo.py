@@ -6,13 +6,11 @@ Example:
         --out-file attention.png
 """
 import argparse
-
-import cv2
-import mmcv
+import sys
 
 import cris
-from cris.datasets.files import open_image, read_bytes
-from cris.engine import use_safe_loader
+from cris.apis.inputs import check_texts, load_picture
+from cris.apis.predictions import write_image
 from cris.visualization.attention import draw_attention, word_attention
 
 
@@ -30,6 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--layer', type=int, default=-1,
         help='of the decoder, from 0, or from the last one, -1')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...')
     args = parser.parse_args()
     if (args.config is None) != (args.checkpoint is None):
         parser.error('CONFIG and CHECKPOINT go together')
@@ -40,19 +39,18 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    use_safe_loader()
     try:
-        content = read_bytes(args.image)
-        open_image(content, args.image)
-        image = mmcv.imfrombytes(content, channel_order='rgb')
-        if image is None:
-            raise ValueError(f'{args.image} cannot be decoded: it is broken')
-        model = cris.init_model(args.config or args.model, args.checkpoint)
-        attention = word_attention(model, image, args.text, args.layer)
-    except (OSError, ValueError, cv2.error) as error:
+        image = load_picture(args.image).image[..., ::-1]
+        (text, ) = check_texts(args.text)
+        inferencer = cris.CRISInferencer(args.config or args.model,
+                                         args.checkpoint, args.device)
+        for message in inferencer.find_long_texts([text]):
+            print(f'warning: {message}', file=sys.stderr)
+        attention = word_attention(inferencer.model, image, text, args.layer)
+        write_image(
+            draw_attention(image, text, attention)[..., ::-1], args.out_file)
+    except (OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    sheet = draw_attention(image, args.text, attention)
-    mmcv.imwrite(sheet[..., ::-1], args.out_file)
     print(f'wrote {args.out_file}')
 
 

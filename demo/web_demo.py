@@ -1,10 +1,14 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """A web page to ask a model about pictures: python demo/web_demo.py."""
 import argparse
+import html
 import os
 import os.path as osp
 import shutil
+import signal
+import sys
 import tempfile
+import textwrap
 import time
 import uuid
 from pathlib import Path
@@ -27,6 +31,7 @@ except ImportError as error:
                      'pip install -r requirements/demo.txt') from error
 
 from cris import CRISInferencer  # noqa: E402
+from cris.apis.inferencer import DEFAULT_MODEL  # noqa: E402
 from cris.apis.inputs import load_picture  # noqa: E402
 from cris.apis.predictions import (  # noqa: E402
     PredictionWriter,
@@ -40,6 +45,13 @@ EXAMPLES = [
     ['shapes_1.jpg', 'the yellow triangle\nthe rightmost triangle'],
     ['shapes_2.jpg', 'the blue one\nthe rightmost big thing'],
 ]
+_TABLE = """
+<style>#scores td, #scores th {{padding: 4px 12px; text-align: left}}
+#scores td + td {{white-space: nowrap}}</style>
+<table><tr><th>phrase</th><th>confidence</th><th>pixels</th></tr>{rows}</table>
+<p>{seconds:.2f} s for the picture and {phrases} phrases</p>"""
+_ARCHIVES = Path(_FILES.name, 'archives')
+KEPT = 3600  # seconds, of uploads and answers
 SHOWN_SIDE = 1024  # pixels of an overlay; masks are of the original size
 
 
@@ -49,7 +61,7 @@ class Answer(NamedTuple):
     texts: List[str]
     shape: Tuple[int, int]
     shown: np.ndarray  # RGB, uint8
-    name: str
+    file: str  # of the picture, without its folder
     seconds: float
 
 
@@ -75,16 +87,18 @@ class Page:
             with self.inferencer.open(picture) as view:
                 logits = view.logits(texts)
         except (OSError, TypeError, ValueError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise gr.Error(
+                html.escape(str(error)), print_exception=False) from error
         for message in self.inferencer.find_long_texts(texts):
-            gr.Warning(message)
+            gr.Warning(html.escape(message))
         height, width = picture.image.shape[:2]
         scale = min(1, SHOWN_SIDE / max(height, width))
         shown = cv2.resize(
             picture.image, (max(1, round(scale * width)),
                             max(1, round(scale * height))),
             interpolation=cv2.INTER_AREA)[..., ::-1]
-        answer = Answer(logits, texts, (height, width), shown, picture.name,
+        answer = Answer(logits, texts, (height, width), shown,
+                        osp.basename(path),
                         time.perf_counter() - start)
         return answer, *self.show(answer, threshold)
 
@@ -131,46 +145,63 @@ class Page:
             threshold,
             return_masks=False)
         height, width = answer.shown.shape[:2]
-        overlays, rows = [], ['| phrase | confidence | pixels |', '|-|-|-|']
+        overlays, rows = [], []
         for text, score, rle in zip(
                 *(prediction[k] for k in ('expressions', 'scores', 'rles')),
                 strict=True):
             mask = coco_mask.decode(rle)
             small = cv2.resize(
                 mask, (width, height), interpolation=cv2.INTER_NEAREST)
-            text = text[:80].replace('|', '/').replace('<', '&lt;')
+            text = textwrap.shorten(text, 80)
             overlays.append((draw_masks(answer.shown, pred=small.astype(bool)),
                              f'{text}  {score:.2f}'))
-            rows.append(f'| {text} | {score:.2f} | {mask.sum():,} |')
-        rows.append(f'\n{answer.seconds:.2f} s for the picture and '
-                    f'{len(answer.texts)} phrases')
-        return overlays, '\n'.join(rows), self._archive(answer, prediction)
+            count = f'{mask.sum():,}' if mask.any() else 'nothing found'
+            rows.append(f'<tr><td>{html.escape(text)}</td>'
+                        f'<td>{score:.2f}</td><td>{count}</td></tr>')
+        table = _TABLE.format(
+            rows=''.join(rows),
+            seconds=answer.seconds,
+            phrases=len(answer.texts))
+        return overlays, table, self._archive(answer, prediction)
 
     @staticmethod
     def _archive(answer: Answer, prediction: dict) -> str:
-        folder = Path(_FILES.name, uuid.uuid4().hex)
-        prediction = dict(prediction, name='picture', img_path=answer.name)
-        try:
-            writer = PredictionWriter(str(folder / 'all'))
+        # gradio deletes its own copies alone.
+        for old in _ARCHIVES.glob('*'):
+            if time.time() - old.stat().st_mtime > KEPT:
+                shutil.rmtree(old, ignore_errors=True)
+        folder = _ARCHIVES / uuid.uuid4().hex
+        name = osp.splitext(answer.file)[0]
+        prediction = dict(prediction, name=name, img_path=answer.file)
+        with PredictionWriter(folder / name) as writer:
             writer.write(prediction, draw_prediction(answer.shown, prediction))
-            writer.close()
-            archive = shutil.make_archive(
-                str(folder.with_suffix('')) + '_masks', 'zip', folder / 'all')
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        archive = shutil.make_archive(
+            str(folder / f'{name}_masks'), 'zip', folder / name)
+        shutil.rmtree(folder / name)
         return archive
+
+
+def describe_model(args: argparse.Namespace) -> str:
+    """For the head of the page."""
+    if args.config:
+        return f'The model: `{osp.basename(args.config)}`.'
+    name = args.model or DEFAULT_MODEL
+    knows = ', which knows coloured shapes only' if (
+        name == DEFAULT_MODEL) else ''
+    return f'The model: `{name}`{knows}.'
 
 
 def build(page: Page) -> gr.Blocks:
     """The page."""
     args = page.args
     head = page.inferencer.model.decode_head
-    with gr.Blocks(title='CRIS', delete_cache=(600, 3600)) as blocks:
+    with gr.Blocks(title='CRIS', delete_cache=(600, KEPT)) as blocks:
         gr.Markdown(
             '# CRIS: point at things with words\n'
-            f'Up to {args.max_megabytes:g} MB, {args.max_megapixels:g} '
-            f'megapixels and {args.max_phrases} phrases at once.')
-        answer = gr.State(time_to_live=3600)
+            f'{describe_model(args)} Up to {args.max_megabytes:g} MB, '
+            f'{args.max_megapixels:g} megapixels and {args.max_phrases} '
+            'phrases at once.')
+        answer = gr.State(time_to_live=KEPT)
         with gr.Row():
             with gr.Column():
                 picture = gr.Image(
@@ -198,8 +229,11 @@ def build(page: Page) -> gr.Blocks:
                              for name, texts in EXAMPLES], [picture, phrases])
             with gr.Column():
                 overlays = gr.Gallery(
-                    label='Overlays', columns=2, elem_id='overlays')
-                scores = gr.Markdown(elem_id='scores')
+                    label='Overlays',
+                    columns=2,
+                    object_fit='contain',  # the edges belong to the picture
+                    elem_id='overlays')
+                scores = gr.HTML(elem_id='scores')
                 masks = gr.DownloadButton(
                     'Download masks (zip)', elem_id='masks')
         shown = [overlays, scores, masks]
@@ -233,7 +267,10 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=16,
         help='questions that wait for their turn; one is answered at a time')
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    if not 0 <= args.port <= 65535:
+        parser.error(f'--port {args.port}: it must be 0 ... 65535')
+    return args
 
 
 def main() -> None:
@@ -244,8 +281,12 @@ def main() -> None:
     except (OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     page = build(Page(inferencer, args))
+    # Uploads are removed when the process ends by itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
-        page.launch(
+        _, address, _ = page.launch(
+            quiet=True,
+            prevent_thread_lock=True,
             server_name=args.server_name,
             server_port=args.port,
             max_file_size=f'{args.max_megabytes:g}mb',
@@ -257,6 +298,8 @@ def main() -> None:
         raise SystemExit(
             f'error: cannot listen at {args.server_name}:{args.port}, which '
             'may be in use: --port and --server-name name others') from error
+    print(f'The page is at {address} (Ctrl-C ends it)', flush=True)
+    page.block_thread()
 
 
 if __name__ == '__main__':

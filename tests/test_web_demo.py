@@ -72,7 +72,7 @@ def address(browser):
         stderr=subprocess.STDOUT,
         text=True)
     for line in server.stdout:
-        if 'Running on local URL' in line:
+        if 'The page is at' in line:
             break
     else:
         raise AssertionError(f'no server: status {server.wait()}')
@@ -112,10 +112,11 @@ def ask(page, phrases):
 def download(page):
     with page.expect_download() as download:
         page.click('#masks')
+    name = download.value.suggested_filename.removesuffix('_masks.zip')
     archive = zipfile.ZipFile(download.value.path())
     return [
         cv2.imdecode(
-            np.frombuffer(archive.read(f'masks/picture_{k}.png'), np.uint8),
+            np.frombuffer(archive.read(f'masks/{name}_{k}.png'), np.uint8),
             cv2.IMREAD_UNCHANGED) for k in range(len(PHRASES))
     ]
 
@@ -288,7 +289,7 @@ def test_a_large_picture_is_shown_smaller(functions, inferencer, tmp_path):
         str(path), PHRASES[0], 0.35)
     assert answer.shape == (1600, 1900)
     assert overlays[0][0].shape == (862, 1024, 3)
-    png = zipfile.ZipFile(archive).read('masks/picture_0.png')
+    png = zipfile.ZipFile(archive).read('masks/large_0.png')
     (prediction, ) = inferencer(path, PHRASES[0])['predictions']
     np.testing.assert_array_equal(
         np.asarray(Image.open(io.BytesIO(png))) > 0, prediction['masks'][0])

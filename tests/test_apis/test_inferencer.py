@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import cv2
@@ -218,13 +219,13 @@ class TestInputs:
         picture.save(path)
         bgr = cv2.imread(str(path))
         same = inferencer(
-            [str(path), path,
-             path.read_bytes(), bgr, picture], text)['predictions']
+            iter([str(path), path, path.read_bytes(), bgr, picture,
+                  io.BytesIO(path.read_bytes())]), text)['predictions']
         for prediction in same:
             np.testing.assert_array_equal(prediction['masks'],
                                           same[0]['masks'])
         assert [p['name'] for p in same] == [
-            'a', 'a', 'image_2', 'image_3', 'image_4'
+            'a', 'a', 'image_2', 'image_3', 'image_4', 'image_5'
         ]
         assert same[0]['masks'].any()
 
@@ -280,6 +281,7 @@ class TestInputs:
             predictions = inferencer(folder, asked[1])['predictions']
             assert [p['name'] for p in predictions] == ['a', 'b']
         (tmp_path / 'none').mkdir()
+        (tmp_path / 'none/folder.jpg').mkdir()
         with pytest.raises(ValueError, match='none has no pictures'):
             inferencer(tmp_path / 'none', 'a circle')
 
@@ -341,6 +343,14 @@ class TestRefusals:
             cris.CRISInferencer(precision='int8')
         with pytest.raises(ValueError, match="needs a GPU: take 'bf16'"):
             cris.CRISInferencer(device='cpu', precision='fp16')
+        for size in (0, -1, 1.5, '2'):
+            with pytest.raises(ValueError, match='batch_size.*must be 1 or'):
+                inferencer(asked[0], 'a', batch_size=size)
+        with pytest.raises(ValueError, match='needs the masks'):
+            inferencer(
+                asked[0], 'a', return_masks=False, return_datasamples=True)
+        with pytest.raises(ValueError, match='the model has no config'):
+            cris.CRISInferencer(torch.nn.Linear(1, 1))
         with pytest.raises(ValueError, match='weights are given without a'):
             cris.CRISInferencer(weights='a.pth')
 
@@ -357,6 +367,24 @@ class TestRefusals:
         with pytest.raises(ValueError, match='evil.pth is not a checkpoint'):
             cris.CRISInferencer(DEFAULT_MODEL, path, 'cpu')
         assert not marker.exists()
+
+
+def test_answers_before_a_broken_picture_are_written(inferencer, asked,
+                                                     tmp_path):
+    (tmp_path / 'broken.jpg').write_bytes(b'no image')
+    with pytest.raises(ValueError, match='broken.jpg cannot be decoded'):
+        inferencer([asked[0], tmp_path / 'broken.jpg'], asked[1],
+                   out_dir=tmp_path / 'out')
+    records = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert [r['img_path'] for r in records] == [asked[0]]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='of X11 and Wayland')
+def test_no_window_without_a_screen(inferencer, asked, monkeypatch):
+    for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match='needs a screen'):
+        inferencer(asked[0], asked[1], show=True)
 
 
 def test_written_folder(questions, inferencer, tmp_path):

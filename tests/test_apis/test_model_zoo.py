@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import modelindex
 import pytest
@@ -132,8 +133,23 @@ class TestInitModel:
         assert cris.list_models() == sorted(ZOO)
         r101 = cris.list_models('*r101*')
         assert len(r101) == 4 and all('r101' in name for name in r101)
+        assert cris.list_models('r101') == r101
         assert cris.list_models(pretrained=True) == WITH_WEIGHTS
         assert cris.list_models('nothing') == []
+
+    def test_config_file_is_a_base(self, tmp_path):
+        """From anywhere, by the path that it returns."""
+        base = cris.config_file(WITHOUT)
+        own = tmp_path / 'own.py'
+        own.write_text(f'_base_ = {base!r}\n'
+                       'model = dict(decode_head=dict(num_layers=1))\n')
+        cfg = Config.fromfile(own)
+        assert cfg.model.decode_head.pop('num_layers') == 1
+        whole = Config.fromfile(base)
+        whole.model.decode_head.pop('num_layers')
+        assert cfg.to_dict() == whole.to_dict()
+        with pytest.raises(ValueError, match="no model 'r101' in .* cris_r1"):
+            cris.config_file('r101')
 
     def test_weights_of_the_zoo(self):
         name = WITH_WEIGHTS[0]
@@ -158,12 +174,16 @@ class TestInitModel:
     def test_refusals(self, tmp_path):
         with pytest.raises(ValueError, match=f'near it: {WITHOUT}'):
             cris.init_model(WITHOUT.replace('refer', 'refers'))
-        with pytest.raises(ValueError, match=f'no weights.*{WITH_WEIGHTS[0]}'):
+        with pytest.raises(
+                ValueError,
+                match=f'no weights come with {WITHOUT}.*{WITH_WEIGHTS[0]}'):
             cris.init_model(WITHOUT)
         with pytest.raises(FileNotFoundError, match='absent.py does not'):
             cris.init_model('absent.py')
         with pytest.raises(FileNotFoundError, match='absent.pth does not'):
-            cris.init_model(WITHOUT, 'absent.pth')
+            cris.init_model(WITHOUT, Path('absent.pth'))
+        with pytest.raises(ValueError, match='this config defines no model'):
+            cris.init_model(Config(dict(a=1)), pretrained=False)
         for device in ('gpu', 'cuda:99'):
             with pytest.raises(ValueError, match=f'{device}. cannot be used'):
                 cris.init_model(WITHOUT, device=device, pretrained=False)

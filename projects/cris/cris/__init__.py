@@ -15,12 +15,14 @@ from . import (  # noqa: E402
 )
 from .apis import (  # noqa: E402
     CRISInferencer,
+    config_file,
     init_model,
     list_models,
 )
 from .version import __version__  # noqa: E402
 
 __all__ = [
-    'CRISInferencer', '__version__', 'datasets', 'deploy', 'engine',
-    'evaluation', 'init_model', 'list_models', 'models', 'visualization'
+    'CRISInferencer', '__version__', 'config_file', 'datasets', 'deploy',
+    'engine', 'evaluation', 'init_model', 'list_models', 'models',
+    'visualization'
 ]

@@ -4,7 +4,9 @@
 Shapes: B pictures with K expressions each, E of them in all; L tokens.
 """
 import os
+import sys
 import warnings
+from contextlib import nullcontext
 from typing import Iterator, List, Optional, Sequence, Union
 
 import cv2
@@ -55,9 +57,10 @@ class CRISInferencer(BaseInferencer):
             :func:`cris.list_models`, a config file, or a config. None stands
             for the small model whose weights come with the package. A model
             that is made already, such as a
-            :class:`cris.deploy.ExportedCRIS`, is used as it is.
-        weights (str, optional): Checkpoint, read without executing anything.
-            None takes those of the model zoo.
+            :class:`cris.deploy.ExportedCRIS`, is used as it is; its ``cfg``
+            is its config.
+        weights (str | Path, optional): Checkpoint, read without executing
+            anything. None takes those of the model zoo.
         device (str | torch.device, optional): Defaults to the GPU if there
             is one.
         precision (str): 'fp32', 'bf16' or, on a GPU, 'fp16'. Defaults to
@@ -66,7 +69,8 @@ class CRISInferencer(BaseInferencer):
 
     Raises:
         ValueError: If there is no such model, the weights are of another
-            architecture or no plain tensors, or the precision is unknown.
+            architecture or no plain tensors, the precision is unknown, or
+            there is no such device.
         FileNotFoundError: If a file does not exist.
     """
 
@@ -79,7 +83,7 @@ class CRISInferencer(BaseInferencer):
     def __init__(self,
                  model: Union[str, os.PathLike, Config, nn.Module,
                               None] = None,
-                 weights: Optional[str] = None,
+                 weights: Union[str, os.PathLike, None] = None,
                  device: Union[str, torch.device, None] = None,
                  precision: str = 'fp32',
                  show_progress: bool = False):
@@ -90,6 +94,10 @@ class CRISInferencer(BaseInferencer):
         if not isinstance(model, nn.Module):
             model = optimize_for_inference(
                 init_model(model or DEFAULT_MODEL, weights, device), precision)
+        if 'test_dataloader' not in getattr(model, 'cfg', {}):
+            raise ValueError('the model has no config with a test_dataloader, '
+                             'whose transforms are needed: init_model(config) '
+                             'makes one that has; or set model.cfg')
         self.model = model
         self.device = model.data_preprocessor.device
         self.cfg = self.model.cfg
@@ -141,7 +149,8 @@ class CRISInferencer(BaseInferencer):
             ``visualization``, a picture for each or none.
 
         Raises:
-            FileNotFoundError: If a picture does not exist.
+            FileNotFoundError: If a picture does not exist. The answers before
+                it are in ``out_dir`` then, as with the next two.
             ValueError: If a picture, an expression or an option cannot be
                 used.
             TypeError: If an input is of a kind that is not known.
@@ -149,7 +158,7 @@ class CRISInferencer(BaseInferencer):
         sources = list_pictures(inputs)
         preprocess, forward, visualize, postprocess = self._dispatch_kwargs(
             texts=match_texts(texts, len(sources)), **kwargs)
-        writer = PredictionWriter(out_dir) if out_dir else None
+        _check_options(batch_size, forward, visualize, postprocess)
         batches = self.preprocess(sources, batch_size, **preprocess)
         if self.show_progress:
             batches = track(
@@ -157,19 +166,18 @@ class CRISInferencer(BaseInferencer):
                 description='Inference',
                 total=-(-len(sources) // batch_size))
         predictions, visualization = [], []
-        for batch in batches:
-            preds = self.forward(batch, **forward)
-            predictions += preds
-            if not (writer or return_vis or visualize.get('show')):
-                continue
-            drawn = self.visualize(batch['pictures'], preds, **visualize)
-            if return_vis:
-                visualization += drawn
-            if writer:
-                for pred, overlay in zip(preds, drawn, strict=True):
-                    writer.write(pred, overlay)
-        if writer:
-            writer.close()
+        with PredictionWriter(out_dir) if out_dir else nullcontext() as writer:
+            for batch in batches:
+                preds = self.forward(batch, **forward)
+                predictions += preds
+                if not (writer or return_vis or visualize.get('show')):
+                    continue
+                drawn = self.visualize(batch['pictures'], preds, **visualize)
+                if return_vis:
+                    visualization += drawn
+                if writer:
+                    for pred, overlay in zip(preds, drawn, strict=True):
+                        writer.write(pred, overlay)
         return self.postprocess(predictions, visualization, **postprocess)
 
     def preprocess(self,
@@ -339,6 +347,22 @@ class CRISInferencer(BaseInferencer):
         if return_datasamples:
             preds = [_to_data_sample(pred) for pred in preds]
         return dict(predictions=preds, visualization=visualization)
+
+
+def _check_options(batch_size: int, forward: dict, visualize: dict,
+                   postprocess: dict) -> None:
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f'batch_size={batch_size!r} must be 1 or more')
+    if postprocess.get('return_datasamples') and not forward.get(
+            'return_masks', True):
+        raise ValueError('return_datasamples=True needs the masks: leave out '
+                         'return_masks=False')
+    # Qt would end the process.
+    if (visualize.get('show') and sys.platform.startswith('linux')
+            and not {'DISPLAY', 'WAYLAND_DISPLAY'} & set(os.environ)):
+        raise ValueError('show=True needs a screen, and none is there '
+                         '(DISPLAY is not set): take return_vis=True or '
+                         'out_dir=DIR')
 
 
 def _to_data_sample(prediction: dict) -> SegDataSample:

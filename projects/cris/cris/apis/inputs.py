@@ -1,9 +1,10 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """What an inferencer is given: pictures in many forms, and texts."""
+import io
 import os
 import os.path as osp
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence, Union
+from typing import Any, BinaryIO, Iterator, List, Optional, Sequence, Union
 
 import cv2
 import numpy as np
@@ -12,7 +13,8 @@ from PIL import Image, ImageOps
 from cris.datasets.files import check_pixels, read_bytes
 from cris.datasets.images import decode_image
 
-PictureSource = Union[str, os.PathLike, bytes, np.ndarray, Image.Image]
+PictureSource = Union[str, os.PathLike, bytes, BinaryIO, np.ndarray,
+                      Image.Image]
 Texts = Union[str, Sequence[str], Sequence[Sequence[str]]]
 #: What is taken from a folder, in upper or lower case.
 SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -31,9 +33,9 @@ def load_picture(source: PictureSource, name: str = 'image') -> Picture:
     """Decode a picture as training and evaluation do.
 
     Args:
-        source (str | PathLike | bytes | np.ndarray | PIL.Image.Image): An
-            image file, its content, an array (BGR as of OpenCV, grey or
-            BGRA, uint8) or a Pillow image.
+        source (str | PathLike | bytes | BinaryIO | np.ndarray |
+            PIL.Image.Image): An image file, its content, the open file, an
+            array (BGR as of OpenCV, grey or BGRA, uint8) or a Pillow image.
         name (str): What to call it where it is no file.
 
     Returns:
@@ -53,6 +55,9 @@ def load_picture(source: PictureSource, name: str = 'image') -> Picture:
         return Picture(image, osp.splitext(osp.basename(path))[0], path)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return Picture(decode_image(bytes(source), name), name)
+    if isinstance(source, io.IOBase) and not isinstance(
+            source, io.TextIOBase):
+        return Picture(decode_image(source.read(), name), name)
     if isinstance(source, Image.Image):
         return Picture(_from_pillow(source, name), name)
     if isinstance(source, np.ndarray):
@@ -88,18 +93,20 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def list_pictures(inputs: Any) -> list:
-    """One picture, a folder of them or a list -> a list of sources.
+    """One picture, a folder of them, a list or iterator -> a list of sources.
 
     Raises:
         ValueError: If there is none.
     """
-    if isinstance(inputs, (list, tuple)):
+    if isinstance(inputs, (list, tuple, Iterator)) and not isinstance(
+            inputs, io.IOBase):
         sources = list(inputs)
     elif isinstance(inputs, (str, os.PathLike)) and osp.isdir(inputs):
         sources = [
             osp.join(os.fspath(inputs), name)
             for name in sorted(os.listdir(inputs))
             if name.lower().endswith(SUFFIXES)
+            and osp.isfile(osp.join(inputs, name))
         ]
         if not sources:
             raise ValueError(f'the folder {os.fspath(inputs)} has no '

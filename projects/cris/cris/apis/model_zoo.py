@@ -53,20 +53,39 @@ def list_models(pattern: Optional[str] = None,
     """Names of the models that :func:`init_model` can make.
 
     Args:
-        pattern (str, optional): Only those that match, with ``*`` and ``?``.
+        pattern (str, optional): Only those that match, with ``*`` and ``?``;
+            without either, those whose name has it in it.
         pretrained (bool): Only those with weights. Defaults to False.
 
     Returns:
         list[str]: Sorted.
     """
+    pattern = pattern or '*'
+    if not set(pattern) & set('*?['):
+        pattern = f'*{pattern}*'
     return sorted(
         name for name, model in read_model_index().items()
-        if fnmatch.fnmatch(name, pattern or '*') and (
+        if fnmatch.fnmatch(name, pattern) and (
             'Weights' in model or not pretrained))
 
 
+def config_file(name: str) -> str:
+    """Path of a model's config, to be the base of another one.
+
+    Args:
+        name (str): Of :func:`list_models`.
+
+    Returns:
+        str: Absolute, in a checkout or an installed wheel.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    return str(zoo_root() / _entry(name)['Config'])
+
+
 def init_model(model: Union[str, Path, Config],
-               checkpoint: Optional[str] = None,
+               checkpoint: Union[str, Path, None] = None,
                device: Union[str, torch.device, None] = None,
                pretrained: bool = True) -> nn.Module:
     """Make a model and load its weights.
@@ -74,8 +93,8 @@ def init_model(model: Union[str, Path, Config],
     Args:
         model (str | Path | Config): A name of :func:`list_models`, a config
             file, or a config.
-        checkpoint (str, optional): Weights. None takes those of the model
-            zoo. Defaults to None.
+        checkpoint (str | Path, optional): Weights. None takes those of the
+            model zoo. Defaults to None.
         device (str | torch.device, optional): Defaults to the GPU if there
             is one.
         pretrained (bool): False leaves the weights random where checkpoint
@@ -89,15 +108,19 @@ def init_model(model: Union[str, Path, Config],
             the checkpoint does not fit, or there is no such device.
         FileNotFoundError: If the checkpoint does not exist.
     """
+    name = 'this config'
     if not isinstance(model, Config):
-        model, weights = _find(str(model))
+        name = str(model)
+        model, weights = _find(name)
         if checkpoint is None and pretrained:
             checkpoint = weights
     if checkpoint is None and pretrained:
         raise ValueError(
-            'there are no weights for this model in the model zoo '
-            f'(it has them for {", ".join(list_models(pretrained=True))}): '
-            'give checkpoint=FILE, or pretrained=False for random weights')
+            f'no weights come with {name}: name a checkpoint, or a model of '
+            f'the zoo with weights ({", ".join(list_models(pretrained=True))})'
+            '; in Python pretrained=False leaves them random')
+    if 'model' not in model:
+        raise ValueError(f'{name} defines no model: is it a whole config?')
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     _check_device(device)
@@ -124,13 +147,17 @@ def _find(model: str):
         if not osp.isfile(model):
             raise FileNotFoundError(f'config file {model} does not exist')
         return load_config(model), None
+    weights = _entry(model).get('Weights')
+    return (load_config(config_file(model)),
+            str(zoo_root() / weights) if weights else None)
+
+
+def _entry(name: str) -> dict:
     zoo = read_model_index()
-    if model not in zoo:
-        close = difflib.get_close_matches(model, zoo, n=3, cutoff=0.4)
-        raise ValueError(f'no model {model!r} in the model zoo; '
+    if name not in zoo:
+        close = list_models(name)[:3] or difflib.get_close_matches(
+            name, zoo, n=3, cutoff=0.4)
+        raise ValueError(f'no model {name!r} in the model zoo; '
                          f'near it: {", ".join(close) or "none"}. '
                          'cris.list_models() shows all of them.')
-    root, entry = zoo_root(), zoo[model]
-    weights = entry.get('Weights')
-    return (load_config(str(root / entry['Config'])),
-            str(root / weights) if weights else None)
+    return zoo[name]

@@ -2,11 +2,13 @@
 """Checkpoints, read without executing anything and loaded without gaps."""
 import codecs
 import logging
+import os
 import os.path as osp
 import pickle
 import re
 from collections import OrderedDict
 from types import SimpleNamespace
+from typing import Union
 
 import numpy as np
 import torch
@@ -74,13 +76,14 @@ _TENSOR_OBJECTS = {
 }
 
 
-def read_checkpoint(path: str, trust: bool = False) -> dict:
+def read_checkpoint(path: Union[str, os.PathLike],
+                    trust: bool = False) -> dict:
     """Read a checkpoint; only tensors and plain data are admitted.
 
     Args:
-        path (str): Written by this project's runner, a state_dict, a
-            TorchScript archive (its parameters and buffers are taken and its
-            code is not run) or a .safetensors file.
+        path (str | PathLike): Written by this project's runner, a state_dict,
+            a TorchScript archive (its parameters and buffers are taken and
+            its code is not run) or a .safetensors file.
         trust (bool): Whether to admit everything that a pickle can bring,
             code that runs at once included; a warning names the file.
             Defaults to False.
@@ -93,6 +96,7 @@ def read_checkpoint(path: str, trust: bool = False) -> dict:
         ValueError: If it is no checkpoint or holds other objects; nothing in
             it is executed, unless it is trusted.
     """
+    path = os.fspath(path)
     if not osp.isfile(path):
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
@@ -161,12 +165,14 @@ def state_dict_of(checkpoint: dict) -> dict:
     return {name.removeprefix('module.'): w for name, w in weights.items()}
 
 
-def load_weights(model: nn.Module, path: str, trust: bool = False) -> None:
+def load_weights(model: nn.Module,
+                 path: Union[str, os.PathLike],
+                 trust: bool = False) -> None:
     """Load a checkpoint into a model of exactly that shape.
 
     Args:
         model (nn.Module): Where to.
-        path (str): See :func:`read_checkpoint`.
+        path (str | PathLike): See :func:`read_checkpoint`.
         trust (bool): See :func:`read_checkpoint`.
 
     Raises:

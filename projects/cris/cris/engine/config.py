@@ -18,8 +18,15 @@ def load_config(path: str,
 
     Returns:
         Config: With its bases merged.
+
+    Raises:
+        FileNotFoundError: If it or a base does not exist.
+        ValueError: If it is no Python.
     """
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        raise ValueError(f'{path} is no config file: {error}') from error
     cfg.merge_from_dict(options or {})
     stem = osp.splitext(osp.basename(path))[0]
     cfg.work_dir = (
