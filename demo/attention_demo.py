@@ -21,8 +21,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', nargs='?', help='checkpoint file')
     parser.add_argument(
         '--model',
-        default='cris_tiny_1xb8-3e_refshapes-160x160',
-        help='of the model zoo, in place of CONFIG CHECKPOINT')
+        help='instead: a name of the model zoo (default: the small model that '
+        'knows coloured shapes)')
     parser.add_argument('--text', required=True, help='expression')
     parser.add_argument('--out-file', required=True, help='picture to write')
     parser.add_argument(
@@ -32,6 +32,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.config is None) != (args.checkpoint is None):
         parser.error('CONFIG and CHECKPOINT go together')
+    if args.config and args.model:
+        parser.error('give CONFIG CHECKPOINT or --model NAME, not both')
     if not args.out_file.lower().endswith(('.png', '.jpg', '.jpeg')):
         parser.error(f'--out-file ends in .png or .jpg, got {args.out_file}')
     return args

@@ -268,6 +268,8 @@ def parse_args() -> argparse.Namespace:
         default=16,
         help='questions that wait for their turn; one is answered at a time')
     args = parser.parse_intermixed_args()
+    if args.config and args.model:
+        parser.error('give CONFIG CHECKPOINT or --model NAME, not both')
     if not 0 <= args.port <= 65535:
         parser.error(f'--port {args.port}: it must be 0 ... 65535')
     return args

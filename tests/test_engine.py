@@ -1,8 +1,11 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import os
 import platform
+import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from torch import nn
 
 from cris.engine import checkpoint as checkpoint_module
 from cris.engine import cpu, load_weights, read_checkpoint
+from cris.engine.atomic_files import AtomicBackend
+from cris.engine.hooks import preemption_hook
 
 
 def test_bfloat16_wrapper_trains_on_a_cpu():
@@ -47,6 +52,46 @@ def test_mixed_precision_depends_on_the_processor(monkeypatch, has, expected):
                 optimizer=optimizer)))
     cpu.use_bfloat16(cfg)
     assert cfg.optim_wrapper == dict(type=expected, optimizer=optimizer)
+
+
+def test_a_torch_without_onednn_has_no_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.ops, 'mkldnn', None)
+    assert not cpu.has_bfloat16()
+
+
+def test_a_file_system_that_syncs_no_folder(monkeypatch, tmp_path):
+    real = os.open
+
+    def open_files(path, *args):
+        if os.path.isdir(path):
+            raise PermissionError('a folder')
+        return real(path, *args)
+
+    monkeypatch.setattr(os, 'open', open_files)
+    AtomicBackend().put(b'x', str(tmp_path / 'a'))
+    assert (tmp_path / 'a').read_bytes() == b'x'
+    assert os.listdir(tmp_path) == ['a']
+
+
+def test_sigterm_long_after_the_first_ends_a_process_that_does_not_train(
+        monkeypatch):
+    received = []
+    monkeypatch.setattr(preemption_hook, '_PATIENCE', 0.2)
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+    try:
+        hook = preemption_hook.PreemptionHook()
+        loop = SimpleNamespace(dataloader=SimpleNamespace(worker_init_fn=None))
+        hook.before_train(SimpleNamespace(train_loop=loop, val_loop=None))
+        for _ in range(3):  # as a launcher and a scheduler may do together
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert not received and hook._asked
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+        assert received == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 _FREES = """

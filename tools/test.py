@@ -84,6 +84,10 @@ def parse_args() -> argparse.Namespace:
     if args.no_optimize and (args.compile or args.precision != 'fp32'):
         parser.error('--no-optimize goes with neither --compile nor another '
                      '--precision than fp32')
+    if osp.isdir(args.checkpoint) and (
+            args.no_optimize or args.compile or args.trust_checkpoint):
+        parser.error('--no-optimize, --compile and --trust-checkpoint are for '
+                     f'a checkpoint; {args.checkpoint} is a folder')
     if args.out is not None and not args.out.endswith('.json'):
         parser.error(f'--out writes JSON, got {args.out}')
     if args.results is not None:

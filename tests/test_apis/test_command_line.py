@@ -140,11 +140,15 @@ def test_arguments(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_several_pictures_and_a_model_of_ones_own():
+def test_several_pictures_and_a_model_of_ones_own(tmp_path):
     args = parse_args(['a.jpg', 'b', '--text', 'x', 'c.py', 'w.pth'])
     assert (args.inputs, args.config, args.checkpoint) == (
         ['a.jpg', 'b'], 'c.py', 'w.pth')
     assert (args.out_dir, args.out_file) == ('a_segmented', None)
+    for name in ('run.1', 'run.2'):
+        (tmp_path / name).mkdir()
+        args = parse_args([str(tmp_path / name), '--text', 'x'])
+        assert args.out_dir == f'{name}_segmented'
     args = parse_args(['a.jpg', '--text', 'x'])
     assert (args.config, args.checkpoint) == (None, None)
     assert (args.out_dir, args.out_file) == (None, 'a_segmented.jpg')

@@ -299,6 +299,7 @@ class TestRefusals:
         (encoded(NOISE, format='JPEG')[:900], ValueError,
          'cannot be decoded.*broken'),
         (large_png(30_000), ValueError, 'more.*than the limit of 100000000'),
+        (np.zeros((1, 33_000), np.uint8), ValueError, 'a side of more than'),
         (large_png(9_000)[:-30], ValueError, 'cannot be decoded'),
         (animation('GIF'), ValueError, r'an animation \(GIF\): save the'),
         (animation('WEBP'), ValueError, r'an animation \(WEBP\)'),
@@ -351,6 +352,12 @@ class TestRefusals:
                 asked[0], 'a', return_masks=False, return_datasamples=True)
         with pytest.raises(ValueError, match='the model has no config'):
             cris.CRISInferencer(torch.nn.Linear(1, 1))
+        for option in (dict(weights='a.pth'), dict(device='cpu'),
+                       dict(precision='bf16')):
+            with pytest.raises(ValueError, match='this one is made'):
+                cris.CRISInferencer(inferencer.model, **option)
+        with pytest.raises(ValueError, match="'0.5' must be a number"):
+            inferencer(asked[0], 'a', threshold='0.5')
         with pytest.raises(ValueError, match='weights are given without a'):
             cris.CRISInferencer(weights='a.pth')
 
@@ -367,6 +374,25 @@ class TestRefusals:
         with pytest.raises(ValueError, match='evil.pth is not a checkpoint'):
             cris.CRISInferencer(DEFAULT_MODEL, path, 'cpu')
         assert not marker.exists()
+
+
+def test_a_model_from_training_is_used_in_eval_mode(inferencer, asked):
+    model = cris.init_model(DEFAULT_MODEL, device='cpu').train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    own, wanted = (
+        one(*asked[:2])['predictions'][0]
+        for one in (cris.CRISInferencer(model), inferencer))
+    assert own['scores'] == pytest.approx(wanted['scores'], abs=1e-4)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_answers_that_are_no_numbers_are_refused(asked):
+    model = cris.init_model(DEFAULT_MODEL, device='cpu')
+    with torch.no_grad():
+        model.decode_head.projector.kernel_proj.bias[0] = float('nan')
+    with pytest.raises(ValueError, match='values that are no numbers'):
+        cris.CRISInferencer(model)(*asked[:2])
 
 
 def test_answers_before_a_broken_picture_are_written(inferencer, asked,

@@ -1,12 +1,14 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import json
+import os
+import re
 import shutil
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, options, tool
+from conftest import REPO, options, run, tool
 from mmengine.utils import digit_version
 
 import cris
@@ -84,6 +86,19 @@ def test_scores_are_those_of_the_checkpoint(folder, shapes, tmp_path):
         scores.append(json.loads(out.read_text()))
     assert scores[0] == pytest.approx(scores[1], abs=0.05)
     assert scores[0]['mIoU'] > 40
+    log = tool('test.py', CONFIG, folder, '--compile', ok=False)
+    assert re.search('--compile .* are for a checkpoint', log)
+
+
+def test_two_ranks_score_an_exported_model(folder, shapes, tmp_path):
+    scores = []
+    for ranks in (1, 2):
+        out = tmp_path / 'scores.json'
+        run('bash', REPO / 'tools/dist_test.sh', CONFIG, folder, ranks,
+            '--work-dir', tmp_path, '--out', out, *options(shapes)[:-2],
+            MASTER_PORT=str(29600 + os.getpid() % 300))
+        scores.append(json.loads(out.read_text()))
+    assert scores[0] == scores[1]
 
 
 def test_inferencer_of_an_exported_model(folder, inferencer, questions):

@@ -115,6 +115,14 @@ optim_wrapper = dict(clip_grad=None)
 
 
 @pytest.mark.slow
+def test_ranks_with_unequal_numbers_of_batches_to_validate(config, tmp_path):
+    """Two, and of the single picture of val one has none."""
+    log = ranks_train(config, tmp_path, 2, 4,
+                      'val_dataloader.sampler.round_up=False')
+    assert 'mIoU' in log
+
+
+@pytest.mark.slow
 def test_one_two_and_three_ranks_score_the_same(config, alone, tmp_path):
     scores = []
     for ranks in (1, 2, 3):

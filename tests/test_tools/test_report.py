@@ -167,7 +167,9 @@ def test_command_line_and_parquet(records, tmp_path):
     table = tmp_path / 'results.parquet'
     pandas.DataFrame(records).to_parquet(table)
     out = tmp_path / 'report.html'
-    log = tool('analysis_tools/report.py', table, '--out', out, '--num', 1)
+    log = tool('analysis_tools/report.py', table, '--out', out, '--num', 1,
+               '--title', 'R50 <val>')
+    assert '<h1>Test report: R50 &lt;val&gt;</h1>' in out.read_text()
     assert f'wrote {out}' in log and 'no picture' not in log
     assert '<dd>52.00</dd>' in out.read_text()
     assert len(re.findall('<figure>', out.read_text())) == 3
@@ -179,6 +181,8 @@ def test_command_line_and_parquet(records, tmp_path):
     ('[{"iou": 1}]', 'record 0: height is None'), (dict(iou=1.5), 'not in'),
     (dict(iou=float('nan')), 'iou is nan'), (dict(height=0), '0 x 10 pixels'),
     (dict(expression=5), 'expression is 5, not a text'),
+    (dict(score='high'), "score is 'high', not in"),
+    (dict(score=float('nan')), 'score is nan, not in'),
     (dict(intersection=9, union=3), 'intersection is 9'),
     (dict(gt_rle='!!'), 'characters that do not belong'),
 ])

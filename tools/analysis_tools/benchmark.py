@@ -38,6 +38,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from cris.engine import avoid_fused, optimize_for_inference, use_bfloat16
+from cris.engine.cpu import has_bfloat16
 
 
 @torch.inference_mode()
@@ -131,7 +132,8 @@ def measure_training(case: Case) -> dict:
         else:
             cfg.optim_wrapper.dtype = dict(
                 bf16='bfloat16', fp16='float16')[case.precision]
-    avoid_fused(cfg)
+    if case.device == 'cpu':
+        avoid_fused(cfg)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     if case.compile:
         model.predict_logits = torch.compile(model.predict_logits)
@@ -219,6 +221,11 @@ def main() -> None:
     parser.add_argument(
         '--compile', action='store_true', help='use torch.compile')
     args = parser.parse_args()
+    if args.train_batch and 'bf16' in args.precision and (
+            args.device == 'cpu' and not has_bfloat16()):
+        parser.error('this processor would only emulate bfloat16, so that '
+                     'training takes fp32: leave out --precision bf16, or '
+                     'training with --train-batch 0')
     case = case_of(args)._replace(compile=args.compile)
 
     inference, training = {}, {}

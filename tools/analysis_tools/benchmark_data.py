@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import DictAction
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
@@ -68,6 +68,9 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options)
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg[f'{args.loader}_dataloader'].dataset)
+    if isinstance(dataset, ConcatDataset):
+        dataset = dataset.datasets[0]
+        print('Of a mixed set, its first part:')
     rng = np.random.default_rng(0)
     indices = rng.integers(0, len(dataset), args.num)
     time_parts(dataset, indices[:20])  # warm up

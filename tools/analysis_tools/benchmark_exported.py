@@ -28,10 +28,10 @@ from measuring import (
 from cris.deploy import BACKENDS, ExportedCRIS, export_onnx
 
 
-def export_random(case: Case) -> None:
-    """Export the config's model; ``case.device`` is the folder."""
-    _, model = prepare(case._replace(device='cpu'))
-    export_onnx(model, case.device, fused=False)
+def export_random(case: Case, folder: str) -> None:
+    """Export the config's model."""
+    _, model = prepare(case)
+    export_onnx(model, folder, fused=False)
 
 
 @torch.inference_mode()
@@ -69,7 +69,7 @@ def main() -> None:
     rows: List[dict] = []
     with tempfile.TemporaryDirectory() as temporary:
         if args.folder is None:
-            in_own_process(export_random, case._replace(device=temporary))
+            in_own_process(export_random, case, temporary)
         for backend in args.backend:
             for precision in args.precision:
                 if precision in BACKENDS[backend]:

@@ -13,7 +13,6 @@ import json
 import os
 import os.path as osp
 import pickle
-import resource
 import subprocess
 import sys
 import time
@@ -139,12 +138,14 @@ def build(root: str, split: str = 'train'):
 
 def measure_index(root: str) -> None:
     """Print seconds per split and the peak memory before and after."""
+    from measuring import peak_bytes
+
     import cris  # noqa: F401
-    figures = dict(imports_gib=_peak_gib())
+    figures = dict(imports_gib=peak_bytes('cpu') / 2**30)
     for split in SPLITS:
         dataset, figures[f'{split}_s'] = build(root, split)
         figures[f'{split}_samples'] = len(dataset)
-    figures['peak_gib'] = _peak_gib()
+    figures['peak_gib'] = peak_bytes('cpu') / 2**30
     print(json.dumps(figures))
 
 
@@ -185,12 +186,8 @@ def measure_workers(root: str, workers: int = 4) -> None:
                 last_mib=[round(sizes[-1], 1) for sizes in seen.values()])))
 
 
-def _peak_gib() -> float:
-    return round(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
-
-
 def _unique_mib() -> float:
+    # Of Linux alone.
     with open('/proc/self/smaps_rollup') as file:
         fields = dict(
             line.split(':') for line in file if 'kB' in line)

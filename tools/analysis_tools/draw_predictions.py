@@ -26,7 +26,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--columns', type=int, default=4)
     parser.add_argument('--seed', type=int, default=0, help='of the choice')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.num < 1 or args.columns < 1:
+        parser.error('--num and --columns must be 1 or more')
+    if not args.out.lower().endswith(('.jpg', '.jpeg', '.png', '.webp')):
+        parser.error(f'end {args.out} in .jpg, .png or .webp')
+    return args
 
 
 @torch.no_grad()

@@ -47,20 +47,23 @@ def main() -> None:
     parser.add_argument('--sizes', type=int, nargs='+', default=[160, 416])
     parser.add_argument('--threshold', type=float, default=0.35)
     args = parser.parse_args()
-    masks = [
-        decode_mask(ref['segmentation'], image['height'], image['width'])
-        for image in load_refer(args.ann_file, args.split_file, args.split)
-        for ref in image['refs']
-    ]
+    images = load_refer(args.ann_file, args.split_file, args.split)
+    cases = [(size, *way) for size in args.sizes
+             for way in (('nearest', True), ('area', False))]
+    ious, weights = [], []
+    for image in tqdm(images, leave=False):
+        for ref in image['refs']:
+            if ref['segmentation'] is None:  # it refers to nothing
+                continue
+            mask = decode_mask(ref['segmentation'], image['height'],
+                               image['width'])
+            ious.append(
+                [ceiling(mask, *case, args.threshold) for case in cases])
+            weights.append(len(ref['sentences']))
     print('input  target_resize  align_corners  mIoU of a perfect prediction')
-    for size in args.sizes:
-        for resize, align in (('nearest', True), ('area', False)):
-            ious = [
-                ceiling(mask, size, resize, align, args.threshold)
-                for mask in tqdm(masks, leave=False)
-            ]
-            print(f'{size:5}  {resize:13}  {align!s:13}  '
-                  f'{100 * np.mean(ious):.1f}')
+    for (size, resize, align), best in zip(
+            cases, np.average(ious, 0, weights), strict=True):
+        print(f'{size:5}  {resize:13}  {align!s:13}  {100 * best:.1f}')
 
 
 if __name__ == '__main__':

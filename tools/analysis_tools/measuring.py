@@ -5,7 +5,6 @@ import logging
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 import cris
 from cris.datasets.tokenizer import tokenize
 from cris.engine import PRECISIONS, load_config, reuse_memory
+from cris.engine.cpu import has_bfloat16
 
 _SENTENCE = 'the woman in the red coat on the left'
 _PRODUCT_SIZE = 2048
@@ -148,6 +148,7 @@ def peak_bytes(device: str) -> int:
     """Bytes: of the device's tensors, or on a CPU of the whole process."""
     if device != 'cpu':
         return torch.cuda.max_memory_allocated()
+    import resource  # Windows has none
     unit = 1 if platform.system() == 'Darwin' else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -168,7 +169,7 @@ def describe_machine(device: str, threads: int) -> str:
                          for line in file if line.startswith('model name')),
                         name)
     isa = torch.backends.cpu.get_cpu_capability()
-    bf16 = ', bf16' if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ''
+    bf16 = ', bf16' if has_bfloat16() else ''
     if device != 'cpu':
         name = f'{torch.cuda.get_device_name()}; {name}'
     return (f'{name} ({isa}{bf16}), {threads} threads; '

@@ -26,6 +26,8 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=8,
         help='pictures of the best, median and worst, each')
+    parser.add_argument(
+        '--title', help='for instance the model and the split')
     args = parser.parse_args()
     if not args.out.endswith('.html'):
         parser.error(f'--out writes HTML, got {args.out}')
@@ -38,7 +40,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     try:
-        faults = write_report(args.results, args.out, args.img_root, args.num)
+        faults = write_report(args.results, args.out, args.img_root, args.num,
+                              args.title)
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f'error: {error}') from error
     for fault in faults[:5]:

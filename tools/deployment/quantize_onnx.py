@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={})
     args = parser.parse_args()
-    cfg = load_config(args.config, args.cfg_options)
     try:
+        cfg = load_config(args.config, args.cfg_options)
         quantize_onnx(
             args.folder, args.out,
             calibration_samples(cfg, args.split, args.num_images))

@@ -7,6 +7,7 @@ import warnings
 from contextlib import nullcontext
 from typing import Dict, List, Optional, Sequence, Tuple
 
+import torch
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
@@ -76,7 +77,9 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     if args.out_file and not args.out_file.lower().endswith(_PICTURES):
         parser.error(f'--out-file: end {args.out_file} in one of '
                      f'{", ".join(_PICTURES)}')
-    name = osp.splitext(osp.basename(osp.abspath(args.inputs[0])))[0]
+    name = osp.basename(osp.abspath(args.inputs[0]))
+    if not osp.isdir(args.inputs[0]):
+        name = osp.splitext(name)[0]
     if several and not args.out_dir:
         args.out_dir = f'{name}_segmented'
     elif not args.out_file and not args.out_dir:
@@ -171,14 +174,15 @@ def segment(args: argparse.Namespace) -> List[str]:
                 questions.items(), 'Segmenting', disable=len(questions) == 1):
             # A broken picture among a thousand must not lose the others.
             try:
-                picture = load_picture(path)
                 check_out_file(args.out_file, path)
-            except (OSError, ValueError) as error:
+                picture = load_picture(path)
+                with inferencer.open(picture) as view:
+                    prediction = view(
+                        texts, threshold=args.threshold, return_masks=False)
+            except (OSError, ValueError,
+                    torch.cuda.OutOfMemoryError) as error:
                 faults.append(str(error))
                 continue
-            with inferencer.open(picture) as view:
-                prediction = view(
-                    texts, threshold=args.threshold, return_masks=False)
             drawn = draw_prediction(picture.image[..., ::-1], prediction)
             if writer:
                 writer.write(prediction, drawn)

@@ -57,8 +57,8 @@ class CRISInferencer(BaseInferencer):
             :func:`cris.list_models`, a config file, or a config. None stands
             for the small model whose weights come with the package. A model
             that is made already, such as a
-            :class:`cris.deploy.ExportedCRIS`, is used as it is; its ``cfg``
-            is its config.
+            :class:`cris.deploy.ExportedCRIS`, is put into eval mode and used
+            as it is; its ``cfg`` is its config.
         weights (str | Path, optional): Checkpoint, read without executing
             anything. None takes those of the model zoo.
         device (str | torch.device, optional): Defaults to the GPU if there
@@ -91,7 +91,12 @@ class CRISInferencer(BaseInferencer):
             raise ValueError('weights are given without a model: name the '
                              'config file or the model of the model zoo that '
                              'they were trained with')
-        if not isinstance(model, nn.Module):
+        if isinstance(model, nn.Module):
+            if (weights, device, precision) != (None, None, 'fp32'):
+                raise ValueError('weights, device and precision are for a '
+                                 'model that is made here; this one is made')
+            model.eval()
+        else:
             model = optimize_for_inference(
                 init_model(model or DEFAULT_MODEL, weights, device), precision)
         if 'test_dataloader' not in getattr(model, 'cfg', {}):

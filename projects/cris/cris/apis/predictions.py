@@ -5,8 +5,8 @@ Shapes: a picture of h x w pixels with K expressions.
 """
 import os
 import os.path as osp
-import textwrap
 from contextlib import suppress
+from numbers import Real
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import cv2
@@ -22,6 +22,7 @@ from cris.evaluation import confidence
 from cris.visualization.draw import draw_masks, draw_tile, join_tiles
 
 _MOST_TILES, _COLUMNS = 100, 4  # of a sheet
+_LONGEST = 120  # characters of an expression on it
 
 
 def make_prediction(model: nn.Module,
@@ -56,10 +57,12 @@ def make_prediction(model: nn.Module,
         edges, for they are interpolated as in the official code (bicubic).
 
     Raises:
-        ValueError: If threshold is not in [0, 1].
+        ValueError: If threshold is not in [0, 1], or a logit is no number.
     """
     if threshold is None:
         threshold = model.decode_head.threshold
+    if not isinstance(threshold, Real):
+        raise ValueError(f'threshold={threshold!r} must be a number')
     if not 0 <= threshold <= 1:
         raise ValueError(f'threshold={threshold} must be in [0, 1]')
     scores, rles, masks, probs = [], [], [], []
@@ -107,16 +110,28 @@ def draw_prediction(image: np.ndarray, prediction: dict) -> np.ndarray:
         for key in ('expressions', 'scores', 'rles'))
     one = len(expressions) == 1
     width = min(max(image.shape[1], 320), 1000 if one else 400)
+    # Outlines are of the size that is shown, and large pictures take long.
+    scale = min(1, width / image.shape[1])
+    image = cv2.resize(
+        image, (max(1, round(scale * image.shape[1])),
+                max(1, round(scale * image.shape[0]))),
+        interpolation=cv2.INTER_AREA)
     tiles = [] if one else [draw_tile(image, 'picture', width)]
     for expression, score, rle in zip(expressions, scores, rles, strict=True):
         mask = cv2.resize(
             coco_mask.decode(rle), (image.shape[1], image.shape[0]),
             interpolation=cv2.INTER_NEAREST).astype(bool)
-        caption = f'"{textwrap.shorten(expression, 120)}"  {score:.2f}'
+        caption = f'"{_cut(expression)}"  {score:.2f}'
         if not coco_mask.area(rle):
             caption += '  (nothing found)'
         tiles.append(draw_tile(draw_masks(image, pred=mask), caption, width))
     return join_tiles(tiles, _COLUMNS)
+
+
+def _cut(expression: str) -> str:
+    if len(expression) <= _LONGEST:
+        return expression
+    return expression[:_LONGEST - 1] + '…'
 
 
 def write_image(image: np.ndarray, path: str) -> None:

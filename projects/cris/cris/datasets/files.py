@@ -24,6 +24,8 @@ except ImportError:  # the standard library does it, too, more slowly
 MAX_PIXELS = 100_000_000
 #: Nor are larger files of pictures and masks read.
 MAX_BYTES = 1 << 30
+#: Nor pictures with a longer side: OpenCV 4 cannot warp them.
+MAX_SIDE = 32_766
 _LARGE = 64 << 20  # bytes
 _EXIF_ORIENTATION = 0x0112
 # Pillow knows more, among them PostScript, for which it starts Ghostscript.
@@ -189,7 +191,11 @@ def _has_link(folder: str, parts: List[str]) -> bool:
 
 
 def check_pixels(height: int, width: int, where: str) -> None:
-    """Refuse what would fill the memory when it is decoded."""
+    """Refuse what would fill the memory or could not be warped."""
+    if max(height, width) > MAX_SIDE:
+        raise ValueError(
+            f'{where} has {height} x {width} pixels, a side of more than the '
+            f'limit of {MAX_SIDE}; make it smaller or cut it into tiles')
     if height * width > MAX_PIXELS:
         raise ValueError(
             f'{where} has {height} x {width} = {height * width} pixels, more '

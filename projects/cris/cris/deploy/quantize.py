@@ -63,12 +63,18 @@ def quantize_onnx(folder: str, out: str,
 
     Raises:
         ImportError: If onnxruntime or onnx is not installed.
-        ValueError: If there is no sample, or out is folder.
+        ValueError: If there is no sample, out is folder, or a graph has its
+            weights in a file of their own, as those of 2 GB have.
     """
     optional_package('onnx')
     ort = optional_package('onnxruntime.quantization')
     if os.path.abspath(folder) == os.path.abspath(out):
         raise ValueError(f'{out} is the model itself: name another folder')
+    for part in PARTS:
+        if os.path.exists(f'{graph_file(folder, part)}.data'):
+            raise ValueError(f'{graph_file(folder, part)} has its weights in '
+                             'a file of their own, for they are large: that '
+                             'cannot be quantized here')
     recorder = _Recorder(folder)
     for sample in samples:
         tokens = sample['tokens']

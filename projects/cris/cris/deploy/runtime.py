@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from cris.models import CRIS
 from cris.models.cris import ImageFeatures
@@ -33,10 +33,14 @@ def _open_onnxruntime(path: str, precision: str,
     ort = optional_package('onnxruntime')
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    wanted = ('CUDAExecutionProvider', 'CPUExecutionProvider')
+    # TF32 would not be fp32.
+    wanted = dict(
+        CUDAExecutionProvider=dict(use_tf32=0), CPUExecutionProvider={})
     there = ort.get_available_providers()
     session = ort.InferenceSession(
-        path, options, providers=[name for name in wanted if name in there])
+        path,
+        options,
+        providers=[item for item in wanted.items() if item[0] in there])
     return lambda feeds: session.run(None, feeds)
 
 
@@ -151,6 +155,8 @@ class ExportedCRIS(CRIS):
         self.context_length = about['context_length']
         self.decode_head = SimpleNamespace(
             threshold=about['threshold'], align_corners=about['align_corners'])
+        # Data parallelism, of a test on several ranks, asks for one.
+        self.unused = nn.Parameter(torch.zeros(1))
         self._sessions = {
             part: open_graph(
                 graph_file(folder, part), backend, precision, threads)

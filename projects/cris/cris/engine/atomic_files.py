@@ -3,6 +3,7 @@ import errno
 import os
 import shutil
 import uuid
+from contextlib import suppress
 
 from mmengine.fileio import LocalBackend, register_backend
 
@@ -71,8 +72,10 @@ def _free(folder: str) -> float:
 
 def _sync_folder(folder: str) -> None:
     """The new name, too, must survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # Windows opens no folder, and some network file systems sync none.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -46,7 +46,7 @@ def has_bfloat16() -> bool:
     Before torch 2.4 CPU autocast leaves the mask of attention in fp32, which
     attention refuses.
     """
-    return (not before_torch_2_4()
+    return (not before_torch_2_4() and torch.backends.mkldnn.is_available()
             and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -178,6 +178,10 @@ def _fault(record: dict) -> str:
             return f'{key} is {value!r:.60}, not a number'
     if not 0 <= record['iou'] <= 1:  # so that NaN is refused, too
         return f'iou is {record["iou"]}, not in [0, 1]'
+    sure = record.get('score')
+    if sure is not None and (not isinstance(sure, (int, float))
+                             or not 0 <= sure <= 1):
+        return f'score is {sure!r:.60}, not in [0, 1]'
     if not 0 <= record['intersection'] <= record['union']:
         return (f'intersection is {record["intersection"]}, union '
                 f'{record["union"]}')

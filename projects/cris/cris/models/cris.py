@@ -216,7 +216,14 @@ class CRIS(BaseSegmentor):
 
         Returns:
             Tensor: ``(K, h, w)`` of float32 on the CPU.
+
+        Raises:
+            ValueError: If a logit is infinite or no number.
         """
+        if not logits.isfinite().all():
+            raise ValueError('the model answered with values that are no '
+                             'numbers: its weights are broken, or too large '
+                             'for fp16')
         height, width = logits.shape[-2:]
         probs = F.interpolate(
             logits.float().sigmoid(), (4 * height, 4 * width),

@@ -88,7 +88,8 @@ def record_attention(model: nn.Module,
 
     Yields:
         list[Tensor]: Filled with ``(E, N, L)``, averaged over heads, for
-        every forward pass. Over L it adds up to 1; padding has 0.
+        every pass of the decoder without gradients; on a CPU it answers a
+        few expressions in a pass. Over L it adds up to 1; padding has 0.
 
     Raises:
         ValueError: If the model has no such decoder layer.

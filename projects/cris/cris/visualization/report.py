@@ -40,7 +40,8 @@ _FILTER_PICTURES = 120
 def write_report(results: str,
                  out: str,
                  img_root: Optional[str] = None,
-                 num_samples: int = 8) -> List[str]:
+                 num_samples: int = 8,
+                 title: Optional[str] = None) -> List[str]:
     """Write a self-contained HTML page about a results file.
 
     Args:
@@ -50,6 +51,8 @@ def write_report(results: str,
             names. None looks where the results say. Defaults to None.
         num_samples (int): Of the best, median and worst, each.
             Defaults to 8.
+        title (str, optional): For instance the model and the split. Defaults
+            to the name of the file.
 
     Returns:
         list[str]: Why pictures are missing, a line for each.
@@ -81,7 +84,7 @@ def write_report(results: str,
         lstrip_blocks=True)
     environment.filters['sha256'] = _sha256
     page = environment.get_template('report.html').render(
-        name=osp.basename(results),
+        title=title or osp.basename(results),
         version=__version__,
         total=len(records),
         num_images=len({record['img_path'] for record in records}),

@@ -4,6 +4,7 @@ import os
 import os.path as osp
 import signal
 import threading
+import time
 from multiprocessing.util import Finalize
 from typing import Callable, Optional
 
@@ -18,6 +19,7 @@ from ..atomic_files import use_atomic_files
 
 #: Exit status after SIGTERM: 128 + 15, as a shell reports it.
 PREEMPTED = 128 + signal.SIGTERM
+_PATIENCE = 60  # seconds
 
 
 @HOOKS.register_module()
@@ -35,6 +37,8 @@ class PreemptionHook(Hook):
     def __init__(self):
         self._asked = False
         self._previous = None
+        self._asked_at = 0.0
+        self._batches_of_all = 0
         use_atomic_files()
 
     def before_train(self, runner: Runner) -> None:
@@ -57,8 +61,15 @@ class PreemptionHook(Hook):
             by_epoch=False)
         self._leave(runner, 'preempted.pth is saved')
 
-    def after_val_iter(self, runner: Runner, *args, **kwargs) -> None:
-        if self._asked_any_rank():
+    def before_val(self, runner: Runner) -> None:
+        batches = torch.tensor(len(runner.val_dataloader))
+        all_reduce(batches, 'min')
+        self._batches_of_all = int(batches)
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, *args,
+                       **kwargs) -> None:
+        # A rank with more batches than another would wait for its answer.
+        if batch_idx < self._batches_of_all and self._asked_any_rank():
             self._leave(runner, 'nothing is saved during validation')
 
     def after_train(self, runner: Runner) -> None:
@@ -69,7 +80,14 @@ class PreemptionHook(Hook):
             os.remove(path)
 
     def _ask(self, *_) -> None:
-        self._asked = True
+        # Launchers may send several at once. One that comes much later finds
+        # a process that trains no more, for it has left none to ask.
+        now = time.monotonic()
+        if self._asked and now - self._asked_at > _PATIENCE:
+            signal.signal(signal.SIGTERM, self._previous)
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif not self._asked:
+            self._asked, self._asked_at = True, now
 
     def _asked_any_rank(self) -> bool:
         asked = torch.tensor(int(self._asked))
