@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import textwrap
 import time
 import uuid
 from pathlib import Path
@@ -47,7 +46,8 @@ EXAMPLES = [
 ]
 _TABLE = """
 <style>#scores td, #scores th {{padding: 4px 12px; text-align: left}}
-#scores td + td {{white-space: nowrap}}</style>
+#scores td + td {{white-space: nowrap}}
+#scores td:first-child {{overflow-wrap: anywhere}}</style>
 <table><tr><th>phrase</th><th>confidence</th><th>pixels</th></tr>{rows}</table>
 <p>{seconds:.2f} s for the picture and {phrases} phrases</p>"""
 _ARCHIVES = Path(_FILES.name, 'archives')
@@ -152,7 +152,7 @@ class Page:
             mask = coco_mask.decode(rle)
             small = cv2.resize(
                 mask, (width, height), interpolation=cv2.INTER_NEAREST)
-            text = textwrap.shorten(text, 80)
+            text = text if len(text) <= 80 else f'{text[:79]}…'
             overlays.append((draw_masks(answer.shown, pred=small.astype(bool)),
                              f'{text}  {score:.2f}'))
             count = f'{mask.sum():,}' if mask.any() else 'nothing found'
@@ -195,7 +195,9 @@ def build(page: Page) -> gr.Blocks:
     """The page."""
     args = page.args
     head = page.inferencer.model.decode_head
-    with gr.Blocks(title='CRIS', delete_cache=(600, KEPT)) as blocks:
+    with gr.Blocks(
+            title='CRIS', fill_width=True, delete_cache=(600,
+                                                         KEPT)) as blocks:
         gr.Markdown(
             '# CRIS: point at things with words\n'
             f'{describe_model(args)} Up to {args.max_megabytes:g} MB, '
@@ -230,6 +232,7 @@ def build(page: Page) -> gr.Blocks:
             with gr.Column():
                 overlays = gr.Gallery(
                     label='Overlays',
+                    show_label=False,  # it would lie on the first
                     columns=2,
                     object_fit='contain',  # the edges belong to the picture
                     elem_id='overlays')

@@ -107,7 +107,7 @@ def test_pictures_show_both_masks(records, tmp_path):
     drawn = cv2.imdecode(np.frombuffer(content, np.uint8), 1)[..., ::-1]
     assert drawn.shape == (208, 260, 3)
     blue, red = drawn[100, 100, 2], drawn[100, 100, 0]
-    assert blue > 150 and red < 60  # cyan: everything is predicted
+    assert blue > 120 and red < 75  # cyan: everything is predicted
 
 
 def test_missing_pictures_are_said(records, tmp_path):

@@ -42,13 +42,16 @@ def draw_masks(image: np.ndarray,
     """
     drawn = image.copy()
     # Of a large picture a thumbnail is looked at.
-    width = max(1, round(max(image.shape[:2]) / 500))
+    width = max(1, round(max(image.shape[:2]) / 300))
     if pred is not None:
-        drawn[pred] = (0.45 * drawn[pred] +
-                       0.55 * np.array(PREDICTION)).astype(np.uint8)
+        # Little, for expressions speak of colours.
+        drawn[pred] = (0.65 * drawn[pred] +
+                       0.35 * np.array(PREDICTION)).astype(np.uint8)
         _outline(drawn, pred, PREDICTION, width)
     if gt is not None:
-        _outline(drawn, gt, GROUND_TRUTH, 2 * width)
+        # On a dark edge, for things may be yellow.
+        _outline(drawn, gt, (40, 40, 40), width + 2)
+        _outline(drawn, gt, GROUND_TRUTH, width)
     return drawn
 
 
