@@ -192,15 +192,15 @@ def _has_link(folder: str, parts: List[str]) -> bool:
 
 def check_pixels(height: int, width: int, where: str) -> None:
     """Refuse what would fill the memory or could not be warped."""
-    if max(height, width) > MAX_SIDE:
-        raise ValueError(
-            f'{where} has {height} x {width} pixels, a side of more than the '
-            f'limit of {MAX_SIDE}; make it smaller or cut it into tiles')
     if height * width > MAX_PIXELS:
         raise ValueError(
             f'{where} has {height} x {width} = {height * width} pixels, more '
             f'than the limit of {MAX_PIXELS}; make it smaller or cut it into '
             'tiles')
+    if max(height, width) > MAX_SIDE:
+        raise ValueError(
+            f'{where} has {height} x {width} pixels, a side of more than the '
+            f'limit of {MAX_SIDE}; make it smaller or cut it into tiles')
 
 
 def open_image(content: Union[bytes, BinaryIO], where: str) -> Image.Image:
