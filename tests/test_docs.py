@@ -83,8 +83,8 @@ def commands(fence):
 def test_files_and_options_of_commands_exist(fence):
     for file, *arguments in commands(fence):
         assert (REPO / file).is_file(), file
-        if Path(file).name.startswith('dist_'):
-            file = file.replace('dist_', '').replace('.sh', '.py')
+        if Path(file).name.startswith(('dist_', 'slurm_')):
+            file = re.sub('(dist|slurm)_', '', file).replace('.sh', '.py')
         source = source_of(REPO / file)
         for argument in arguments:
             if argument.startswith('--'):

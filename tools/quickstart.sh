@@ -17,6 +17,11 @@ if [ ! -f "$data/refs(unc).p" ]; then
     step "Writing RefShapes to $data"
     python tools/dataset_converters/refshapes.py --out "$data" --num-train 4000 --seed 0
 fi
+pictures_there=$(find "$data/images" -name 'train_*' | wc -l)
+if [ "$pictures_there" != 4000 ]; then
+    echo "$data has $pictures_there pictures for training, not 4000: move it away, then start again" >&2
+    exit 1
+fi
 if [ ! -f "$data/refs(shuffled).p" ]; then
     python tools/dataset_converters/shuffle_sentences.py "$data/refs(unc).p" "$data/refs(shuffled).p"
 fi

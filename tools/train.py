@@ -2,9 +2,11 @@
 """Train a model: python tools/train.py CONFIG."""
 import argparse
 import os
+from typing import Sized
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.dist import get_world_size
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -98,6 +100,17 @@ def is_restart() -> bool:
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
 
 
+def check_train_loader(runner: Runner) -> None:
+    """Refuse epochs without a batch, after which nothing would be trained."""
+    loader = runner.train_dataloader
+    if isinstance(loader.dataset, Sized) and not len(loader):
+        raise SystemExit(
+            f'an epoch has no batch: {len(loader.dataset)} samples, '
+            f'{get_world_size()} process(es), batch_size={loader.batch_size}, '
+            f'drop_last={loader.drop_last}. Take a smaller '
+            'train_dataloader.batch_size, or drop_last=False')
+
+
 def main() -> None:
     args = parse_args()
     use_safe_loader(args.trust_checkpoint)
@@ -111,6 +124,7 @@ def main() -> None:
         # mmengine itself would go on with what does not fit left at random.
         load_weights(runner.model, cfg.load_from, args.trust_checkpoint)
     with explain_data_errors(runner):
+        check_train_loader(runner)
         runner.train()
 
 

@@ -150,3 +150,19 @@ def test_another_folder(refer_set, reads, tmp_path):
         build(refer_set, cache_dir=str(tmp_path / 'cache'))
     assert len(reads) == 1
     assert not (refer_set.root / '.cris_cache').exists()
+
+
+@pytest.mark.parametrize('on_error', ['raise', 'skip'])
+def test_a_file_that_is_mended_is_used(tmp_path, on_error):
+    from test_preparation import own_jsonl
+    root = own_jsonl(tmp_path / 'own')
+    image = (root / 'images/1.jpg').rename(root / 'elsewhere.jpg')
+    cfg = dict(
+        type='ReferJSONLDataset', data_root=str(root), on_error=on_error)
+    if on_error == 'raise':
+        with pytest.raises(ValueError, match='1.jpg does not exist'):
+            DATASETS.build(cfg)
+    else:
+        assert len(DATASETS.build(cfg)) == 2
+    image.rename(root / 'images/1.jpg')
+    assert len(DATASETS.build(cfg)) == 3

@@ -1,6 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """What all data set classes share: faults, exclusion, mixing, configs."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -81,6 +82,22 @@ def test_exclude_by_id_and_by_name(refer_set):
     assert len(DATASETS.build(dict(config, exclude=['2.jpg']))) == 2
     with pytest.raises(ValueError, match='no image of .* is left'):
         DATASETS.build(dict(config, exclude=[1, '2.jpg']))
+
+
+def test_excluded_images_of_one_folder_go_by_their_paths(tmp_path):
+    from test_preparation import own_jsonl
+    root = own_jsonl(tmp_path / 'own', [
+        dict(image='s1/0.jpg', mask='0.png', expressions='a', split='train'),
+        dict(image='s2/0.jpg', mask='0.png', expressions='b', split='val')])
+    for name in ('s1', 's2'):
+        (root / 'images' / name).mkdir()
+        shutil.copy(root / 'images/0.jpg', root / 'images' / name)
+    (root / 'train.jsonl').rename(root / 'all.jsonl')
+    cfg = dict(type='ReferJSONLDataset', data_root=str(root),
+               ann_file='all.jsonl')
+    dataset = DATASETS.build(
+        dict(cfg, split='train', exclude=[dict(cfg, split='val')]))
+    assert dataset.get_data_info(0)['img_path'].endswith('s1/0.jpg')
 
 
 def test_several_splits(refer_set):

@@ -11,11 +11,14 @@ import cv2
 import numpy as np
 import pytest
 from conftest import REPO
+from mmengine.dataset import pseudo_collate
 from mmseg.registry import DATASETS
 from PIL import Image
 from test_preparation import grefs, own_jsonl  # noqa: F401  a fixture
+from torch.utils.data import DataLoader
 
-from cris.datasets.files import MAX_PIXELS, image_size
+from cris.datasets.files import MAX_PIXELS, image_size, load_json, safe_join
+from cris.datasets.images import decode_image
 from cris.datasets.masks import decode_mask
 from cris.datasets.readers import READERS
 from cris.datasets.readers.official_lmdb import parse_value
@@ -400,6 +403,19 @@ class TestOfficialLMDB:
         assert os.path.basename(sample.img_path) == '0 ä.jpg'
         assert (root / 'train.lmdb').read_bytes() == content
 
+    @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork')
+    def test_forked_workers_without_a_cache(self, tmp_path):
+        """The main process has the file open when they start."""
+        root = write_lmdb(tmp_path / 'own', dumps_pickle)
+        dataset = DATASETS.build(
+            dict(type='OfficialLMDBDataset', data_root=str(root),
+                 pipeline=TEST_PIPELINE, test_mode=True, cache_dir=False))
+        for _ in range(2):
+            batches = list(DataLoader(
+                dataset, num_workers=2, collate_fn=pseudo_collate,
+                multiprocessing_context='fork'))
+            assert len(batches) == 2 and len(dataset[0]) == 2
+
     def test_pyarrow_serialize(self):
         pytest.importorskip('pyarrow')
         # Written by pyarrow.serialize of pyarrow 10.0.1.
@@ -510,3 +526,50 @@ def test_header_sizes(tmp_path):
     huge_png(tmp_path / 'a.png', 10_001)
     with pytest.raises(ValueError, match='10001 x 10001 = .* limit of 1000'):
         image_size(str(tmp_path / 'a.png'))
+
+
+def test_a_byte_order_mark(tmp_path):
+    """As Windows editors write it."""
+    root = own_jsonl(tmp_path / 'own')
+    wanted = read_own(root)
+    path = root / 'train.jsonl'
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    assert read_own(root) == wanted
+    (root / 'a.json').write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert load_json(str(root / 'a.json')) == dict(a=1)
+
+
+@pytest.mark.parametrize('category', [3, 'dog', ['a'], None])
+def test_categories_are_text(tmp_path, category):
+    root = own_jsonl(tmp_path / 'own', [
+        dict(image='0.jpg', mask='0.png', expressions='a', category=category)])
+    (image, ) = read_own(root).images
+    assert image['refs'][0]['category'] == (
+        None if category is None else str(category))
+
+
+def test_the_image_of_a_coco_annotation_is_a_list(tmp_path):
+    root = own_jsonl(tmp_path / 'own')
+    (root / 'train.json').write_text(json.dumps(dict(
+        images=[dict(id=1, file_name='0.jpg', height=40, width=60)],
+        annotations=[dict(id=7, image_id=[1], category_id=1, expressions='a',
+                          segmentation=[[1, 1, 9, 1, 9, 9]])],
+        categories=[dict(id=1, name='thing')])))
+    (fault, ) = read_own(root, 'coco').faults
+    assert 'annotation 7' in str(fault) and '[1] is no number' in str(fault)
+
+
+@pytest.mark.parametrize('name', ['C:secret.png', 'C:/a', '//host/share/a'])
+def test_names_of_other_drives(name):
+    with pytest.raises(ValueError, match='leaves the folder'):
+        safe_join('images', name)
+
+
+@pytest.mark.parametrize('format', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+def test_sizes_of_turned_pictures_are_those_decoded(tmp_path, format):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / f'a.{format.lower()}'
+    Image.new('RGB', (60, 40)).save(path, exif=exif)
+    decoded = decode_image(path.read_bytes(), 'a')
+    assert image_size(str(path)) == decoded.shape[:2]

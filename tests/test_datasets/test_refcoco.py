@@ -127,6 +127,23 @@ def test_a_new_sentence_each_epoch_that_follows_from_the_seed(
     assert epochs != epoch_sentences(refer_set, 4, num_workers, persistent)
 
 
+@pytest.mark.parametrize('context', ['fork', 'spawn'])
+def test_ranks_draw_differently_without_an_epoch(refer_set, monkeypatch,
+                                                 context):
+    drawn = []
+    for rank in range(2):
+        monkeypatch.setattr(
+            'cris.datasets.worker_state.get_rank', lambda r=rank: r)
+        dataset = build(refer_set)
+        torch.manual_seed(0)  # mmengine seeds all ranks alike
+        loader = DataLoader(
+            dataset, num_workers=1, collate_fn=pseudo_collate,
+            multiprocessing_context=context)
+        drawn.append([tuple(sample.sent_ids) for _ in range(3)
+                      for batch in loader for sample in batch['data_samples']])
+    assert drawn[0] != drawn[1]
+
+
 def test_every_sentence_is_drawn_as_often(refer_set):
     np.random.seed(0)
     dataset = build(refer_set)

@@ -250,6 +250,14 @@ class TestFiles:
         with pytest.raises(ValueError, match=message):
             load_plain_pickle(str(path))
 
+    def test_more_than_a_million_objects_of_protocol_0(self, tmp_path):
+        """As Python 2 wrote them."""
+        data = [dict(t=[f'a{i}']) for i in range(340_000)]
+        path = tmp_path / 'refs.p'
+        path.write_bytes(pickle.dumps(data, 0))
+        assert b'p1019999\n' in path.read_bytes()
+        assert load_plain_pickle(str(path)) == data
+
     @pytest.mark.parametrize('protocol', range(6))
     def test_plain_data_of_any_protocol(self, tmp_path, protocol):
         data = [dict(a=(1, 2.5, None, True), b=['é', b'x', -2**70])]

@@ -247,3 +247,17 @@ def test_a_static_kernel_is_a_convolution():
         padding=1)
     torch.testing.assert_close(
         projector(decoded, sentence), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_single_expression_cannot_be_trained(tiny):
+    model = copy.deepcopy(tiny).train()
+    sample = SegDataSample(
+        metainfo=dict(tokens=tokenize(['a'], 17)),
+        gt_sem_seg=PixelData(data=torch.zeros(1, 64, 64)))
+    with pytest.raises(ValueError, match='batch_size or .*must be 2 or more'):
+        model.loss(torch.zeros(1, 3, 64, 64), [sample])
+
+
+def test_images_without_expressions(tiny):
+    with pytest.raises(TypeError, match='needs data_samples with their tok'):
+        tiny(torch.zeros(1, 3, 64, 64))

@@ -57,6 +57,32 @@ def test_published_weights(tmp_path):
         cris.init_model(CONFIG, str(path))
 
 
+def test_publishing_what_fp16_cannot_hold(tmp_path):
+    weights = dict(large=torch.tensor([1e5, 1.0]), small=torch.ones(2))
+    torch.save(weights, tmp_path / 'a.pth')
+    out = tool('model_converters/publish_model.py', tmp_path / 'a.pth',
+               tmp_path / 'b.safetensors', '--half')
+    assert 'large is too large for fp16' in out
+    (path, ) = tmp_path.glob('b-*.safetensors')
+    written = load_file(path)
+    assert torch.equal(written['large'], weights['large'])
+    assert written['small'].dtype == torch.float16
+    torch.save(dict(weights, epoch=3), tmp_path / 'c.pth')
+    out = tool('model_converters/publish_model.py', tmp_path / 'c.pth',
+               tmp_path / 'c', ok=False)
+    assert 'c.pth: epoch is a int, not a tensor' in out
+    assert 'Traceback' not in out
+
+
+def test_fewer_samples_than_a_batch(tmp_path):
+    data = ReferSet(tmp_path / 'refer').write()
+    out = tool('train.py', CONFIG, '--work-dir', tmp_path, *options(data),
+               'train_dataloader.batch_size=128', 'train_dataloader.drop_last=True',
+               ok=False)
+    assert re.search('an epoch has no batch: 2 samples, 1 process.*=128', out)
+    assert 'Traceback' not in out and not list(tmp_path.glob('*.pth'))
+
+
 def test_learning_rate_follows_the_batch(tmp_path):
     data = ReferSet(tmp_path / 'refer').write()
     log = tool('train.py', CONFIG, '--work-dir', tmp_path, '--auto-scale-lr',

@@ -32,7 +32,8 @@ def permute_sentences(refs: list, seed: int) -> list:
         # One cycle through all of them: none keeps its own.
         for i, j in zip(order, np.roll(order, 1), strict=True):
             for key in ('sentences', 'sent_ids'):
-                permuted[i][key] = refs[j][key]
+                if key in refs[j]:
+                    permuted[i][key] = refs[j][key]
     return permuted
 
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# A headless Chromium for the tests of the web page, in .venv/browser: the one
+# A headless Chromium for the tests of the web page, in .venv/browser (VENV
+# names another folder than .venv): the one
 # that npm packs, or Playwright's own where its download site can be reached.
 #   bash tools/misc/get_browser.sh     # after tools/misc/setup_env.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-browser=$PWD/.venv/browser
+VENV=$(realpath "${VENV:-.venv}")
+browser=$VENV/browser
 [ ! -x "$browser/chromium" ] || exit 0
 mkdir -p "$browser/npm"
 if command -v npm > /dev/null; then
@@ -14,5 +16,5 @@ if command -v npm > /dev/null; then
     TMPDIR=$browser node --input-type=module \
         -e "await (await import('@sparticuz/chromium')).default.executablePath()"
 else
-    .venv/bin/python -m playwright install chromium-headless-shell >&2
+    "$VENV/bin/python" -m playwright install chromium-headless-shell >&2
 fi

@@ -15,10 +15,15 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
 fi
 # What was installed is known by the text of what asks for it.
 stamp=$VENV/installed_$(cat setup.cfg requirements/{runtime,tests}.txt $packages | cksum | cut -d' ' -f1)
+if [ -f "$VENV/family" ] && [ "$(cat "$VENV/family")" != "$FAMILY" ]; then
+    echo "$VENV holds the $(cat "$VENV/family") packages; both families own the same names: set VENV=another folder" >&2
+    exit 1
+fi
 if [ ! -f "$stamp" ]; then
     echo "Installing into $VENV; the first time takes a few minutes." >&2
     # Half an environment stays behind where the venv package is missing.
     [ -x "$VENV/bin/pip" ] || "$PYTHON" -m venv --clear "$VENV"
+    echo "$FAMILY" > "$VENV/family"
     install=("$VENV/bin/python" -m pip install -q --progress-bar off)
     "${install[@]}" --upgrade pip >&2
     if [ "$FAMILY" = openmmlab ]; then

@@ -9,15 +9,29 @@ import hashlib
 import os
 import os.path as osp
 
+import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from cris.engine import read_checkpoint, state_dict_of
+
+
+def halved(name: str, weight: Tensor) -> Tensor:
+    """As fp16, but for integers and what fp16 cannot hold."""
+    if not weight.is_floating_point():
+        return weight
+    half = weight.half()
+    if half.isfinite().equal(weight.isfinite()):
+        return half
+    print(f'{name} is too large for fp16 and is kept as {weight.dtype}')
+    return weight
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('src', help='checkpoint of a run')
-    parser.add_argument('dst', help='file to write, without its ending')
+    parser.add_argument(
+        'dst', help='file to write; its hash is added to the name')
     parser.add_argument(
         '--half', action='store_true', help='halve it: weights as fp16')
     parser.add_argument(
@@ -31,14 +45,17 @@ def main() -> None:
             read_checkpoint(args.src, args.trust_checkpoint))
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'{args.src}: {error}') from error
+    for name, w in weights.items():
+        if not isinstance(w, torch.Tensor):
+            raise SystemExit(f'{args.src}: {name} is a {type(w).__name__}, '
+                             'not a tensor')
     weights = {
-        name: (w.half() if args.half and w.is_floating_point() else
-               w).contiguous()
+        name: (halved(name, w) if args.half else w).contiguous()
         for name, w in weights.items()
     }
     content = save(weights, metadata=dict(format='pt'))
     sha256 = hashlib.sha256(content).hexdigest()
-    path = f'{args.dst}-{sha256[:8]}.safetensors'
+    path = f'{args.dst.removesuffix(".safetensors")}-{sha256[:8]}.safetensors'
     os.makedirs(osp.dirname(path) or '.', exist_ok=True)
     with open(path, 'wb') as file:
         file.write(content)

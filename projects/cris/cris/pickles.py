@@ -22,7 +22,7 @@ _OPCODES = re.compile(
     rb'(?:[]N\x88\x89aelsu})(d012\x94\x8f\x90\x93Rbo\x81\x92Q\x97\x98]+'
     rb'|[Khq\x80\x82].|M..|[Jj\x84].{4}|[G\x95].{8}|\x83..'
     rb'|[ILSVFgP][^\n]*\n|[ci][^\n]*\n[^\n]*\n'
-    rb'|p[0-9]{1,6}\n|r..[\x00-\x7f]\x00){0,1000}'
+    rb'|p[0-7]?[0-9]{1,6}\n|r..[\x00-\x7f]\x00){0,1000}'
     rb'(?:[UC\x8c\x8a](.)|[TBX\x8b](.{4})|[\x8d\x8e\x96](.{8}))?', re.DOTALL)
 
 

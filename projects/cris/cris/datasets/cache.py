@@ -23,7 +23,7 @@ _MAX_HASHED = 4 << 30  # bytes; larger files go by size and times
 def cached(folder: Optional[str],
            asked: Sequence,
            files: Sequence[str],
-           compute: Callable[[], Tuple[Any, Sequence[str]]],
+           compute: Callable[[], Tuple[Any, Optional[Sequence[str]]]],
            note: Callable[[str], None] = lambda message: None) -> Any:
     """What ``compute`` returns, from the cache if that is possible.
 
@@ -33,7 +33,7 @@ def cached(folder: Optional[str],
             same files: name of the reader, split, folders.
         files (Sequence[str]): Annotation files that are read.
         compute (Callable): Returns the value, of JSON's types, and further
-            files on which it depends.
+            files on which it depends, or None if it must not be cached.
         note (Callable): Told why there is no cache, in a sentence.
 
     Returns:
@@ -49,7 +49,8 @@ def cached(folder: Optional[str],
     value = _read(path, key, note)
     if value is None:
         value, more = compute()
-        _write(path, key, value, more, note)
+        if more is not None:
+            _write(path, key, value, more, note)
     return value
 
 

@@ -2,15 +2,19 @@
 """Reading files of unknown origin: nothing runs, nothing outside is read."""
 import gc
 import json
+import ntpath
 import os
 import os.path as osp
 import pickle
 import stat
 import warnings
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, BinaryIO, Iterator, List, Tuple, Union
 
+import cv2
+import numpy as np
 from PIL import Image
 
 from cris.pickles import check_pickle, check_tree
@@ -67,7 +71,9 @@ def parse_plain_pickle(content: bytes, where: str) -> Any:
         return value
     except Exception as error:  # any broken byte ends in some exception
         raise ValueError(f'{where} is not a pickle of plain data: {error}. '
-                         'Get the file again from its source.') from error
+                         'Get the file again from its source, or write its '
+                         'numbers with int() and its texts with str().'
+                         ) from error
 
 
 def load_plain_pickle(path: str) -> Any:
@@ -93,7 +99,7 @@ def load_json(path: str) -> Any:
     try:
         if osp.getsize(path) > _LARGE:
             # orjson would be faster, but takes twice the memory meanwhile.
-            with open(path, encoding='utf-8') as file, without_gc():
+            with open(path, encoding='utf-8-sig') as file, without_gc():
                 return json.load(file)
         with open(path, 'rb') as file:
             return parse_json(file.read())
@@ -110,7 +116,7 @@ def parse_json(content: bytes) -> Any:
                 return orjson.loads(content)
             except ValueError:
                 pass  # NaN, huge numbers: or an error that json words better
-        return json.loads(content.decode('utf-8'))
+        return json.loads(content.decode('utf-8-sig'))
 
 
 def dump_json(value: Any) -> bytes:
@@ -167,8 +173,8 @@ def safe_join(folder: str, name: Any) -> str:
     if not isinstance(name, str) or not name.strip() or '\0' in name:
         raise ValueError(f'the file name {name!r} is none')
     parts = name.replace('\\', '/').split('/')
-    if osp.isabs(name) or '..' in parts or '://' in name or (
-            len(parts[0]) == 2 and parts[0][1] == ':'):
+    if (osp.isabs(name) or ntpath.splitdrive(name)[0] or '..' in parts
+            or '://' in name):
         raise ValueError(f'the file name {name!r} leaves the folder {folder}; '
                          'it must be relative to it, without ".."')
     path = osp.join(folder, name)
@@ -261,11 +267,23 @@ def image_size(path: str) -> Tuple[int, int]:
 
 
 def _shown_size(image: Image.Image) -> Tuple[int, int]:
-    # Decoders turn a picture as its EXIF data say.
-    if image.format in ('JPEG', 'MPO') and (
-            image.getexif().get(_EXIF_ORIENTATION, 1) >= 5):
-        return image.width, image.height
-    return image.height, image.width
+    # Without EXIF data Pillow would decode a PNG to look for them in its end.
+    turned = 'exif' in image.info and _is_turned(image.format) and (
+        image.getexif().get(_EXIF_ORIENTATION, 1) >= 5)
+    return image.size if turned else image.size[::-1]
+
+
+@lru_cache(maxsize=None)
+def _is_turned(format: str) -> bool:
+    """Whether OpenCV turns such files as their EXIF data say."""
+    if format not in ('PNG', 'WEBP'):  # of which it depends on the version
+        return format in ('JPEG', 'MPO')
+    exif, file = Image.Exif(), BytesIO()
+    exif[_EXIF_ORIENTATION] = 6
+    Image.new('RGB', (16, 8)).save(file, format, exif=exif)
+    decoded = cv2.imdecode(
+        np.frombuffer(file.getvalue(), np.uint8), cv2.IMREAD_COLOR)
+    return decoded.shape[0] == 16
 
 
 def is_truncated_jpeg(content: bytes) -> bool:

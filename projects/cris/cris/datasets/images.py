@@ -14,7 +14,6 @@ from .records import Fault
 
 def decode_image(content: bytes,
                  where: str,
-                 color_type: str = 'color',
                  backend: Optional[str] = None) -> np.ndarray:
     """Decode an image file as training and evaluation do.
 
@@ -25,7 +24,6 @@ def decode_image(content: bytes,
     Args:
         content (bytes): Of the file.
         where (str): Its name in messages.
-        color_type (str): mmcv's flag. Defaults to 'color'.
         backend (str, optional): mmcv's, one for this process by default.
 
     Returns:
@@ -41,7 +39,7 @@ def decode_image(content: bytes,
         if _is_animation(header):
             raise ValueError(f'{where} is an animation ({header.format}): '
                              'save the frame that is meant as PNG or JPEG')
-        img = mmcv.imfrombytes(content, flag=color_type, backend=backend)
+        img = mmcv.imfrombytes(content, backend=backend)
     if img is None:
         raise ValueError(
             f'{where} cannot be decoded: it is no image, or broken '

@@ -8,7 +8,6 @@ from typing import (
     List,
     Optional,
     Sequence,
-    Set,
     Tuple,
     Union,
 )
@@ -25,6 +24,10 @@ from .readers import READERS
 from .records import Fault, Records, as_splits, raise_faults
 from .worker_state import WorkerState
 
+_OF_FILES = {
+    'bad-image', 'image-too-large', 'missing-image', 'missing-mask',
+    'unsafe-name'
+}
 _REF_KEYS = ('ref_id', 'ann_id', 'segmentation', 'sent_ids', 'sentences')
 
 
@@ -129,16 +132,16 @@ class ReferDataset(BaseDataset):
 
         def compute() -> Tuple[list, list]:
             records = READERS[self.reader](**args, split=splits)
-            return [records.images,
-                    [list(f) for f in records.faults]], records.files
+            # What files of images and masks were at fault may be mended
+            # without a change of the annotations.
+            mendable = any(
+                fault.kind in _OF_FILES for fault in records.faults)
+            return [records.images, [list(f) for f in records.faults]
+                    ], None if mendable else records.files
 
         images, faults = self._cached(
             [self.reader, json.dumps(args), splits], files, compute)
         return Records(images, [Fault(*fault) for fault in faults])
-
-    def image_names(self) -> Set[str]:
-        """File names, without folders, of the images of the split."""
-        return {osp.basename(i['file_name']) for i in self.read().images}
 
     @without_gc()
     def load_data_list(self) -> List[dict]:
@@ -214,15 +217,21 @@ class ReferDataset(BaseDataset):
             level=logging.WARNING)
 
     def _without_excluded(self, images: List[dict]) -> List[dict]:
-        names = set()
-        for item in self.exclude:
-            if isinstance(item, dict):
-                names |= DATASETS.build(dict(item,
-                                             lazy_init=True)).image_names()
         plain = {i for i in self.exclude if isinstance(i, (int, str))}
+        basenames = set()
+        for item in self.exclude:
+            if not isinstance(item, dict):
+                continue
+            other = DATASETS.build(dict(item, lazy_init=True))
+            names = {image['file_name'] for image in other.read().images}
+            # Another folder may hold the same images by other paths.
+            if other.data_prefix['img_path'] == self.data_prefix['img_path']:
+                plain |= names
+            else:
+                basenames |= {osp.basename(name) for name in names}
         kept = [
             image for image in images
-            if osp.basename(image['file_name']) not in names and not plain
+            if osp.basename(image['file_name']) not in basenames and not plain
             & {image['img_id'], image['file_name']}
         ]
         if len(kept) < len(images):

@@ -27,7 +27,8 @@ from .tokenizer import tokenize
 class LoadReferImage(LoadImageFromFile):
     """Load an image as three channels of uint8, BGR, or say what is wrong.
 
-    Takes the arguments of mmcv's LoadImageFromFile; see
+    Of the arguments of mmcv's LoadImageFromFile ``imdecode_backend`` and
+    ``backend_args`` are heeded; see
     :func:`cris.datasets.images.decode_image`.
 
     Required: img_path; height, width (optional, what the annotations say).
@@ -42,8 +43,7 @@ class LoadReferImage(LoadImageFromFile):
     def transform(self, results: dict) -> dict:
         path = results['img_path']
         content = fileio.get(path, backend_args=self.backend_args)
-        img = decode_image(content, path, self.color_type,
-                           self.imdecode_backend)
+        img = decode_image(content, path, backend=self.imdecode_backend)
         shape = img.shape[:2]
         annotated = (results.get('height', shape[0]),
                      results.get('width', shape[1]))
@@ -200,6 +200,6 @@ class PackReferInputs(BaseTransform):
         sample.tokens = results['tokens']
         if 'gt_masks' in results:
             masks = results['gt_masks'][results['ref_index']]
-            masks = torch.from_numpy(masks.astype(np.float32) / 255)
+            masks = torch.from_numpy(masks).float().div_(255)
             sample.gt_sem_seg = PixelData(data=masks)
         return dict(inputs=torch.from_numpy(img), data_samples=sample)

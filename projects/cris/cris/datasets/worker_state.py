@@ -6,6 +6,7 @@ from typing import Dict, Iterator
 
 import numpy as np
 import torch
+from mmengine.dist import get_rank
 from torch.utils.data import get_worker_info
 
 _MAX_WORKERS = 256
@@ -21,6 +22,7 @@ class WorkerState:
     def __init__(self):
         self._state = torch.full((2 + _MAX_WORKERS, ), -1, dtype=torch.int64)
         self._seeded = False
+        self._rank = get_rank()  # a worker that is spawned does not know it
 
     def share(self) -> None:
         """To be called before workers start; doing it twice is harmless."""
@@ -48,7 +50,7 @@ class WorkerState:
         if epoch >= 0:
             _seed_generators((seed, epoch, index))
         elif not self._seeded and (worker := get_worker_info()):
-            _seed_generators((worker.seed, ))
+            _seed_generators((worker.seed, self._rank))
             self._seeded = True
 
     @contextmanager

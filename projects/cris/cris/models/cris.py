@@ -12,7 +12,7 @@ from mmengine.structures import PixelData
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from torch import Tensor
+from torch import Tensor, nn
 
 from cris.geometry import unletterbox
 
@@ -234,7 +234,17 @@ class CRIS(BaseSegmentor):
 
     def _forward(self, inputs: Tensor,
                  data_samples: List[SegDataSample]) -> Tensor:
+        if data_samples is None:
+            raise TypeError('CRIS needs data_samples with their tokens; of '
+                            'images and tokens alone: predict_logits')
         counts = [len(sample.tokens) for sample in data_samples]
+        norm = self.neck.sentence_proj[1]
+        if sum(counts) == 1 and norm.training and isinstance(
+                norm, nn.BatchNorm1d):
+            raise ValueError(
+                'batch normalisation has no statistics of a single '
+                'expression: train_dataloader.batch_size or '
+                'train_dataloader.dataset.num_expressions must be 2 or more')
         tokens = torch.cat([sample.tokens for sample in data_samples])
         image_index = torch.arange(len(counts)).repeat_interleave(
             torch.tensor(counts))

@@ -45,10 +45,14 @@ def read_coco(ann_file: str,
         with_expressions = any('expressions' in ann for ann in anns.values())
         for group in _groups(anns, with_expressions):
             first = group[0]
-            if first.get('image_id') in twice_images or any(
-                    ann['id'] in twice_anns for ann in group):
-                continue  # the fault is that of the id
             with builder.entry(f'{path}, annotation {first["id"]}'):
+                if isinstance(first.get('image_id'), (dict, list)):
+                    raise EntryError(
+                        'bad-entry', f'its image_id {first["image_id"]!r} is '
+                        'no number or text')
+                if first.get('image_id') in twice_images or any(
+                        ann['id'] in twice_anns for ann in group):
+                    continue  # the fault is that of the id
                 category = categories.get(first.get('category_id'))
                 if with_expressions:
                     sentences = flatten(first['expressions'])

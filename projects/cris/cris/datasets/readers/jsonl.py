@@ -4,8 +4,8 @@
 A line is ``{"image": "a.jpg", "mask": "a_1.png", "expressions": ["the dog",
 ...]}``. The mask is a file (every pixel that is not 0), a list of files (their
 union), polygons or RLE as in COCO, or null (no target). Further keys:
-``ref_id`` (the number of the line by default), ``sent_ids``, ``image_id``,
-``ann_id``, ``category``, ``split``.
+``ref_id`` (by default a count from 0, over all lines of all files),
+``sent_ids``, ``image_id``, ``ann_id``, ``category``, ``split``.
 """
 import json
 import os.path as osp
@@ -67,6 +67,7 @@ def read_jsonl(ann_file: str,
                 ids, next_sentence = sentence_ids(
                     entry.get('sent_ids'), next_sentence, len(sentences))
                 ref_id = entry.get('ref_id', next_id - 1)
+                category = entry.get('category')
                 files += mask_files(segmentation)
                 builder.add(
                     image,
@@ -74,7 +75,7 @@ def read_jsonl(ann_file: str,
                         ref_id=ref_id,
                         ann_id=entry.get('ann_id', ref_id),
                         split=own or (splits[0] if splits else 'all'),
-                        category=entry.get('category'),
+                        category=None if category is None else str(category),
                         segmentation=segmentation,
                         sent_ids=ids,
                         sentences=sentences))
@@ -115,7 +116,7 @@ def mask_files(segmentation: Segmentation) -> List[str]:
 def _lines(builder: RecordBuilder,
            path: str) -> Iterator[Tuple[int, dict]]:
     """Numbers, from 1, and entries of the lines that hold one."""
-    with open(path, encoding='utf-8') as file:
+    with open(path, encoding='utf-8-sig') as file:
         try:
             for number, line in enumerate(file, 1):
                 if not line.strip():

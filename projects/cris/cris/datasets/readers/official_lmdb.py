@@ -185,7 +185,7 @@ def _with_text(value: Any) -> Any:
 
 @lru_cache(maxsize=8)
 def _open(path: str, process: int) -> Any:
-    """An environment of LMDB; not to be used across a fork."""
+    """An environment of LMDB, which may not be used across a fork."""
     try:
         import lmdb
     except ImportError as error:
@@ -203,6 +203,11 @@ def _open(path: str, process: int) -> Any:
     except lmdb.Error as error:
         raise ValueError(f'{path} is no LMDB, or broken: {error}. Get the '
                          'file again from its source.') from error
+
+
+# Nor may a file be open already in the process that opens it.
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(before=_open.cache_clear)
 
 
 def _entries(path: str) -> Iterator[Tuple[str, bytes]]:
