@@ -77,8 +77,8 @@ def test_publishing_what_fp16_cannot_hold(tmp_path):
 def test_fewer_samples_than_a_batch(tmp_path):
     data = ReferSet(tmp_path / 'refer').write()
     out = tool('train.py', CONFIG, '--work-dir', tmp_path, *options(data),
-               'train_dataloader.batch_size=128', 'train_dataloader.drop_last=True',
-               ok=False)
+               'train_dataloader.batch_size=128',
+               'train_dataloader.drop_last=True', ok=False)
     assert re.search('an epoch has no batch: 2 samples, 1 process.*=128', out)
     assert 'Traceback' not in out and not list(tmp_path.glob('*.pth'))
 
