@@ -12,7 +12,7 @@ from mmengine.structures import PixelData
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from torch import Tensor, nn
+from torch import Tensor
 
 from cris.geometry import unletterbox
 
@@ -171,9 +171,22 @@ class CRIS(BaseSegmentor):
                 ``gt_sem_seg.data (K, H, W)`` in [0, 1].
 
         Returns:
-            dict[str, Tensor]: Losses by name.
+            dict: Losses by name.
+
+        Raises:
+            ValueError: If there is one expression alone, of which batch
+                normalisation has no statistics.
         """
-        logits = self._forward(inputs, data_samples)
+        try:
+            logits = self._forward(inputs, data_samples)
+        except ValueError as error:
+            if 'more than 1 value per channel' not in str(error):
+                raise
+            raise ValueError(
+                'batch normalisation has no statistics of a single '
+                'expression: train_dataloader.batch_size or '
+                'train_dataloader.dataset.num_expressions must be 2 or more'
+            ) from error
         return self.decode_head.loss(
             logits, [sample.gt_sem_seg.data for sample in data_samples])
 
@@ -238,13 +251,6 @@ class CRIS(BaseSegmentor):
             raise TypeError('CRIS needs data_samples with their tokens; of '
                             'images and tokens alone: predict_logits')
         counts = [len(sample.tokens) for sample in data_samples]
-        norm = self.neck.sentence_proj[1]
-        if sum(counts) == 1 and norm.training and isinstance(
-                norm, nn.BatchNorm1d):
-            raise ValueError(
-                'batch normalisation has no statistics of a single '
-                'expression: train_dataloader.batch_size or '
-                'train_dataloader.dataset.num_expressions must be 2 or more')
         tokens = torch.cat([sample.tokens for sample in data_samples])
         image_index = torch.arange(len(counts)).repeat_interleave(
             torch.tensor(counts))
