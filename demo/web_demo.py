@@ -32,8 +32,8 @@ except ImportError as error:
 from cris import CRISInferencer  # noqa: E402
 from cris.apis.inferencer import DEFAULT_MODEL  # noqa: E402
 from cris.apis.inputs import load_picture  # noqa: E402
+from cris.apis.prediction_writer import PredictionWriter  # noqa: E402
 from cris.apis.predictions import (  # noqa: E402
-    PredictionWriter,
     draw_prediction,
     make_prediction,
 )

@@ -15,7 +15,8 @@ from cris.version import __version__
 
 from .inferencer import DEFAULT_MODEL, CRISInferencer
 from .inputs import check_texts, list_pictures, load_picture
-from .predictions import PredictionWriter, draw_prediction, write_image
+from .prediction_writer import PredictionWriter, write_image
+from .predictions import draw_prediction
 
 _PICTURES = ('.jpg', '.jpeg', '.png', '.webp')
 

@@ -35,7 +35,8 @@ from .inputs import (
     match_texts,
 )
 from .model_zoo import init_model, list_models
-from .predictions import PredictionWriter, draw_prediction, make_prediction
+from .prediction_writer import PredictionWriter
+from .predictions import draw_prediction, make_prediction
 from .view import View
 
 #: The model for those who name none; its weights come with the package.
@@ -142,7 +143,7 @@ class CRISInferencer(BaseInferencer):
             return_vis (bool): Return the pictures of :meth:`visualize`.
                 Defaults to False.
             out_dir (str, optional): A folder that
-                :class:`cris.apis.predictions.PredictionWriter` fills.
+                :class:`cris.apis.prediction_writer.PredictionWriter` fills.
             **kwargs: ``threshold``, ``return_masks`` and ``return_probs`` of
                 :func:`cris.apis.predictions.make_prediction`; ``show`` and
                 ``wait_time`` of :meth:`visualize`; ``return_datasamples`` of
