@@ -134,6 +134,10 @@ def main() -> None:
         load_weights(runner.model, args.checkpoint, args.trust_checkpoint)
         if not args.no_optimize:
             optimize_for_inference(runner.model, args.precision, args.compile)
+    try:
+        runner.test_dataloader  # noqa: B018  it is built now
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
     with explain_data_errors(runner):
         scores = runner.test()
     if not is_main_process():

@@ -100,9 +100,17 @@ def is_restart() -> bool:
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
 
 
-def check_train_loader(runner: Runner) -> None:
-    """Refuse epochs without a batch, after which nothing would be trained."""
-    loader = runner.train_dataloader
+def check_data(runner: Runner) -> None:
+    """Read the data sets; end with a sentence if they cannot be used.
+
+    Nor are epochs accepted that have no batch: nothing would be trained.
+    """
+    try:
+        loader = runner.train_dataloader
+        if runner.val_loop is not None:
+            runner.val_dataloader  # noqa: B018  it is built now
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
     if isinstance(loader.dataset, Sized) and not len(loader):
         raise SystemExit(
             f'an epoch has no batch: {len(loader.dataset)} samples, '
@@ -124,7 +132,7 @@ def main() -> None:
         # mmengine itself would go on with what does not fit left at random.
         load_weights(runner.model, cfg.load_from, args.trust_checkpoint)
     with explain_data_errors(runner):
-        check_train_loader(runner)
+        check_data(runner)
         runner.train()
 
 

@@ -83,6 +83,25 @@ def test_fewer_samples_than_a_batch(tmp_path):
     assert 'Traceback' not in out and not list(tmp_path.glob('*.pth'))
 
 
+@pytest.mark.parametrize('name, option, message', [
+    ('train.py', 'train_dataloader.dataset.data_root=nowhere',
+     'error: .*nowhere/instances.json does not exist: check data_root'),
+    ('train.py', 'val_dataloader.dataset.split=dev', "error: .* 'dev'; it"),
+    ('test.py', 'test_dataloader.dataset.split=dev', "error: .* 'dev'; it ha"),
+])
+def test_data_that_cannot_be_used_ends_in_a_sentence(tmp_path, name, option,
+                                                     message):
+    data = ReferSet(tmp_path / 'refer').write()
+    weights = []
+    if name == 'test.py':
+        weights = [tmp_path / 'a.pth']
+        model = cris.init_model(CONFIG, pretrained=False, device='cpu')
+        torch.save(model.state_dict(), weights[0])
+    out = tool(name, CONFIG, *weights, '--work-dir', tmp_path / 'work',
+               *options(data), option, ok=False)
+    assert re.search(message, out) and 'Traceback' not in out
+
+
 def test_learning_rate_follows_the_batch(tmp_path):
     data = ReferSet(tmp_path / 'refer').write()
     log = tool('train.py', CONFIG, '--work-dir', tmp_path, '--auto-scale-lr',
