@@ -38,7 +38,7 @@ from cris.apis.predictions import (  # noqa: E402
     make_prediction,
 )
 from cris.datasets.files import open_image  # noqa: E402
-from cris.visualization.draw import draw_masks  # noqa: E402
+from cris.visualization.draw import cut, draw_masks  # noqa: E402
 
 EXAMPLES = [
     ['shapes_1.jpg', 'the yellow triangle\nthe rightmost triangle'],
@@ -152,7 +152,7 @@ class Page:
             mask = coco_mask.decode(rle)
             small = cv2.resize(
                 mask, (width, height), interpolation=cv2.INTER_NEAREST)
-            text = text if len(text) <= 80 else f'{text[:79]}…'
+            text = cut(text, 80)
             overlays.append((draw_masks(answer.shown, pred=small.astype(bool)),
                              f'{text}  {score:.2f}'))
             count = f'{mask.sum():,}' if mask.any() else 'nothing found'

@@ -90,6 +90,8 @@ def test_bad_input_ends_in_a_message(tmp_path):
                       '    except SystemExit as error: print(error)\n')
     cases = [
         ([tmp_path / 'absent.jpg', '--text', 'x'], 'absent.jpg does not'),
+        ([tmp_path / 'absent.jpg', '--text', 'x', '--out-file', picture],
+         'absent.jpg does not'),
         ([evil, '--text', 'x'], 'evil.pth cannot be decoded'),
         ([gif, '--text', 'x'], 'a.gif is an animation (GIF): save the'),
         ([large, '--text', 'x'], 'large.png has more pixels than the limit'),

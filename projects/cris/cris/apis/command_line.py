@@ -78,6 +78,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     if args.out_file and not args.out_file.lower().endswith(_PICTURES):
         parser.error(f'--out-file: end {args.out_file} in one of '
                      f'{", ".join(_PICTURES)}')
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        parser.error(f'--threshold {args.threshold} must be in [0, 1]')
     name = osp.basename(osp.abspath(args.inputs[0]))
     if not osp.isdir(args.inputs[0]):
         name = osp.splitext(name)[0]
@@ -175,8 +177,8 @@ def segment(args: argparse.Namespace) -> List[str]:
                 questions.items(), 'Segmenting', disable=len(questions) == 1):
             # A broken picture among a thousand must not lose the others.
             try:
-                check_out_file(args.out_file, path)
                 picture = load_picture(path)
+                check_out_file(args.out_file, path)
                 with inferencer.open(picture) as view:
                     prediction = view(
                         texts, threshold=args.threshold, return_masks=False)

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from cris.evaluation import confidence
-from cris.visualization.draw import draw_masks, draw_tile, join_tiles
+from cris.visualization.draw import cut, draw_masks, draw_tile, join_tiles
 
 _MOST_TILES, _COLUMNS = 100, 4  # of a sheet
 _LONGEST = 120  # characters of an expression on it
@@ -114,14 +114,8 @@ def draw_prediction(image: np.ndarray, prediction: dict) -> np.ndarray:
         mask = cv2.resize(
             coco_mask.decode(rle), (image.shape[1], image.shape[0]),
             interpolation=cv2.INTER_NEAREST).astype(bool)
-        caption = f'"{_cut(expression)}"  {score:.2f}'
+        caption = f'"{cut(expression, _LONGEST)}"  {score:.2f}'
         if not coco_mask.area(rle):
             caption += '  (nothing found)'
         tiles.append(draw_tile(draw_masks(image, pred=mask), caption, width))
     return join_tiles(tiles, _COLUMNS)
-
-
-def _cut(expression: str) -> str:
-    if len(expression) <= _LONGEST:
-        return expression
-    return expression[:_LONGEST - 1] + '…'

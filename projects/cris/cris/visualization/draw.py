@@ -122,6 +122,11 @@ def draw_expression_tile(image: np.ndarray,
     return draw_tile(draw_masks(image, gt, pred), caption, width)
 
 
+def cut(text: str, length: int) -> str:
+    """At most ``length`` characters of a text, the last one an ellipsis."""
+    return text if len(text) <= length else f'{text[:length - 1]}…'
+
+
 def join_tiles(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Tiles of one width, row by row, on white.
 

@@ -29,6 +29,7 @@ from cris.evaluation.breakdown import (
 from cris.evaluation.results_file import read_results_file
 from cris.version import __version__
 
+from .draw import cut
 from .thumbnail import thumbnail
 
 #: What the filter by word can find; of more expressions, evenly chosen.
@@ -94,7 +95,9 @@ def write_report(results: str,
         faults=faults,
         words=worst_words(records),
         data=dict(
-            sentences=[_cut(records[i]['expression']) for i in filtered],
+            sentences=[
+                cut(records[i]['expression'], _LONGEST) for i in filtered
+            ],
             iou=np.round(100 * iou[filtered], 1).tolist(),
             pictures=pictures,
             mean=100 * iou.mean()))
@@ -110,11 +113,6 @@ def _evenly(length: int, count: int) -> np.ndarray:
         np.linspace(0, length - 1, min(length, count)).round().astype(int))
 
 
-def _cut(sentence: str) -> str:
-    return (sentence if len(sentence) <= _LONGEST else
-            sentence[:_LONGEST - 1] + '…')
-
-
 def _figures(records: Sequence[dict], indices: Sequence[int],
              img_root: Optional[str], faults: List[str]) -> Iterator[dict]:
     for i in indices:
@@ -127,7 +125,7 @@ def _figures(records: Sequence[dict], indices: Sequence[int],
         yield dict(
             index=int(i),
             picture=picture,
-            sentence=_cut(record['expression']),
+            sentence=cut(record['expression'], _LONGEST),
             iou=100 * record['iou'],
             score=record.get('score'),
             share=target_share(record),
