@@ -130,11 +130,12 @@ def main() -> None:
     args = parse_args()
     use_safe_loader(args.trust_checkpoint)
     runner = Runner.from_cfg(build_config(args))
-    if not osp.isdir(args.checkpoint):
-        load_weights(runner.model, args.checkpoint, args.trust_checkpoint)
-        if not args.no_optimize:
-            optimize_for_inference(runner.model, args.precision, args.compile)
     try:
+        if not osp.isdir(args.checkpoint):
+            load_weights(runner.model, args.checkpoint, args.trust_checkpoint)
+            if not args.no_optimize:
+                optimize_for_inference(runner.model, args.precision,
+                                       args.compile)
         runner.test_dataloader  # noqa: B018  it is built now
     except (OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error

@@ -100,6 +100,11 @@ def test_data_that_cannot_be_used_ends_in_a_sentence(tmp_path, name, option,
     out = tool(name, CONFIG, *weights, '--work-dir', tmp_path / 'work',
                *options(data), option, ok=False)
     assert re.search(message, out) and 'Traceback' not in out
+    if name == 'test.py':
+        out = tool(name, CONFIG, 'nowhere.pth', '--work-dir',
+                   tmp_path / 'work', *options(data), ok=False)
+        assert 'error: checkpoint nowhere.pth does not exist' in out
+        assert 'Traceback' not in out
 
 
 def test_learning_rate_follows_the_batch(tmp_path):

@@ -141,11 +141,11 @@ def measure_index(root: str) -> None:
     from measuring import peak_bytes
 
     import cris  # noqa: F401
-    figures = dict(imports_gib=peak_bytes('cpu') / 2**30)
+    figures = dict(imports_gib=round(peak_bytes('cpu') / 2**30, 3))
     for split in SPLITS:
         dataset, figures[f'{split}_s'] = build(root, split)
         figures[f'{split}_samples'] = len(dataset)
-    figures['peak_gib'] = peak_bytes('cpu') / 2**30
+    figures['peak_gib'] = round(peak_bytes('cpu') / 2**30, 3)
     print(json.dumps(figures))
 
 
