@@ -10,7 +10,7 @@ import sys
 
 import cris
 from cris.apis.inputs import check_texts, load_picture
-from cris.apis.prediction_writer import write_image
+from cris.apis.writer import write_image
 from cris.visualization.attention import draw_attention, word_attention
 
 

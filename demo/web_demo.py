@@ -1,5 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """A web page to ask a model about pictures: python demo/web_demo.py."""
+
+
+
 import argparse
 import html
 import os
@@ -11,7 +14,7 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -29,15 +32,12 @@ except ImportError as error:
     raise SystemExit(f'error: the web page needs gradio ({error}): '
                      'pip install -r requirements/demo.txt') from error
 
-from cris import CRISInferencer  # noqa: E402
+from cris import CRISInferencer  # noqa: E402  # noqa: E402
 from cris.apis.inferencer import DEFAULT_MODEL  # noqa: E402
 from cris.apis.inputs import load_picture  # noqa: E402
-from cris.apis.prediction_writer import PredictionWriter  # noqa: E402
-from cris.apis.predictions import (  # noqa: E402
-    draw_prediction,
-    make_prediction,
-)
-from cris.datasets.files import open_image  # noqa: E402
+from cris.apis.predictions import draw_prediction, make_prediction  # noqa: E402
+from cris.apis.writer import PredictionWriter  # noqa: E402
+from cris.io.images import open_image  # noqa: E402
 from cris.visualization.draw import cut, draw_masks  # noqa: E402
 
 EXAMPLES = [
@@ -58,8 +58,8 @@ SHOWN_SIDE = 1024  # pixels of an overlay; masks are of the original size
 class Answer(NamedTuple):
     """What a session keeps: some 40 KB an expression at 416 pixels."""
     logits: Tensor
-    texts: List[str]
-    shape: Tuple[int, int]
+    texts: list[str]
+    shape: tuple[int, int]
     shown: np.ndarray  # RGB, uint8
     file: str  # of the picture, without its folder
     seconds: float
@@ -77,7 +77,7 @@ class Page:
         self.inferencer = inferencer
         self.args = args
 
-    def ask(self, path: Optional[str], phrases: str,
+    def ask(self, path: str | None, phrases: str,
             threshold: float) -> tuple:
         """Run the model once; the state and what :meth:`show` returns."""
         start = time.perf_counter()
@@ -102,7 +102,7 @@ class Page:
                         time.perf_counter() - start)
         return answer, *self.show(answer, threshold)
 
-    def _check_phrases(self, phrases: str) -> List[str]:
+    def _check_phrases(self, phrases: str) -> list[str]:
         texts = [line.strip() for line in phrases.splitlines()]
         texts = [text for text in texts if text]
         most = self.args.max_phrases
@@ -117,7 +117,7 @@ class Page:
                 print_exception=False)
         return texts
 
-    def _load(self, path: Optional[str]):
+    def _load(self, path: str | None):
         if not path:
             raise ValueError('Upload a picture first, or choose an example.')
         name, most = osp.basename(path), self.args.max_megapixels
@@ -133,7 +133,7 @@ class Page:
         except ValueError as error:
             raise ValueError(str(error).replace(path, name)) from error
 
-    def show(self, answer: Optional[Answer], threshold: float) -> tuple:
+    def show(self, answer: Answer | None, threshold: float) -> tuple:
         """Overlays, scores and masks at a threshold; no model runs."""
         if answer is None:
             return [], '', None

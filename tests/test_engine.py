@@ -15,10 +15,11 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from cris.engine import checkpoint as checkpoint_module
-from cris.engine import cpu, load_weights, read_checkpoint
-from cris.engine.atomic_files import AtomicBackend
+from cris.engine import precision as cpu
 from cris.engine.hooks import preemption_hook
+from cris.io import checkpoints as checkpoint_module
+from cris.io.atomic import AtomicBackend
+from cris.io.checkpoints import load_weights, read_checkpoint
 
 
 def test_bfloat16_wrapper_trains_on_a_cpu():
@@ -96,7 +97,7 @@ def test_sigterm_long_after_the_first_ends_a_process_that_does_not_train(
 
 _FREES = """
 import numpy as np
-from cris.engine import reuse_memory
+from cris.models.fast_cpu import reuse_memory
 def resident():
     with open('/proc/self/statm') as file:
         return int(file.read().split()[1]) * 4096

@@ -13,8 +13,8 @@ from torch import nn
 import cris
 from cris.datasets.tokenizer import tokenize
 from cris.engine import optimize_for_inference
-from cris.engine.cpu import before_torch_2_4, has_bfloat16
-from cris.engine.cpu_products import linear, use_onednn
+from cris.engine.precision import before_torch_2_4, has_bfloat16
+from cris.models.fast_cpu import linear, use_onednn
 
 ZOO = 'cris_tiny_1xb8-3e_refshapes-160x160'
 needs_bfloat16 = pytest.mark.skipif(

@@ -10,9 +10,9 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image
 
+from cris.engine import ReferVisualizationHook
 from cris.visualization import (
     ReferLocalVisualizer,
-    ReferVisualizationHook,
     draw_expressions,
 )
 from cris.visualization.draw import GROUND_TRUTH, PREDICTION, draw_masks

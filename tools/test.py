@@ -16,13 +16,12 @@ from cris.engine import (
     explain_data_errors,
     init_cpu_process_group,
     load_config,
-    load_weights,
     optimize_for_inference,
-    reuse_memory,
-    use_safe_loader,
 )
 from cris.evaluation import add_audit, audit_table, check_results_file
-from cris.evaluation.audit import find_metric
+from cris.evaluation.conventions import find_metric
+from cris.io.checkpoints import load_weights, use_safe_loader
+from cris.models.fast_cpu import reuse_memory
 
 
 def parse_args() -> argparse.Namespace:

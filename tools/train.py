@@ -2,7 +2,7 @@
 """Train a model: python tools/train.py CONFIG."""
 import argparse
 import os
-from typing import Sized
+from collections.abc import Sized
 
 import torch
 from mmengine.config import Config, DictAction
@@ -16,11 +16,10 @@ from cris.engine import (
     init_cpu_process_group,
     latest_checkpoint,
     load_config,
-    load_weights,
-    reuse_memory,
     use_bfloat16,
-    use_safe_loader,
 )
+from cris.io.checkpoints import load_weights, use_safe_loader
+from cris.models.fast_cpu import reuse_memory
 
 
 def parse_args() -> argparse.Namespace:

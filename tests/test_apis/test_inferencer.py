@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 import cris
 from cris.apis.inferencer import DEFAULT_MODEL
-from cris.engine.cpu import before_torch_2_4
+from cris.engine.precision import before_torch_2_4
 
 TINY = REPO / 'configs/cris' / f'{DEFAULT_MODEL}.py'
 R50 = 'cris_r50_8xb8-amp-50e_refcoco-416x416'

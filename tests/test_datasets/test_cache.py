@@ -6,7 +6,8 @@ import pickle
 import pytest
 from mmseg.registry import DATASETS
 
-from cris.datasets import cache, refcoco
+from cris.datasets import base as refcoco
+from cris.datasets import cache
 
 
 def build(refer_set, **kwargs):

@@ -9,9 +9,8 @@ from conftest import REPO, ReferSet
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS
+from preparation import convert, locate
 from test_refcoco import PIPELINE
-
-from cris.datasets.preparation import convert, locate
 
 DATA_CONFIGS = sorted((REPO / 'configs/_base_/datasets').glob('*.py'))
 TYPES = {

@@ -9,9 +9,7 @@ import pytest
 from conftest import ReferSet
 from mmseg.registry import DATASETS
 from PIL import Image
-
-from cris.datasets.masks import decode_mask
-from cris.datasets.preparation import (
+from preparation import (
     check,
     collect_stats,
     convert,
@@ -21,7 +19,9 @@ from cris.datasets.preparation import (
     write_report,
     write_stats,
 )
-from cris.datasets.preparation.report import summary
+from preparation.report import summary
+
+from cris.datasets.masks import decode_mask
 
 FORMS = ('jsonl', 'coco', 'official-json', 'refer')
 

@@ -11,18 +11,18 @@ import cv2
 import numpy as np
 import pytest
 from conftest import REPO
+from lmdb_to_json import parse_value
 from mmengine.dataset import pseudo_collate
 from mmseg.registry import DATASETS
 from PIL import Image
 from test_preparation import grefs, own_jsonl  # noqa: F401  a fixture
 from torch.utils.data import DataLoader
 
-from cris.datasets.files import MAX_PIXELS, image_size, load_json, safe_join
-from cris.datasets.images import decode_image
 from cris.datasets.masks import decode_mask
 from cris.datasets.readers import READERS
-from cris.datasets.readers.official_lmdb import parse_value
-from cris.datasets.refer import read_refer
+from cris.datasets.readers.refer import read_refer
+from cris.io.files import load_json, safe_join
+from cris.io.images import MAX_PIXELS, decode_image, image_size
 
 TEST_PIPELINE = [
     dict(type='LoadReferImage'),

@@ -8,7 +8,7 @@ from mmengine.runner import Runner, set_random_seed
 from mmseg.registry import DATASETS
 from torch.utils.data import DataLoader
 
-from cris.datasets import refcoco
+from cris.datasets import base as refcoco
 
 PIPELINE = [
     dict(type='LoadReferImage'),

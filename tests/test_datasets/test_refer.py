@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from cris.datasets.refer import decode_mask, load_plain_pickle, load_refer
+from cris.datasets.masks import decode_mask
+from cris.datasets.readers.refer import load_refer
+from cris.io.pickles import load_plain_pickle
 
 SQUARE = [2, 1, 6, 1, 6, 5, 2, 5]
 

@@ -12,7 +12,7 @@ from conftest import REPO, options, run, tool
 from mmengine.utils import digit_version
 
 import cris
-from cris.datasets.tokenizer import tokenize
+from cris.datasets.tokenizer import tokenize  # noqa: E402
 
 # Slow, which is not the reason: a worker process of the whole suite ended
 # when these libraries were in it, and why has not been found out.

@@ -10,7 +10,7 @@ from mmseg.registry import METRICS
 from mmseg.structures import SegDataSample
 
 from cris.evaluation import add_audit, audit_table
-from cris.evaluation.audit import CONVENTIONS, find_metric
+from cris.evaluation.conventions import CONVENTIONS, find_metric
 
 OWN = dict(type='RefSegMetric')
 

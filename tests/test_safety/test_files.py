@@ -5,7 +5,8 @@ import re
 import pytest
 from conftest import tool
 
-from cris.datasets.files import image_size, open_image, read_bytes
+from cris.io.files import read_bytes
+from cris.io.images import image_size, open_image
 
 
 def test_a_short_fuzz_run(tmp_path):

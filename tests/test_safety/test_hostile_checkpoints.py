@@ -19,7 +19,8 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import cris
-from cris.engine import load_config, read_checkpoint, use_safe_loader
+from cris.engine import load_config
+from cris.io.checkpoints import read_checkpoint, use_safe_loader
 
 
 def gadgets(marker):

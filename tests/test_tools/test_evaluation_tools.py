@@ -11,7 +11,7 @@ from conftest import CONFIG, REPO, ReferSet, options, run, tool
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
-from cris.evaluation.audit import CONVENTIONS
+from cris.evaluation.conventions import CONVENTIONS
 
 SWEEP = 'analysis_tools/sweep_threshold.py'
 

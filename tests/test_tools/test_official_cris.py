@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 from safetensors.torch import load_file, save_file
 
-from cris.engine import load_weights, read_checkpoint
+from cris.io.checkpoints import load_weights, read_checkpoint
 
 TOOL = REPO / 'tools/model_converters/official_cris.py'
 WEIGHTS = GOLDEN / 'official_weights.safetensors'

@@ -10,18 +10,18 @@ import cv2
 import numpy as np
 import pandas
 import pytest
-from conftest import tool
-from pycocotools import mask as coco_mask
-
-from cris.evaluation.breakdown import (
+from breakdown import (
     by_area,
     by_length,
     choose_samples,
     score,
     worst_words,
 )
-from cris.evaluation.results_file import read_results_file
-from cris.visualization.report import MAX_FILTERED, write_report
+from conftest import tool
+from page import MAX_FILTERED, write_report
+from pycocotools import mask as coco_mask
+
+from cris.evaluation.results import read_results_file
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> "\''
 

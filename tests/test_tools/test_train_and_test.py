@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import CONFIG, REPO, ReferSet, options, run, tool
 
-from cris.engine.cpu import has_bfloat16
+from cris.engine.precision import has_bfloat16
 
 
 @pytest.fixture(scope='module')

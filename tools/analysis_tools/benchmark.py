@@ -13,9 +13,9 @@ import argparse
 import json
 import os
 import statistics
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Callable, Dict
 
 import torch
 from get_flops import STAGES, count_flops
@@ -38,7 +38,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from cris.engine import avoid_fused, optimize_for_inference, use_bfloat16
-from cris.engine.cpu import has_bfloat16
+from cris.engine.precision import has_bfloat16
 
 
 @torch.inference_mode()
@@ -72,7 +72,7 @@ def measure_inference(case: Case) -> dict:
 
 
 def _stages(model: nn.Module, case: Case, images: Tensor, tokens: Tensor,
-            index: Tensor) -> Dict[str, Callable]:
+            index: Tensor) -> dict[str, Callable]:
     """The parts of a prediction, each as a function of what is before it."""
     head = model.decode_head
     dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(case.precision)
@@ -162,7 +162,7 @@ def measure_training(case: Case) -> dict:
         peak_bytes=peak_bytes(case.device))
 
 
-def inference_table(results: Dict[str, dict]) -> str:
+def inference_table(results: dict[str, dict]) -> str:
     """Of :func:`measure_inference`, by precision."""
     head = [
         'precision', 'expressions', *(f'{stage}, ms' for stage in STAGES),
@@ -182,7 +182,7 @@ def inference_table(results: Dict[str, dict]) -> str:
     return markdown_table(head, rows)
 
 
-def training_table(results: Dict[str, dict], batch: int) -> str:
+def training_table(results: dict[str, dict], batch: int) -> str:
     """Of :func:`measure_training`, by precision."""
     rows = [[
         precision,

@@ -12,7 +12,7 @@ Example:
 import argparse
 import time
 from collections import defaultdict
-from typing import Callable, Dict
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -22,11 +22,11 @@ from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
-from cris.datasets.files import read_bytes
 from cris.engine import load_config
+from cris.io.files import read_bytes
 
 
-def time_parts(dataset: BaseDataset, indices: np.ndarray) -> Dict[str, float]:
+def time_parts(dataset: BaseDataset, indices: np.ndarray) -> dict[str, float]:
     """Milliseconds of a sample in each transform, and of decoding alone.
 
     Args:
@@ -37,7 +37,7 @@ def time_parts(dataset: BaseDataset, indices: np.ndarray) -> Dict[str, float]:
         dict[str, float]: By name of the transform; 'record' is what
         fetching the record takes, 'decode' the image alone.
     """
-    seconds: Dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable, *args):
         start = time.process_time()

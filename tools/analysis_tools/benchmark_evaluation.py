@@ -13,7 +13,6 @@ import json
 import logging
 import tempfile
 import time
-from typing import Dict
 
 import torch
 from measuring import describe_machine, in_own_process, markdown_table
@@ -23,12 +22,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import TRANSFORMS
 
-from cris.engine import (
-    PRECISIONS,
-    load_config,
-    optimize_for_inference,
-    reuse_memory,
-)
+from cris.engine import PRECISIONS, load_config, optimize_for_inference
+from cris.models.fast_cpu import reuse_memory
 
 
 @TRANSFORMS.register_module()
@@ -59,7 +54,7 @@ class CountExpressions(Hook):
             len(sample.pred_sem_seg.data) for sample in outputs)
 
 
-def measure(args: argparse.Namespace, fast: bool) -> Dict[str, float]:
+def measure(args: argparse.Namespace, fast: bool) -> dict[str, float]:
     """Expressions and seconds of a test, loading and scoring included."""
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as work_dir:

@@ -9,7 +9,6 @@ exported with random weights.
 import argparse
 import json
 import tempfile
-from typing import List, Tuple
 
 import torch
 from get_flops import count_flops
@@ -35,7 +34,7 @@ def export_random(case: Case, folder: str) -> None:
 
 
 @torch.inference_mode()
-def measure(case: Case, folder: str, backend: str) -> Tuple[dict, ...]:
+def measure(case: Case, folder: str, backend: str) -> tuple[dict, ...]:
     """A row for each number of expressions."""
     cfg, model = prepare(case)
     flops = count_flops(model, *case.size, cfg.context_length)['official']
@@ -66,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     args.device = 'cpu'
     case = case_of(args)._replace(expressions=tuple(args.expressions))
-    rows: List[dict] = []
+    rows: list[dict] = []
     with tempfile.TemporaryDirectory() as temporary:
         if args.folder is None:
             in_own_process(export_random, case, temporary)

@@ -5,7 +5,6 @@
 """
 import argparse
 import json
-from typing import Dict, List
 
 from benchmark import measure_inference
 from matplotlib.figure import Figure
@@ -17,7 +16,7 @@ _GROWING = dict(
     batch='images at once (1 expression each)')
 
 
-def draw(results: Dict[str, Dict[str, List[dict]]], caption: str) -> Figure:
+def draw(results: dict[str, dict[str, list[dict]]], caption: str) -> Figure:
     """Time above, memory below, a column for each of what grows.
 
     Args:

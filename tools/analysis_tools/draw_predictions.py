@@ -11,7 +11,8 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 from tqdm import tqdm
 
-from cris.engine import load_config, load_weights
+from cris.engine import load_config
+from cris.io.checkpoints import load_weights
 from cris.visualization import draw_expression_tile, join_tiles
 
 

@@ -6,7 +6,6 @@ One image, one expression. The head takes the same sums in an order of its own
 """
 import argparse
 from contextlib import AbstractContextManager, nullcontext
-from typing import Dict
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,7 @@ def _plain_attention() -> AbstractContextManager:
 
 @torch.no_grad()
 def count_flops(model: nn.Module, height: int, width: int,
-                length: int) -> Dict[str, int]:
+                length: int) -> dict[str, int]:
     """FLOPs of every stage for one image and one expression.
 
     Args:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from cris.datasets.refer import decode_mask, load_refer
+from cris.datasets.masks import decode_mask
+from cris.datasets.readers.refer import load_refer
 from cris.geometry import letterbox, unletterbox
 
 

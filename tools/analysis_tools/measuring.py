@@ -7,8 +7,9 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from typing import Callable, Dict, Iterable, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import mmcv
 import mmengine
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 import cris
 from cris.datasets.tokenizer import tokenize
-from cris.engine import PRECISIONS, load_config, reuse_memory
-from cris.engine.cpu import has_bfloat16
+from cris.engine import PRECISIONS, load_config
+from cris.engine.precision import has_bfloat16
+from cris.models.fast_cpu import reuse_memory
 
 _SENTENCE = 'the woman in the red coat on the left'
 _PRODUCT_SIZE = 2048
@@ -34,10 +36,10 @@ class Case(NamedTuple):
     precision: str
     threads: int
     runs: int
-    size: Tuple[int, int]
+    size: tuple[int, int]
     compile: bool = False
     batch: int = 1
-    expressions: Tuple[int, ...] = ()
+    expressions: tuple[int, ...] = ()
     with_stages: bool = True
 
 
@@ -96,7 +98,7 @@ class Clock:
         return 2 * _PRODUCT_SIZE**3 / self.time(
             lambda: self._factor @ self._factor)
 
-    def measure(self, function: Callable, flops: float) -> Dict[str, float]:
+    def measure(self, function: Callable, flops: float) -> dict[str, float]:
         """Seconds, and their ratio to those of ``flops`` at the rate."""
         for _ in range(2):
             function()
@@ -113,7 +115,7 @@ class Clock:
             ratio=statistics.median(ratios))
 
 
-def prepare(case: Case) -> Tuple[Config, nn.Module]:
+def prepare(case: Case) -> tuple[Config, nn.Module]:
     """The config, and its model with random weights."""
     torch.set_num_threads(case.threads)
     if case.device == 'cpu':
@@ -129,7 +131,7 @@ def prepare(case: Case) -> Tuple[Config, nn.Module]:
 
 
 def make_inputs(case: Case, cfg: Config,
-                expressions: int) -> Tuple[Tensor, ...]:
+                expressions: int) -> tuple[Tensor, ...]:
     """Images, tokens and image_index of ``predict_logits``."""
     images = torch.randn(case.batch, 3, *case.size, device=case.device)
     tokens = tokenize([_SENTENCE] * case.batch * expressions,
@@ -177,7 +179,7 @@ def describe_machine(device: str, threads: int) -> str:
             f'mmcv {mmcv.__version__}, mmengine {mmengine.__version__}')
 
 
-def markdown_table(head: List[str], rows: Iterable[Iterable[str]]) -> str:
+def markdown_table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
     """As GitHub shows it."""
     lines = [head, ['---'] * len(head), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

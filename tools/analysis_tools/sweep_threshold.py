@@ -2,7 +2,6 @@
 """Scores at every threshold, from one pass of the model over the val set."""
 import argparse
 import os.path as osp
-from typing import List
 
 import torch
 from matplotlib.figure import Figure
@@ -15,8 +14,9 @@ from mmengine.utils import mkdir_or_exist
 from mmseg.registry import MODELS
 from tqdm import tqdm
 
-from cris.engine import load_config, load_weights
-from cris.evaluation.audit import find_metric
+from cris.engine import load_config
+from cris.evaluation.conventions import find_metric
+from cris.io.checkpoints import load_weights
 
 SCORES = ('mIoU', 'oIoU', 'Pr@50')
 
@@ -52,14 +52,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def make_thresholds(start: float, stop: float, step: float,
-                    own: float) -> List[float]:
+                    own: float) -> list[float]:
     """Thresholds of the sweep, ascending, with the config's own among them."""
     count = int((stop - start) / step + 1e-6) + 1
     # Rounded, so that 0.05 + 6 * 0.05 is the config's 0.35.
     return sorted({round(start + i * step, 6) for i in range(count)} | {own})
 
 
-def print_rows(rows: List[dict], own: float, best: float) -> None:
+def print_rows(rows: list[dict], own: float, best: float) -> None:
     print('threshold' + ''.join(f'{name:>8}' for name in SCORES))
     for row in rows:
         marks = [
@@ -70,7 +70,7 @@ def print_rows(rows: List[dict], own: float, best: float) -> None:
         print(f'{row["threshold"]:9.6g}{scores}  {", ".join(marks)}'.rstrip())
 
 
-def draw_rows(rows: List[dict], own: float, best: float, path: str) -> None:
+def draw_rows(rows: list[dict], own: float, best: float, path: str) -> None:
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()
     thresholds = [row['threshold'] for row in rows]

@@ -13,7 +13,7 @@ import argparse
 import os.path as osp
 import sys
 
-from cris.datasets.preparation import (
+from preparation import (
     DATASETS,
     Located,
     check,
@@ -24,8 +24,9 @@ from cris.datasets.preparation import (
     write_report,
     write_stats,
 )
-from cris.datasets.preparation.report import summary
-from cris.datasets.preparation.writers import WRITERS
+from preparation.report import summary
+from preparation.writers import WRITERS
+
 from cris.datasets.records import raise_faults
 
 

@@ -10,7 +10,7 @@ import pickle
 
 import numpy as np
 
-from cris.datasets.refer import load_plain_pickle
+from cris.io.pickles import load_plain_pickle
 
 
 def permute_sentences(refs: list, seed: int) -> list:

@@ -5,7 +5,7 @@ The ranges of activations are found with pictures of the training split. What
 it costs: tools/test.py CONFIG DIR against tools/test.py CONFIG OUT.
 """
 import argparse
-from typing import Iterator
+from collections.abc import Iterator
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope

@@ -22,7 +22,8 @@ import sys
 import tempfile
 import time
 import traceback
-from typing import Any, Callable, Dict
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -30,10 +31,10 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from cris.datasets.files import image_size
 from cris.datasets.masks import decode_mask, read_mask
-from cris.datasets.refer import load_refer
-from cris.engine import read_checkpoint
+from cris.datasets.readers.refer import load_refer
+from cris.io.checkpoints import read_checkpoint
+from cris.io.images import image_size
 
 MEMORY = 4 << 30  # bytes beyond what the process has at its start
 MINUTE = 60
@@ -128,7 +129,7 @@ def write(path: str, content: bytes) -> str:
     return path
 
 
-def targets(root: str) -> Dict[str, tuple]:
+def targets(root: str) -> dict[str, tuple]:
     """By format: how an input is made, its file, and what reads it."""
     instances, refs = annotations()
     picture = np.tile(np.arange(64, dtype=np.uint8), (3, 48, 1)).transpose(

@@ -11,8 +11,8 @@ import math
 import os.path as osp
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Optional
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -20,7 +20,7 @@ from mmseg.registry import MODELS
 from safetensors.torch import save_file
 
 import cris  # noqa: F401  registers the model
-from cris.engine import compare_weights, read_checkpoint, state_dict_of
+from cris.io.checkpoints import compare_weights, read_checkpoint, state_dict_of
 
 # Beginnings of names, official and ours; the first that fits is taken.
 _PREFIXES = [
@@ -290,7 +290,7 @@ def revert(src: str,
     return cfg
 
 
-def _save(state_dict: dict, dst: str, meta: Optional[dict] = None) -> None:
+def _save(state_dict: dict, dst: str, meta: dict | None = None) -> None:
     if dst.endswith('.safetensors'):
         save_file({k: v.contiguous() for k, v in state_dict.items()}, dst)
     elif meta is None:

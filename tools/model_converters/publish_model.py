@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from cris.engine import read_checkpoint, state_dict_of
+from cris.io.checkpoints import read_checkpoint, state_dict_of
 
 
 def halved(name: str, weight: Tensor) -> Tensor:

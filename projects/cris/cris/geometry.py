@@ -4,15 +4,16 @@
 The matrix, the interpolation and the way back are those of the official code,
 to the rounding, so that its scores can be reproduced.
 """
-from typing import Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Union
 
 import cv2
 import numpy as np
 
-Size = Union[int, Tuple[int, int]]
+Size = Union[int, tuple[int, int]]
 
 
-def _height_width(size: Size) -> Tuple[int, int]:
+def _height_width(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -41,7 +42,7 @@ def letterbox_matrix(height: int, width: int, size: Size) -> np.ndarray:
 def letterbox(image: np.ndarray,
               size: Size,
               interpolation: int = cv2.INTER_CUBIC,
-              border_value: Union[float, Sequence[float]] = 0) -> np.ndarray:
+              border_value: float | Sequence[float] = 0) -> np.ndarray:
     """Fit a picture into a rectangle, centred, keeping its ratio.
 
     Args:

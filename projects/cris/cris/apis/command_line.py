@@ -4,8 +4,8 @@ import argparse
 import os.path as osp
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from pycocotools import mask as coco_mask
@@ -15,13 +15,13 @@ from cris.version import __version__
 
 from .inferencer import DEFAULT_MODEL, CRISInferencer
 from .inputs import check_texts, list_pictures, load_picture
-from .prediction_writer import PredictionWriter, write_image
 from .predictions import draw_prediction
+from .writer import PredictionWriter, write_image
 
 _PICTURES = ('.jpg', '.jpeg', '.png', '.webp')
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Segment what phrases refer to, in pictures',
         usage='%(prog)s IMG [IMG ...] [CONFIG CHECKPOINT] --text PHRASE '
@@ -91,8 +91,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
 
 def split_inputs(
-    parser: argparse.ArgumentParser, words: List[str]
-) -> Tuple[List[str], Optional[str], Optional[str]]:
+    parser: argparse.ArgumentParser, words: list[str]
+) -> tuple[list[str], str | None, str | None]:
     """IMG ... [CONFIG CHECKPOINT] -> pictures, config, checkpoint."""
     for i, word in enumerate(words):
         if word.endswith('.py'):
@@ -104,7 +104,7 @@ def split_inputs(
     return words, None, None
 
 
-def read_text_file(path: str) -> Dict[Optional[str], List[str]]:
+def read_text_file(path: str) -> dict[str | None, list[str]]:
     """Phrases by file name; those under None are for every picture.
 
     Raises:
@@ -114,7 +114,7 @@ def read_text_file(path: str) -> Dict[Optional[str], List[str]]:
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f'text file {path} does not exist')
-    phrases: Dict[Optional[str], List[str]] = {}
+    phrases: dict[str | None, list[str]] = {}
     try:
         with open(path, encoding='utf-8-sig') as file:
             lines = file.read().splitlines()
@@ -132,7 +132,7 @@ def read_text_file(path: str) -> Dict[Optional[str], List[str]]:
     return phrases
 
 
-def assign_texts(args: argparse.Namespace) -> Dict[str, List[str]]:
+def assign_texts(args: argparse.Namespace) -> dict[str, list[str]]:
     """What is asked of which picture; raises ValueError if nothing is."""
     phrases = read_text_file(args.text_file) if args.text_file else {}
     common = args.text + phrases.pop(None, [])
@@ -153,14 +153,14 @@ def assign_texts(args: argparse.Namespace) -> Dict[str, List[str]]:
     return questions
 
 
-def check_out_file(out_file: Optional[str], picture: str) -> None:
+def check_out_file(out_file: str | None, picture: str) -> None:
     """Refuse to write over the picture."""
     if out_file and osp.exists(out_file) and osp.samefile(out_file, picture):
         raise ValueError(f'--out-file {out_file} is the picture itself: it '
                          'would be lost')
 
 
-def segment(args: argparse.Namespace) -> List[str]:
+def segment(args: argparse.Namespace) -> list[str]:
     """Answer and write.
 
     Returns:
@@ -221,7 +221,7 @@ def show_warnings_once() -> None:
     warnings.showwarning = show
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command.
 
     Raises:

@@ -6,8 +6,8 @@ Shapes: B pictures with K expressions each, E of them in all; L tokens.
 import os
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Iterator, List, Optional, Sequence, Union
 
 import cv2
 import numpy as np
@@ -35,9 +35,9 @@ from .inputs import (
     match_texts,
 )
 from .model_zoo import init_model, list_models
-from .prediction_writer import PredictionWriter
 from .predictions import draw_prediction, make_prediction
 from .view import View
+from .writer import PredictionWriter
 
 #: The model for those who name none; its weights come with the package.
 DEFAULT_MODEL = 'cris_tiny_1xb8-3e_refshapes-160x160'
@@ -82,10 +82,9 @@ class CRISInferencer(BaseInferencer):
 
     # mmengine's would read the checkpoint in a way that may run its code.
     def __init__(self,
-                 model: Union[str, os.PathLike, Config, nn.Module,
-                              None] = None,
-                 weights: Union[str, os.PathLike, None] = None,
-                 device: Union[str, torch.device, None] = None,
+                 model: str | os.PathLike | Config | nn.Module | None = None,
+                 weights: str | os.PathLike | None = None,
+                 device: str | torch.device | None = None,
                  precision: str = 'fp32',
                  show_progress: bool = False):
         if model is None and weights is not None:
@@ -124,11 +123,11 @@ class CRISInferencer(BaseInferencer):
         ])
 
     def __call__(self,
-                 inputs: Union[PictureSource, Sequence[PictureSource]],
+                 inputs: PictureSource | Sequence[PictureSource],
                  texts: Texts,
                  batch_size: int = 1,
                  return_vis: bool = False,
-                 out_dir: Optional[str] = None,
+                 out_dir: str | None = None,
                  **kwargs) -> dict:
         """Ask about pictures.
 
@@ -213,7 +212,7 @@ class CRISInferencer(BaseInferencer):
             warnings.warn(message, stacklevel=2)
         return self._tokenize(dict(expressions=texts))['tokens']
 
-    def find_long_texts(self, texts: Sequence[str]) -> List[str]:
+    def find_long_texts(self, texts: Sequence[str]) -> list[str]:
         """A sentence for each text whose end the model does not read."""
         limit = self._tokenize.context_length
         lengths = [count_tokens(text) for text in texts]
@@ -237,7 +236,7 @@ class CRISInferencer(BaseInferencer):
                 ref_index=list(range(len(texts)))))
         return dict(data, pictures=picture)
 
-    def forward(self, inputs: dict, **kwargs) -> List[dict]:
+    def forward(self, inputs: dict, **kwargs) -> list[dict]:
         """Answer a batch.
 
         Args:
@@ -290,7 +289,7 @@ class CRISInferencer(BaseInferencer):
                                      picture.image.shape[:2], texts, **kwargs)
         return dict(prediction, name=picture.name, img_path=picture.path)
 
-    def open(self, image: Union[PictureSource, Picture]) -> View:
+    def open(self, image: PictureSource | Picture) -> View:
         """Encode a picture once, to ask about it often.
 
         >>> with inferencer.open('street.jpg') as view:
@@ -311,7 +310,7 @@ class CRISInferencer(BaseInferencer):
                   inputs: Sequence[Picture],
                   preds: Sequence[dict],
                   show: bool = False,
-                  wait_time: float = 0) -> List[np.ndarray]:
+                  wait_time: float = 0) -> list[np.ndarray]:
         """Draw predictions.
 
         Args:
@@ -335,8 +334,8 @@ class CRISInferencer(BaseInferencer):
         return drawn
 
     def postprocess(self,
-                    preds: List[dict],
-                    visualization: List[np.ndarray],
+                    preds: list[dict],
+                    visualization: list[np.ndarray],
                     return_datasamples: bool = False) -> dict:
         """Pack the results.
 

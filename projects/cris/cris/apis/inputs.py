@@ -3,15 +3,16 @@
 import io
 import os
 import os.path as osp
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Iterator, List, Optional, Sequence, Union
+from typing import Any, BinaryIO, Union
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from cris.datasets.files import check_pixels, read_bytes
-from cris.datasets.images import decode_image
+from cris.io.files import read_bytes
+from cris.io.images import check_pixels, decode_image
 
 PictureSource = Union[str, os.PathLike, bytes, BinaryIO, np.ndarray,
                       Image.Image]
@@ -26,7 +27,7 @@ class Picture:
     """A decoded picture: BGR, uint8 ``(h, w, 3)``, and where it is from."""
     image: np.ndarray
     name: str
-    path: Optional[str] = None
+    path: str | None = None
 
 
 def load_picture(source: PictureSource, name: str = 'image') -> Picture:
@@ -118,7 +119,7 @@ def list_pictures(inputs: Any) -> list:
     return sources
 
 
-def match_texts(texts: Texts, num_pictures: int) -> List[List[str]]:
+def match_texts(texts: Texts, num_pictures: int) -> list[list[str]]:
     """The expressions of every picture.
 
     Args:
@@ -143,7 +144,7 @@ def match_texts(texts: Texts, num_pictures: int) -> List[List[str]]:
     return [check_texts(texts)] * num_pictures
 
 
-def check_texts(texts: Union[str, Sequence[str]]) -> List[str]:
+def check_texts(texts: str | Sequence[str]) -> list[str]:
     """One expression or several -> a list; raises as match_texts does."""
     if isinstance(texts, str):
         texts = [texts]

@@ -4,7 +4,6 @@ import difflib
 import fnmatch
 import os.path as osp
 from pathlib import Path
-from typing import Dict, List, Optional, Union
 
 import torch
 from mmengine.config import Config
@@ -13,7 +12,8 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
 
-from cris.engine import load_config, load_weights
+from cris.engine import load_config
+from cris.io.checkpoints import load_weights
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -34,7 +34,7 @@ def zoo_root() -> Path:
         'pip install -e .')
 
 
-def read_model_index() -> Dict[str, dict]:
+def read_model_index() -> dict[str, dict]:
     """Entries of the model zoo.
 
     Returns:
@@ -48,8 +48,8 @@ def read_model_index() -> Dict[str, dict]:
     }
 
 
-def list_models(pattern: Optional[str] = None,
-                pretrained: bool = False) -> List[str]:
+def list_models(pattern: str | None = None,
+                pretrained: bool = False) -> list[str]:
     """Names of the models that :func:`init_model` can make.
 
     Args:
@@ -84,9 +84,9 @@ def config_file(name: str) -> str:
     return str(zoo_root() / _entry(name)['Config'])
 
 
-def init_model(model: Union[str, Path, Config],
-               checkpoint: Union[str, Path, None] = None,
-               device: Union[str, torch.device, None] = None,
+def init_model(model: str | Path | Config,
+               checkpoint: str | Path | None = None,
+               device: str | torch.device | None = None,
                pretrained: bool = True) -> nn.Module:
     """Make a model and load its weights.
 
@@ -132,7 +132,7 @@ def init_model(model: Union[str, Path, Config],
     return built.to(device).eval()
 
 
-def _check_device(device: Union[str, torch.device]) -> None:
+def _check_device(device: str | torch.device) -> None:
     try:
         torch.empty(1, device=device)
     except (AssertionError, RuntimeError) as error:  # torch without CUDA

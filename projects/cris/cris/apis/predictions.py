@@ -3,15 +3,15 @@
 
 Shapes: a picture of h x w pixels with K expressions.
 """
+from collections.abc import Sequence
 from numbers import Real
-from typing import Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
-from cris.evaluation import confidence
+from cris.evaluation.confidence import confidence
 from cris.visualization.draw import cut, draw_masks, draw_tile, join_tiles
 
 _MOST_TILES, _COLUMNS = 100, 4  # of a sheet
@@ -20,9 +20,9 @@ _LONGEST = 120  # characters of an expression on it
 
 def make_prediction(model: nn.Module,
                     logits: Tensor,
-                    shape: Tuple[int, int],
+                    shape: tuple[int, int],
                     expressions: Sequence[str],
-                    threshold: Optional[float] = None,
+                    threshold: float | None = None,
                     return_masks: bool = True,
                     return_probs: bool = False) -> dict:
     """Masks at the original size and what follows from them.

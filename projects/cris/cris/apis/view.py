@@ -1,5 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-from typing import TYPE_CHECKING, Sequence, Union
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from mmengine.dataset import pseudo_collate
@@ -27,7 +28,7 @@ class View:
         self._features = inferencer.encode(
             pseudo_collate([inferencer.prepare(picture, [])]))
 
-    def __call__(self, texts: Union[str, Sequence[str]], **kwargs) -> dict:
+    def __call__(self, texts: str | Sequence[str], **kwargs) -> dict:
         """Ask about the picture.
 
         Args:
@@ -44,7 +45,7 @@ class View:
         return self._inferencer.describe(self.picture, texts,
                                          self.logits(texts), **kwargs)
 
-    def logits(self, texts: Union[str, Sequence[str]]) -> Tensor:
+    def logits(self, texts: str | Sequence[str]) -> Tensor:
         """The logits alone, ``(K, 1, H/4, W/4)``, for make_prediction."""
         if self._features is None:
             raise ValueError(f'the view of {self.picture.name} is closed: '

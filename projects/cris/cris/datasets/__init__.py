@@ -1,24 +1,23 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-from .own import (
+from .randomness import ResumableSampler
+from .refcoco import (
     OfficialCRISDataset,
-    OfficialLMDBDataset,
+    RefCOCODataset,
     ReferCOCODataset,
     ReferJSONLDataset,
 )
-from .refcoco import RefCOCODataset
-from .sampler import ResumableSampler
 from .transforms import (
-                         ChooseExpressions,
-                         Letterbox,
-                         LoadReferImage,
-                         LoadReferMasks,
-                         PackReferInputs,
-                         TokenizeExpressions,
+    ChooseExpressions,
+    Letterbox,
+    LoadReferImage,
+    LoadReferMasks,
+    PackReferInputs,
+    TokenizeExpressions,
 )
 
 __all__ = [
     'ChooseExpressions', 'Letterbox', 'LoadReferImage', 'LoadReferMasks',
-    'OfficialCRISDataset', 'OfficialLMDBDataset', 'PackReferInputs',
+    'OfficialCRISDataset', 'PackReferInputs',
     'RefCOCODataset', 'ReferCOCODataset', 'ReferJSONLDataset',
     'ResumableSampler', 'TokenizeExpressions'
 ]

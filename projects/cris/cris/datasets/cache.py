@@ -12,18 +12,19 @@ import json
 import os
 import os.path as osp
 import tempfile
-from typing import Any, Callable, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from .files import dump_json, parse_json
+from cris.io.files import dump_json, parse_json
 
 _FORMAT = 1  # to be raised with every change of the records
 _MAX_HASHED = 4 << 30  # bytes; larger files go by size and times
 
 
-def cached(folder: Optional[str],
+def cached(folder: str | None,
            asked: Sequence,
            files: Sequence[str],
-           compute: Callable[[], Tuple[Any, Optional[Sequence[str]]]],
+           compute: Callable[[], tuple[Any, Sequence[str] | None]],
            note: Callable[[str], None] = lambda message: None) -> Any:
     """What ``compute`` returns, from the cache if that is possible.
 
@@ -68,7 +69,7 @@ def content_key(path: str) -> Any:
     return digest.hexdigest()
 
 
-def state_key(path: str) -> Optional[list]:
+def state_key(path: str) -> list | None:
     """Size and times of a file, of a folder those of all its files."""
     if osp.isdir(path):
         return [state_key(entry.path) for entry in sorted(

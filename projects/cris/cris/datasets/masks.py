@@ -7,16 +7,17 @@ list of any of these, whose union is meant; ``None`` says that the expression
 has no target (gRefCOCO).
 """
 import reprlib
-from typing import List, Optional, Union
+from typing import Union
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from .files import open_image, read_bytes
+from cris.io.files import read_bytes
+from cris.io.images import open_image
 
 _MAX_REACH = 10  # of a polygon, in sizes of the image
 _MAX_POINTS = 20_000_000  # of all its edges, of which pycocotools makes lists
-Segmentation = Union[None, List[Union[List[float], dict]], dict]
+Segmentation = Union[None, list[list[float] | dict], dict]
 
 
 def read_mask(path: str, height: int, width: int) -> np.ndarray:
@@ -114,12 +115,12 @@ def is_outside(segmentation: Segmentation, height: int, width: int,
                 or (points > (width + margin, height + margin)).any())
 
 
-def bounding_box(rle: dict) -> List[float]:
+def bounding_box(rle: dict) -> list[float]:
     """COCO's box ``[x, y, width, height]`` of a compressed RLE."""
     return coco_mask.toBbox(rle).tolist()
 
 
-def _encode_part(part: Union[list, dict], height: int, width: int) -> dict:
+def _encode_part(part: list | dict, height: int, width: int) -> dict:
     if isinstance(part, dict) and 'mask_file' in part:
         mask = read_mask(part['mask_file'], height, width)
         return coco_mask.encode(np.asfortranarray(mask))
@@ -168,7 +169,7 @@ def _edge_lengths(points: np.ndarray) -> np.ndarray:
     return np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
 
 
-def _check_compressed(counts: Union[str, bytes], pixels: int) -> None:
+def _check_compressed(counts: str | bytes, pixels: int) -> None:
     """Refuse runs that do not fill the image; pycocotools would go on.
 
     COCO's compressed RLE: five bits a character from the lowest, the sixth
@@ -197,7 +198,7 @@ def _check_compressed(counts: Union[str, bytes], pixels: int) -> None:
                          f'{pixels}')
 
 
-def to_mask_files(paths: Union[str, List[str]]) -> Optional[Segmentation]:
+def to_mask_files(paths: str | list[str]) -> Segmentation | None:
     """Paths of mask files -> a segmentation."""
     if isinstance(paths, str):
         return dict(mask_file=paths)

@@ -8,7 +8,8 @@ sentences)``: an object (several, or none) with the sentences that mean it.
 See masks.py for the segmentation; the area is in pixels. An image inside an
 LMDB has ``img_path``, too.
 """
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from .masks import Segmentation, encode_mask, is_outside, mask_area
 
@@ -42,9 +43,9 @@ class Records(NamedTuple):
         faults (list[Fault]): Entries that are not among them, and why.
         files (list[str]): The mask files that were read.
     """
-    images: List[dict]
-    faults: List[Fault]
-    files: List[str] = []
+    images: list[dict]
+    faults: list[Fault]
+    files: list[str] = []
 
 
 class RecordBuilder:
@@ -55,8 +56,8 @@ class RecordBuilder:
     """
 
     def __init__(self):
-        self.images: Dict[Any, dict] = {}
-        self.faults: List[Fault] = []
+        self.images: dict[Any, dict] = {}
+        self.faults: list[Fault] = []
         self._ref_ids = set()
 
     def entry(self, where: str) -> '_Entry':
@@ -97,7 +98,7 @@ class RecordBuilder:
 
 class _Entry:
 
-    def __init__(self, faults: List[Fault], where: str):
+    def __init__(self, faults: list[Fault], where: str):
         self._faults, self._where = faults, where
 
     def __enter__(self) -> None:
@@ -177,7 +178,7 @@ def plain_rle(segmentation: Segmentation, height: int, width: int) -> dict:
         counts=counts if isinstance(counts, str) else counts.decode())
 
 
-def as_splits(split: Any) -> Optional[List[str]]:
+def as_splits(split: Any) -> list[str] | None:
     """A split or several -> a list; None, which means all, stays."""
     return [split] if isinstance(split, str) else split and list(split)
 

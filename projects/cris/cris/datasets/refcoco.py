@@ -1,306 +1,13 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-import json
-import logging
+"""The data sets by the names that configs use."""
 import os.path as osp
-from typing import (
-    Callable,
-    Iterator,
-    List,
-    Optional,
-    Sequence,
-    Tuple,
-    Union,
-)
+from collections.abc import Sequence
 
-from mmengine.dataset import BaseDataset, ConcatDataset
-from mmengine.logging import print_log
-from mmseg.registry import DATASETS, TRANSFORMS
-from torch.utils.data import Dataset
+from mmseg.registry import DATASETS
 
-from .cache import cached
-from .files import without_gc
-from .images import check_headers
-from .readers import READERS
-from .records import Fault, Records, as_splits, raise_faults
-from .worker_state import WorkerState
+from .base import ReferDataset
 
-_OF_FILES = {
-    'bad-image', 'image-too-large', 'missing-image', 'missing-mask',
-    'unsafe-name'
-}
-_REF_KEYS = ('ref_id', 'ann_id', 'segmentation', 'sent_ids', 'sentences')
-
-
-class ReferDataset(BaseDataset):
-    """A referring segmentation set; a subclass names the form of its files.
-
-    In training a sample is a *ref*, an object with several sentences of which
-    one is drawn each time it is read; an epoch visits every ref once. In
-    evaluation (``test_mode=True``) a sample is an *image* with all sentences
-    of all its refs, so that it is encoded once. Everything is verified when
-    the set is built, so that a fault ends a run before it starts.
-
-    Args:
-        data_root (str): Root folder; relative paths below are under it.
-        ann_file (str): The annotations. ``{split}`` in it is replaced by the
-            split.
-        split (str | list[str]): One split or several. Defaults to 'train'.
-        data_prefix (dict): ``dict(img_path=FOLDER)``, for mask files also
-            ``mask_path=FOLDER``.
-        num_expressions (int): Expressions of a training sample, K. More than
-            one share the pass of the image encoder: a sample then holds up to
-            K refs of an image, and refs with fewer are asked with further
-            sentences. Defaults to 1.
-        group_by_image (bool): False makes a sample of every sentence in
-            evaluation, as the official code does, which then encodes an image
-            as often as it is asked about: the same predictions, to compare
-            the cost. Defaults to True.
-        on_error (str): 'raise' ends the run with a list of all faulty
-            entries; 'skip' leaves them out, counts them (``faults``), and in
-            training replaces a sample that cannot be decoded by another.
-        exclude (Sequence[int | str | dict]): Images to leave out: ids, file
-            names, or configs of data sets none of whose images may be used
-            (matched by file name), such as the val and test splits of sets
-            that are mixed.
-        check_images (bool): Whether to read the header of every image when
-            the set is built. Defaults to True; False only asks whether the
-            files exist.
-        cache_dir (str | bool, optional): Where to keep what was read;
-            ``.cris_cache`` beside the annotations by default, False for
-            nowhere.
-        pipeline (Sequence[dict | Callable]): Transforms of a sample.
-        **kwargs: Of :class:`mmengine.dataset.BaseDataset`.
-
-    Raises:
-        FileNotFoundError: If a file or the image folder is missing.
-        ValueError: If the split does not exist or an entry is at fault.
-    """
-    reader: str
-
-    def __init__(self,
-                 data_root: Optional[str] = '',
-                 ann_file: str = '',
-                 split: Union[str, Sequence[str]] = 'train',
-                 data_prefix: dict = dict(img_path='images'),
-                 num_expressions: int = 1,
-                 group_by_image: bool = True,
-                 on_error: str = 'raise',
-                 exclude: Sequence[Union[int, str, dict]] = (),
-                 check_images: bool = True,
-                 cache_dir: Union[None, str, bool] = None,
-                 pipeline: Sequence[Union[dict, Callable]] = (),
-                 **kwargs):
-        if num_expressions < 1:
-            raise ValueError(f'num_expressions={num_expressions} must be >= 1')
-        if on_error not in ('raise', 'skip'):
-            raise ValueError(f"on_error={on_error!r} must be 'raise' or "
-                             "'skip'")
-        self.split = split if isinstance(split, str) else list(split)
-        self.num_expressions = num_expressions
-        self.group_by_image = group_by_image
-        self.on_error = on_error
-        self.exclude = exclude
-        self.check_images = check_images
-        self.cache_dir = cache_dir
-        self.faults: List[Fault] = []
-        self.num_skipped = 0
-        self.worker_state = WorkerState()
-        super().__init__(
-            data_root=data_root,
-            ann_file=ann_file,
-            data_prefix=data_prefix,
-            # mmengine finds mmseg's transforms only in mmseg's scope.
-            pipeline=[
-                TRANSFORMS.build(t) if isinstance(t, dict) else t
-                for t in pipeline
-            ],
-            **kwargs)
-
-    def reader_args(self) -> dict:
-        """Arguments of the reader, but for the split."""
-        raise NotImplementedError
-
-    def read(self) -> Records:
-        """Records and faults of the split, from the cache if it is valid."""
-        args = self.reader_args()
-        splits = as_splits(self.split)
-        files = [
-            args[key].replace('{split}', split) for split in splits
-            for key in ('ann_file', 'split_file') if key in args
-        ]
-        files = list(dict.fromkeys(files))
-
-        def compute() -> Tuple[list, list]:
-            records = READERS[self.reader](**args, split=splits)
-            # What files of images and masks were at fault may be mended
-            # without a change of the annotations.
-            mendable = any(
-                fault.kind in _OF_FILES for fault in records.faults)
-            return [records.images, [list(f) for f in records.faults]
-                    ], None if mendable else records.files
-
-        images, faults = self._cached(
-            [self.reader, json.dumps(args), splits], files, compute)
-        return Records(images, [Fault(*fault) for fault in faults])
-
-    @without_gc()
-    def load_data_list(self) -> List[dict]:
-        """One dict per sample: image, its size and its refs."""
-        images, faults = self.read()[:2]
-        self._take(faults, f'{self._source()}, split {self.split!r}')
-        images = self._without_excluded(images)
-        images = self._with_files(images)
-        self._report(images)
-        samples = []
-        for image in images:
-            image = dict(image)
-            name = image.pop('file_name')
-            # An image inside an LMDB has its address already.
-            image.setdefault('img_path',
-                             osp.join(self.data_prefix['img_path'], name))
-            refs = [{key: ref[key] for key in _REF_KEYS}
-                    for ref in image['refs']]
-            if self.test_mode and self.group_by_image:
-                samples.append(dict(image, refs=refs))
-            elif self.test_mode:
-                samples += [
-                    dict(image, refs=[own]) for ref in refs
-                    for own in _single_sentences(ref)
-                ]
-            else:
-                k = self.num_expressions
-                samples += [
-                    dict(image, refs=refs[i:i + k], num_expressions=k)
-                    for i in range(0, len(refs), k)
-                ]
-        return samples
-
-    def __getitem__(self, idx: int) -> dict:
-        if not self.test_mode:
-            self.worker_state.seed(idx)
-        with self.worker_state.reading(idx):
-            return super().__getitem__(idx)
-
-    def prepare_data(self, idx: int) -> Optional[dict]:
-        """A sample; None where it is skipped and another is to be drawn."""
-        try:
-            return super().prepare_data(idx)
-        except (OSError, ValueError) as error:
-            if self.test_mode or self.on_error == 'raise':
-                raise
-            self.num_skipped += 1
-            print_log(
-                f'sample {idx} is skipped, the {self.num_skipped}. of this '
-                f'process: {error}',
-                'current',
-                level=logging.WARNING)
-            return None
-
-    def _cached(self, asked: list, files: list, compute: Callable) -> list:
-        folder = self.cache_dir
-        if folder is None:
-            folder = osp.join(osp.dirname(self.ann_file), '.cris_cache')
-        return cached(folder or None, asked, files, compute,
-                      lambda message: print_log(message, 'current'))
-
-    def _take(self, faults: Sequence[Fault], where: str) -> None:
-        """Raise, or remember and report, what is wrong."""
-        if self.on_error == 'raise':
-            raise_faults(faults, where)
-        if not faults:
-            return
-        self.faults += faults
-        print_log(
-            f'{len(faults)} fault(s) in {where} are skipped, the first: '
-            f'{faults[0]}',
-            'current',
-            level=logging.WARNING)
-
-    def _without_excluded(self, images: List[dict]) -> List[dict]:
-        plain = {i for i in self.exclude if isinstance(i, (int, str))}
-        basenames = set()
-        for item in self.exclude:
-            if not isinstance(item, dict):
-                continue
-            other = DATASETS.build(dict(item, lazy_init=True))
-            names = {image['file_name'] for image in other.read().images}
-            # Another folder may hold the same images by other paths.
-            if other.data_prefix['img_path'] == self.data_prefix['img_path']:
-                plain |= names
-            else:
-                basenames |= {osp.basename(name) for name in names}
-        kept = [
-            image for image in images
-            if osp.basename(image['file_name']) not in basenames and not plain
-            & {image['img_id'], image['file_name']}
-        ]
-        if len(kept) < len(images):
-            print_log(f'{len(images) - len(kept)} of {len(images)} images are '
-                      'excluded', 'current')
-        return kept
-
-    def _with_files(self, images: List[dict]) -> List[dict]:
-        """The images whose files are there and of the annotated size."""
-        folder = self.data_prefix['img_path']
-        if all('img_path' in image for image in images):
-            return images
-        if not osp.isdir(folder):
-            raise FileNotFoundError(
-                f'the image folder {folder} does not exist: check data_root '
-                'and data_prefix=dict(img_path=...)')
-
-        def compute() -> Tuple[list, list]:
-            faults = check_headers(images, folder, self.check_images)
-            return [list(f) for f in faults
-                    ], [osp.join(folder, i['file_name']) for i in images]
-
-        asked = [(i['file_name'], i['height'], i['width']) for i in images]
-        faults = [
-            Fault(*f) for f in self._cached(
-                ['images', folder, self.check_images, asked], [], compute)
-        ]
-        self._take(faults, f'the images of {self._source()}')
-        bad = {fault.where for fault in faults}
-        return [i for i in images if i['file_name'] not in bad]
-
-    def _source(self) -> str:
-        return self.ann_file
-
-    def _report(self, images: List[dict]) -> None:
-        refs = [ref for image in images for ref in image['refs']]
-        sentences = [s for ref in refs for s in ref['sentences']]
-        print_log(
-            f'{self._source()}, split {self.split!r}: {len(images)} images, '
-            f'{len(refs)} refs, {len(sentences)} sentences', 'current')
-        if not images:
-            raise ValueError(
-                f'no image of {self._source()}, split {self.split!r}, is '
-                f'left: {len(self.faults)} faults were skipped, the others '
-                'excluded')
-        empty = [ref['ref_id'] for ref in refs
-                 if not all(s.strip() for s in ref['sentences'])]
-        if empty:
-            print_log(
-                f'{len(empty)} refs have an empty sentence (ref {empty[0]}, '
-                'for instance); it is kept and says nothing to the model',
-                'current',
-                level=logging.WARNING)
-
-
-def _single_sentences(ref: dict) -> Iterator[dict]:
-    """The ref, once for each of its sentences."""
-    for sent_id, sentence in zip(
-            ref['sent_ids'], ref['sentences'], strict=True):
-        yield dict(ref, sent_ids=[sent_id], sentences=[sentence])
-
-
-def refer_datasets(dataset: Dataset) -> Iterator[ReferDataset]:
-    """The referring data sets that a data set consists of."""
-    if isinstance(dataset, ReferDataset):
-        yield dataset
-    elif isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from refer_datasets(part)
+_FOLDERS = dict(img_path='images', mask_path='masks')
 
 
 @DATASETS.register_module()
@@ -318,7 +25,7 @@ class RefCOCODataset(ReferDataset):
     reader = 'refer'
 
     def __init__(self,
-                 data_root: Optional[str] = '',
+                 data_root: str | None = '',
                  ann_file: str = 'instances.json',
                  split_file: str = 'refs(unc).p',
                  **kwargs):
@@ -334,3 +41,69 @@ class RefCOCODataset(ReferDataset):
 
     def _source(self) -> str:
         return self.split_file
+
+
+@DATASETS.register_module()
+class ReferJSONLDataset(ReferDataset):
+    """Images, mask files and JSON lines; see readers/jsonl.py.
+
+    Args:
+        ann_file (str): The lines. Defaults to '{split}.jsonl'.
+        data_prefix (dict): Folders of images and masks.
+        **kwargs: Of :class:`cris.datasets.refcoco.ReferDataset`.
+    """
+    reader = 'jsonl'
+
+    def __init__(self,
+                 ann_file: str = '{split}.jsonl',
+                 data_prefix: dict = _FOLDERS,
+                 **kwargs):
+        super().__init__(
+            ann_file=ann_file, data_prefix=data_prefix, **kwargs)
+
+    def reader_args(self) -> dict:
+        return dict(
+            ann_file=self.ann_file,
+            img_folder=self.data_prefix['img_path'],
+            mask_folder=self.data_prefix['mask_path'])
+
+
+@DATASETS.register_module()
+class ReferCOCODataset(ReferDataset):
+    """COCO instances with expressions or category names; readers/coco.py.
+
+    Args:
+        ann_file (str): The annotations. Defaults to '{split}.json'.
+        **kwargs: Of :class:`cris.datasets.refcoco.ReferDataset`.
+    """
+    reader = 'coco'
+
+    def __init__(self, ann_file: str = '{split}.json', **kwargs):
+        super().__init__(ann_file=ann_file, **kwargs)
+
+    def reader_args(self) -> dict:
+        return dict(
+            ann_file=self.ann_file, img_folder=self.data_prefix['img_path'])
+
+
+@DATASETS.register_module()
+class OfficialCRISDataset(ReferJSONLDataset):
+    """The official repository's JSON and masks; readers/official_json.py.
+
+    Args:
+        ann_file (str): The entries. Defaults to 'anns/{split}.json'.
+        prompt_keys (Sequence[str], optional): Which of the ``prompts`` of an
+            entry are its sentences; all by default.
+        **kwargs: Of :class:`cris.datasets.refcoco.ReferDataset`.
+    """
+    reader = 'official-json'
+
+    def __init__(self,
+                 ann_file: str = 'anns/{split}.json',
+                 prompt_keys: Sequence[str] | None = None,
+                 **kwargs):
+        self.prompt_keys = prompt_keys and list(prompt_keys)
+        super().__init__(ann_file=ann_file, **kwargs)
+
+    def reader_args(self) -> dict:
+        return dict(super().reader_args(), prompt_keys=self.prompt_keys)

@@ -1,6 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-from functools import lru_cache
-from typing import List, Sequence, Tuple, Union
+from collections.abc import Sequence
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from open_clip import SimpleTokenizer
 from torch import Tensor
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tokenizer() -> SimpleTokenizer:
     return SimpleTokenizer()
 
@@ -23,7 +23,7 @@ def _ids(text: str, context_length: int) -> bytes:
     return ids.numpy().astype(np.uint16).tobytes()
 
 
-def tokenize(texts: Union[str, List[str]], context_length: int) -> Tensor:
+def tokenize(texts: str | list[str], context_length: int) -> Tensor:
     """CLIP's token ids at a short context length.
 
     Start and end of text count. A longer text is cut and its last id becomes
@@ -60,7 +60,7 @@ def count_tokens(text: str) -> int:
     return len(_tokenizer().encode(text)) + 2
 
 
-def split_words(ids: Sequence[int]) -> List[Tuple[str, slice]]:
+def split_words(ids: Sequence[int]) -> list[tuple[str, slice]]:
     """Words of one row of :func:`tokenize`, and the tokens that make them.
 
     Args:

@@ -5,7 +5,7 @@ Load image -> choose expressions -> load masks -> letterbox -> tokenize ->
 pack. Masks that are loaded after the letterbox stay at the original size, as
 evaluation needs them.
 """
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import cv2
 import mmengine.fileio as fileio
@@ -17,8 +17,9 @@ from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 
 from cris.geometry import Size, letterbox
+from cris.io.images import decode_image
 
-from .images import decode_image, size_message
+from .headers import size_message
 from .masks import decode_mask
 from .tokenizer import tokenize
 
@@ -79,8 +80,8 @@ class ChooseExpressions(BaseTransform):
         results['ref_index'] = [i for i, _ in pairs]
         return results
 
-    def _draw(self, pairs: Sequence[Tuple[int, int]],
-              count: int) -> List[Tuple[int, int]]:
+    def _draw(self, pairs: Sequence[tuple[int, int]],
+              count: int) -> list[tuple[int, int]]:
         shuffled = [pairs[k] for k in np.random.permutation(len(pairs))]
         first = list(dict((pair[0], pair) for pair in shuffled).values())
         further = [pair for pair in shuffled if pair not in first]

@@ -7,7 +7,7 @@ in the graphs, H, W and L are those of the config.
 import copy
 import os
 import warnings
-from typing import Callable, Dict, Tuple
+from collections.abc import Callable
 
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
@@ -104,8 +104,8 @@ def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
 
 
 @torch.no_grad()
-def _values(model: nn.Module, size: Tuple[int, int], context_length: int,
-            counts: Tuple[int, int]) -> Dict[str, Tensor]:
+def _values(model: nn.Module, size: tuple[int, int], context_length: int,
+            counts: tuple[int, int]) -> dict[str, Tensor]:
     """What goes into and comes out of the graphs, for B images and E."""
     images, expressions = counts
     generator = torch.Generator().manual_seed(0)
@@ -125,7 +125,7 @@ def _values(model: nn.Module, size: Tuple[int, int], context_length: int,
     return values
 
 
-def _export(model: nn.Module, graph: str, values: Dict[str, Tensor],
+def _export(model: nn.Module, graph: str, values: dict[str, Tensor],
             path: str) -> None:
     inputs, outputs = GRAPHS[graph]
     images, expressions = (torch.export.Dim(name) for name in 'BE')
@@ -151,7 +151,7 @@ def _bytes(model: nn.Module) -> int:
     return sum(w.numel() * w.element_size() for w in model.parameters())
 
 
-def _difference(folder: str, graph: str, values: Dict[str, Tensor]) -> float:
+def _difference(folder: str, graph: str, values: dict[str, Tensor]) -> float:
     inputs, outputs = GRAPHS[graph]
     path = graph_file(folder, graph)
     made = run_graph(path, {name: values[name].numpy() for name in inputs})
@@ -170,7 +170,7 @@ def _share(own: Tensor, wanted: Tensor, path: str) -> float:
     return share
 
 
-def _write_description(model: nn.Module, cfg, size: Tuple[int, int],
+def _write_description(model: nn.Module, cfg, size: tuple[int, int],
                        folder: str) -> None:
     pipeline = cfg.test_dataloader.dataset.pipeline
     (letterbox, ) = (t for t in pipeline if t['type'] == 'Letterbox')

@@ -4,7 +4,7 @@ import importlib
 import json
 import os.path as osp
 from types import ModuleType
-from typing import Any, Dict
+from typing import Any
 
 #: Graph -> names of its inputs and outputs. ``cris`` is the other three in
 #: one file.
@@ -34,13 +34,13 @@ def graph_file(folder: str, graph: str) -> str:
     return osp.join(folder, f'{graph}.onnx')
 
 
-def write_description(folder: str, description: Dict[str, Any]) -> None:
+def write_description(folder: str, description: dict[str, Any]) -> None:
     """Write ``cris.json``, what a runtime must know beside the graphs."""
     with open(osp.join(folder, 'cris.json'), 'w', encoding='utf-8') as file:
         json.dump(description, file, indent=2)
 
 
-def read_description(folder: str) -> Dict[str, Any]:
+def read_description(folder: str) -> dict[str, Any]:
     """Read ``cris.json``.
 
     Raises:

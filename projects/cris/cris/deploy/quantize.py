@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from typing import Dict, Iterable, Iterator, List
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ _QUANTIZED = ('image_encoder', 'decoder')
 class _Feeds:
     """onnxruntime's CalibrationDataReader of what was recorded."""
 
-    def __init__(self, feeds: List[Dict[str, np.ndarray]]):
+    def __init__(self, feeds: list[dict[str, np.ndarray]]):
         self._feeds: Iterator = iter(feeds)
 
     def get_next(self):
@@ -39,7 +39,7 @@ class _Recorder(ExportedCRIS):
 
     def __init__(self, folder: str):
         super().__init__(folder)
-        self.feeds: Dict[str, list] = {part: [] for part in PARTS}
+        self.feeds: dict[str, list] = {part: [] for part in PARTS}
 
     def _run(self, part, **tensors):
         self.feeds[part].append(
@@ -49,7 +49,7 @@ class _Recorder(ExportedCRIS):
 
 @torch.inference_mode()
 def quantize_onnx(folder: str, out: str,
-                  samples: Iterable[Dict[str, Tensor]]) -> None:
+                  samples: Iterable[dict[str, Tensor]]) -> None:
     """Quantise the convolutions and products of an exported model.
 
     Weights are rounded to 8 bits per channel, activations to the ranges that

@@ -3,8 +3,8 @@
 
 Shapes: B images of H x W pixels, E expressions of L tokens.
 """
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -24,12 +24,12 @@ from .files import (
     read_description,
 )
 
-Arrays = Dict[str, np.ndarray]
-Session = Callable[[Arrays], List[np.ndarray]]
+Arrays = dict[str, np.ndarray]
+Session = Callable[[Arrays], list[np.ndarray]]
 
 
 def _open_onnxruntime(path: str, precision: str,
-                      threads: Optional[int]) -> Session:
+                      threads: int | None) -> Session:
     ort = optional_package('onnxruntime')
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
@@ -45,7 +45,7 @@ def _open_onnxruntime(path: str, precision: str,
 
 
 def _open_openvino(path: str, precision: str,
-                   threads: Optional[int]) -> Session:
+                   threads: int | None) -> Session:
     openvino = optional_package('openvino')
     compiled = openvino.Core().compile_model(
         path, 'CPU', {
@@ -55,7 +55,7 @@ def _open_openvino(path: str, precision: str,
         })
     count = len(compiled.outputs)
 
-    def run(feeds: Arrays) -> List[np.ndarray]:
+    def run(feeds: Arrays) -> list[np.ndarray]:
         made = compiled(feeds)
         # The next call writes where these lie.
         return [made[k].astype(np.float32) for k in range(count)]
@@ -71,7 +71,7 @@ BACKENDS = dict(onnxruntime=('fp32', ), openvino=('fp32', 'bf16'))
 def open_graph(path: str,
                backend: str = 'onnxruntime',
                precision: str = 'fp32',
-               threads: Optional[int] = None) -> Session:
+               threads: int | None = None) -> Session:
     """A function from the inputs of a graph, by name, to its outputs.
 
     Args:
@@ -100,7 +100,7 @@ def open_graph(path: str,
             f'{backend} cannot use {path}: {str(error)[:300]}') from error
 
 
-def run_graph(path: str, feeds: Arrays) -> List[np.ndarray]:
+def run_graph(path: str, feeds: Arrays) -> list[np.ndarray]:
     """Outputs of a graph in onnxruntime."""
     return open_graph(path)(feeds)
 
@@ -135,8 +135,8 @@ class ExportedCRIS(CRIS):
                  folder: str,
                  backend: str = 'onnxruntime',
                  precision: str = 'fp32',
-                 threads: Optional[int] = None,
-                 data_preprocessor: Optional[dict] = None):
+                 threads: int | None = None,
+                 data_preprocessor: dict | None = None):
         about = read_description(folder)
         if data_preprocessor is None:
             data_preprocessor = dict(
@@ -173,7 +173,7 @@ class ExportedCRIS(CRIS):
                 'them to that, or export again')
         return self._run('image_encoder', images=images)
 
-    def encode_text(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+    def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`CRIS.encode_text`; L is that of the export."""
         if tokens.shape[1] != self.context_length:
             raise ValueError(
@@ -197,7 +197,7 @@ class ExportedCRIS(CRIS):
             image_index=image_index)
         return logits
 
-    def _run(self, part: str, **tensors: Tensor) -> Tuple[Tensor, ...]:
+    def _run(self, part: str, **tensors: Tensor) -> tuple[Tensor, ...]:
         feeds = {
             name: np.ascontiguousarray(tensors[name].detach().cpu().numpy())
             for name in GRAPHS[part][0]

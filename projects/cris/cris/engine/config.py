@@ -1,13 +1,12 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import os.path as osp
-from typing import Optional
 
 from mmengine.config import Config
 
 
 def load_config(path: str,
-                options: Optional[dict] = None,
-                work_dir: Optional[str] = None) -> Config:
+                options: dict | None = None,
+                work_dir: str | None = None) -> Config:
     """Read a config as the tools do.
 
     Args:

@@ -4,8 +4,9 @@ from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from .cpu import before_torch_2_4
-from .cpu_products import use_onednn
+from cris.models.fast_cpu import use_onednn
+
+from .precision import before_torch_2_4
 
 _DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 PRECISIONS = tuple(_DTYPES)

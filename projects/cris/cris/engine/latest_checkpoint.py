@@ -3,14 +3,13 @@ import logging
 import os.path as osp
 import zipfile
 from glob import escape, glob
-from typing import List, Optional
 
 from mmengine.logging import print_log
 
-from .checkpoint import read_checkpoint
+from cris.io.checkpoints import read_checkpoint
 
 
-def latest_checkpoint(work_dir: str) -> Optional[str]:
+def latest_checkpoint(work_dir: str) -> str | None:
     """The newest checkpoint from which a run can go on.
 
     Broken files, and those without the state of the optimizer such as the
@@ -61,7 +60,7 @@ def can_resume(path: str) -> bool:
     return {'meta', 'state_dict', 'optimizer'} <= checkpoint.keys()
 
 
-def _candidates(work_dir: str) -> List[str]:
+def _candidates(work_dir: str) -> list[str]:
     """Newest first."""
     paths = glob(osp.join(escape(work_dir), '*.pth'))
     pointer = osp.join(work_dir, 'last_checkpoint')

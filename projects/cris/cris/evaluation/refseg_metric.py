@@ -3,13 +3,13 @@
 
 Shapes: a sample of h x w pixels with K expressions.
 """
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 
-from .results_file import check_results_file, describe, write_results_file
+from .results import check_results_file, describe, write_results_file
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -77,15 +77,15 @@ class RefSegMetric(BaseMetric):
 
     def __init__(self,
                  collect_device: str = 'cpu',
-                 prefix: Optional[str] = None,
+                 prefix: str | None = None,
                  *,
-                 threshold: Optional[float] = None,
+                 threshold: float | None = None,
                  inclusive: bool = False,
                  sentences: str = 'all',
-                 gt_size: Optional[Tuple[int, int]] = None,
+                 gt_size: tuple[int, int] | None = None,
                  empty_union: float = 0.0,
                  generalized: bool = False,
-                 out_file: Optional[str] = None):
+                 out_file: str | None = None):
         super().__init__(collect_device=collect_device, prefix=prefix)
         if threshold is not None:
             _check_fraction('threshold', threshold)
@@ -149,7 +149,7 @@ class RefSegMetric(BaseMetric):
                 gt_area=target.sum(axis=(1, 2)))
             self.results.append(entry)
 
-    def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
+    def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Scores of the whole set; writes out_file.
 
         Args:
@@ -200,7 +200,7 @@ class RefSegMetric(BaseMetric):
         # In torch, as the head does it, for the same rounding.
         return (sample['seg_logits']['data'] > self.threshold).cpu().numpy()
 
-    def _choose(self, sample: dict, count: int) -> List[int]:
+    def _choose(self, sample: dict, count: int) -> list[int]:
         """Positions of the expressions that count."""
         if self.sentences == 'all':
             return list(range(count))
@@ -223,7 +223,7 @@ def _check_fraction(name: str, value: float) -> None:
         raise ValueError(f'{name}={value!r} must be a number in [0, 1]')
 
 
-def _resize(masks: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
+def _resize(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     # In integers: a centre may fall exactly between two pixels.
     rows, columns = ((2 * np.arange(n) + 1) * length // (2 * n)
                      for n, length in zip(size, masks.shape[1:], strict=True))

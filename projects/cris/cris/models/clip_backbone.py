@@ -4,7 +4,6 @@
 Shapes: B images of H x W pixels; E expressions of L tokens; D is the width of
 the text transformer, C the dimension of CLIP's joint embedding space.
 """
-from typing import Optional, Tuple
 
 import open_clip
 import torch
@@ -96,13 +95,13 @@ class CLIPBackbone(BaseModule):
     """
 
     def __init__(self,
-                 model_name: Optional[str] = None,
-                 embed_dim: Optional[int] = None,
-                 vision_cfg: Optional[dict] = None,
-                 text_cfg: Optional[dict] = None,
+                 model_name: str | None = None,
+                 embed_dim: int | None = None,
+                 vision_cfg: dict | None = None,
+                 text_cfg: dict | None = None,
                  quick_gelu: bool = True,
                  with_cp: bool = False,
-                 init_cfg: Optional[dict] = None):
+                 init_cfg: dict | None = None):
         super().__init__(init_cfg=init_cfg)
         if init_cfg is not None and init_cfg.get('type') != 'Pretrained':
             raise ValueError("init_cfg of CLIPBackbone must be of type "
@@ -152,7 +151,7 @@ class CLIPBackbone(BaseModule):
                     model_name=self.model_name,
                     quick_gelu=self.quick_gelu))
 
-    def encode_image(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Feature maps of the last three stages.
 
         Args:
@@ -180,7 +179,7 @@ class CLIPBackbone(BaseModule):
         """The stem and the first stage: c2, at stride 4."""
         return self.visual.layer1(self.visual.stem(images))
 
-    def encode_text(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+    def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Features of every word and of the whole sentence.
 
         Args:
@@ -208,7 +207,7 @@ class CLIPBackbone(BaseModule):
         end = words[torch.arange(tokens.shape[0]), tokens.argmax(dim=-1)]
         return words, end @ text.text_projection
 
-    def forward(self, images: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same as :meth:`encode_image`."""
         return self.encode_image(images)
 

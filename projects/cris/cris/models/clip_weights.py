@@ -1,13 +1,12 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """CLIP's weights -> the names and shapes of CLIPBackbone."""
 import os
-from typing import Dict, Optional
 
 import open_clip
 from mmengine.dist import barrier
 from torch import Tensor
 
-from cris.engine import compare_weights, read_checkpoint, state_dict_of
+from cris.io.checkpoints import compare_weights, read_checkpoint, state_dict_of
 
 _TAG_PREFIX = 'open_clip://'
 # CLIP's temperature, sizes that OpenAI stores among the weights, and the
@@ -17,10 +16,10 @@ _NOT_NEEDED = ('logit_scale', 'logit_bias', 'input_resolution',
 
 
 def read_clip_weights(source: str,
-                      wanted: Dict[str, Tensor],
+                      wanted: dict[str, Tensor],
                       *,
-                      model_name: Optional[str] = None,
-                      quick_gelu: bool = True) -> Dict[str, Tensor]:
+                      model_name: str | None = None,
+                      quick_gelu: bool = True) -> dict[str, Tensor]:
     """Read CLIP's weights for a backbone of their size.
 
     Args:
@@ -97,13 +96,13 @@ def _refuse_others(path: str, weights: dict) -> None:
     raise ValueError(f'{path} holds {found}')
 
 
-def _is_tag(source: str, model_name: Optional[str]) -> bool:
+def _is_tag(source: str, model_name: str | None) -> bool:
     return source.startswith(_TAG_PREFIX) or (
         model_name is not None
         and open_clip.pretrained.is_pretrained_cfg(model_name, source))
 
 
-def _download(source: str, model_name: Optional[str],
+def _download(source: str, model_name: str | None,
               quick_gelu: bool) -> str:
     """File of a tag, fetched once by open_clip into its cache."""
     *named, tag = source.removeprefix(_TAG_PREFIX).split('/')

@@ -4,7 +4,6 @@
 Shapes: B images of H x W pixels with K expressions each, E of them in all;
 L tokens.
 """
-from typing import Dict, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,7 @@ from cris.geometry import unletterbox
 
 from .layers import in_autocast
 
-ImageFeatures = Tuple[Tensor, Tensor, Tensor]
+ImageFeatures = tuple[Tensor, Tensor, Tensor]
 
 # Expressions that are decoded at once in evaluation: on a CPU the maps of more
 # than four in fp32, or eight in bf16, leave its cache and take longer each.
@@ -45,8 +44,8 @@ class CRIS(BaseSegmentor):
                  backbone: dict,
                  neck: dict,
                  decode_head: dict,
-                 data_preprocessor: Optional[dict] = None,
-                 init_cfg: Optional[dict] = None):
+                 data_preprocessor: dict | None = None,
+                 init_cfg: dict | None = None):
         if isinstance(data_preprocessor, dict):
             # mmengine finds mmseg's preprocessor only in mmseg's scope.
             data_preprocessor = MODELS.build(data_preprocessor)
@@ -59,7 +58,7 @@ class CRIS(BaseSegmentor):
     def predict_logits(self,
                        images: Tensor,
                        tokens: Tensor,
-                       image_index: Optional[Tensor] = None) -> Tensor:
+                       image_index: Tensor | None = None) -> Tensor:
         """Logits of every expression at a quarter of the images' size.
 
         Args:
@@ -102,14 +101,14 @@ class CRIS(BaseSegmentor):
         c3, c4, c5 = self.backbone.encode_image(images)
         return self.neck.project(c3, c4, c5)
 
-    def encode_text(self, tokens: Tensor) -> Tuple[Tensor, Tensor]:
+    def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Words and sentence, see :meth:`CLIPBackbone.encode_text`."""
         return self.backbone.encode_text(tokens)
 
     def answer(self,
                features: ImageFeatures,
                tokens: Tensor,
-               image_index: Optional[Tensor] = None) -> Tensor:
+               image_index: Tensor | None = None) -> Tensor:
         """Logits of every expression, from images that are encoded already.
 
         Args:
@@ -162,7 +161,7 @@ class CRIS(BaseSegmentor):
             fused, words=words, sentence=sentence, padding_mask=tokens == 0)
 
     def loss(self, inputs: Tensor,
-             data_samples: List[SegDataSample]) -> Dict[str, Tensor]:
+             data_samples: list[SegDataSample]) -> dict[str, Tensor]:
         """Losses of a batch.
 
         Args:
@@ -191,7 +190,7 @@ class CRIS(BaseSegmentor):
             logits, [sample.gt_sem_seg.data for sample in data_samples])
 
     def predict(self, inputs: Tensor,
-                data_samples: List[SegDataSample]) -> List[SegDataSample]:
+                data_samples: list[SegDataSample]) -> list[SegDataSample]:
         """Masks at the images' original size.
 
         Args:
@@ -215,7 +214,7 @@ class CRIS(BaseSegmentor):
                 data=prob > self.decode_head.threshold)
         return data_samples
 
-    def original_size(self, logits: Tensor, ori_shape: Tuple[int,
+    def original_size(self, logits: Tensor, ori_shape: tuple[int,
                                                             int]) -> Tensor:
         """Probabilities of one picture's expressions at its original size.
 
@@ -246,7 +245,7 @@ class CRIS(BaseSegmentor):
             unletterbox(probs[:, 0].detach().cpu().numpy(), *ori_shape))
 
     def _forward(self, inputs: Tensor,
-                 data_samples: List[SegDataSample]) -> Tensor:
+                 data_samples: list[SegDataSample]) -> Tensor:
         if data_samples is None:
             raise TypeError('CRIS needs data_samples with their tokens; of '
                             'images and tokens alone: predict_logits')
@@ -262,7 +261,7 @@ class CRIS(BaseSegmentor):
         return self.backbone.encode_image(inputs)
 
     def encode_decode(self, inputs: Tensor,
-                      batch_data_samples: List[SegDataSample]) -> Tensor:
+                      batch_data_samples: list[SegDataSample]) -> Tensor:
         """Logits at the size of the inputs, ``(E, 1, H, W)``."""
         logits = self._forward(inputs, batch_data_samples)
         return F.interpolate(
@@ -272,7 +271,7 @@ class CRIS(BaseSegmentor):
             align_corners=self.decode_head.align_corners)
 
 
-def _checked_index(image_index: Optional[Tensor], tokens: Tensor,
+def _checked_index(image_index: Tensor | None, tokens: Tensor,
                    num_images: int) -> Tensor:
     if image_index is None:
         if len(tokens) != num_images:

@@ -6,7 +6,6 @@ C channels.
 """
 import math
 from functools import partial
-from typing import Dict, List, Optional
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +104,7 @@ def _attend(attention: nn.MultiheadAttention,
             query: Tensor,
             key: Tensor,
             value: Tensor,
-            padding_mask: Optional[Tensor] = None) -> Tensor:
+            padding_mask: Tensor | None = None) -> Tensor:
     """``attention``, sequence first: ``(N, E, C)`` to the same."""
     if query.device.type != 'cpu' or not torch.is_grad_enabled():
         return attention(
@@ -297,7 +296,7 @@ class VisionLanguageDecoderHead(BaseModule):
                  align_corners: bool = True,
                  target_resize: str = 'nearest',
                  loss_decode: dict = dict(type='TextToPixelContrastiveLoss'),
-                 init_cfg: Optional[dict] = None):
+                 init_cfg: dict | None = None):
         super().__init__(init_cfg=init_cfg)
         if in_channels % 4:
             raise ValueError(
@@ -347,7 +346,7 @@ class VisionLanguageDecoderHead(BaseModule):
                 fused, words=words, padding_mask=padding_mask)
         return self.projector(decoded, sentence)
 
-    def loss(self, logits: Tensor, masks: List[Tensor]) -> Dict[str, Tensor]:
+    def loss(self, logits: Tensor, masks: list[Tensor]) -> dict[str, Tensor]:
         """Losses of a batch.
 
         Args:

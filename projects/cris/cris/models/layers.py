@@ -1,6 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Callable, Iterator, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -102,8 +102,8 @@ class _Masked(torch.autograd.Function):
 
 
 def project_heads(attention: nn.MultiheadAttention,
-                  inputs: Tuple[Tensor, ...],
-                  linear: Callable = F.linear) -> List[Tensor]:
+                  inputs: tuple[Tensor, ...],
+                  linear: Callable = F.linear) -> list[Tensor]:
     """Query, key and value of every head, ``(N, E, C)`` to ``(E, h, N, c)``.
 
     Args:

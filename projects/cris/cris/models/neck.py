@@ -3,7 +3,7 @@
 
 Shapes: B images, E expressions; h x w pixels at stride 16.
 """
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ class CrossModalFPN(BaseModule):
                  out_channels: Sequence[int],
                  *,
                  sentence_channels: int,
-                 init_cfg: Optional[dict] = None):
+                 init_cfg: dict | None = None):
         super().__init__(init_cfg=init_cfg)
         in3, in4, in5 = in_channels
         out3, out4, out5 = out_channels
@@ -71,7 +71,7 @@ class CrossModalFPN(BaseModule):
             CoordConv(out4, out4), conv_bn_relu(out4, out4, 3))
 
     def project(self, c3: Tensor, c4: Tensor,
-                c5: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+                c5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The part that no expression changes: once per image.
 
         Args:

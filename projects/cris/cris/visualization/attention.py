@@ -4,8 +4,9 @@
 Shapes: E expressions of L tokens; N pixels at stride 16 of the input; W words
 of one expression on a picture of h x w pixels.
 """
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, List, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ _FROM_PICTURE = ('Letterbox', 'TokenizeExpressions', 'PackReferInputs')
 
 class WordAttention(NamedTuple):
     """What the decoder looked at for one expression."""
-    words: List[str]  #: with ``<start>`` and ``<end>``, W of them
+    words: list[str]  #: with ``<start>`` and ``<end>``, W of them
     maps: np.ndarray  #: share of each word, float32 (W, h, w) in [0, 1]
     pred: np.ndarray  #: prediction, bool (h, w)
 
@@ -79,7 +80,7 @@ def word_attention(model: nn.Module,
 
 @contextmanager
 def record_attention(model: nn.Module,
-                     layer: int = -1) -> Iterator[List[Tensor]]:
+                     layer: int = -1) -> Iterator[list[Tensor]]:
     """Record a decoder layer's attention to tokens while it runs.
 
     Args:
@@ -122,7 +123,7 @@ def record_attention(model: nn.Module,
             handle.remove()
 
 
-def merge_pieces(attention: Tensor, words: List[slice]) -> Tensor:
+def merge_pieces(attention: Tensor, words: list[slice]) -> Tensor:
     """Add the pieces of each word.
 
     Args:

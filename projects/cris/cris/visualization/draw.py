@@ -3,15 +3,19 @@
 
 Shapes: an image of h x w pixels, K expressions.
 """
+import base64
 import os.path as osp
 import textwrap
-from functools import lru_cache
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from functools import cache
 
 import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from cris.io.files import read_bytes
+from cris.io.images import open_image
 
 PREDICTION = (0, 230, 235)
 GROUND_TRUTH = (255, 220, 0)
@@ -19,7 +23,7 @@ _FONT_SIZE = 15
 _LINE = 19
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font() -> ImageFont.FreeTypeFont:
     # OpenCV's fonts have no letters beyond ASCII.
     return ImageFont.truetype(
@@ -28,8 +32,8 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def draw_masks(image: np.ndarray,
-               gt: Optional[np.ndarray] = None,
-               pred: Optional[np.ndarray] = None) -> np.ndarray:
+               gt: np.ndarray | None = None,
+               pred: np.ndarray | None = None) -> np.ndarray:
     """Tint and outline the prediction, outline the ground truth.
 
     Args:
@@ -64,8 +68,8 @@ def _outline(image: np.ndarray, mask: np.ndarray, color: tuple,
 
 def draw_expressions(image: np.ndarray,
                      expressions: Sequence[str],
-                     gt: Optional[np.ndarray] = None,
-                     pred: Optional[np.ndarray] = None,
+                     gt: np.ndarray | None = None,
+                     pred: np.ndarray | None = None,
                      tile_width: int = 300,
                      columns: int = 4) -> np.ndarray:
     """A sheet with the image and a tile for every expression.
@@ -100,8 +104,8 @@ def draw_expressions(image: np.ndarray,
 
 def draw_expression_tile(image: np.ndarray,
                          expression: str,
-                         gt: Optional[np.ndarray] = None,
-                         pred: Optional[np.ndarray] = None,
+                         gt: np.ndarray | None = None,
+                         pred: np.ndarray | None = None,
                          width: int = 300) -> np.ndarray:
     """One tile: masks on the image, the expression and the IoU below.
 
@@ -177,3 +181,45 @@ def draw_tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
                                         font=_font(),
                                         spacing=3)
     return np.asarray(tile)
+
+
+_TALLEST = 1.5  # times the width
+
+
+def thumbnail(path: str,
+              size: tuple[int, int],
+              gt: np.ndarray | None = None,
+              pred: np.ndarray | None = None,
+              width: int = 260) -> str:
+    """An image file with masks, as the URI of a JPEG.
+
+    Args:
+        path (str): Image file, or value of an official LMDB.
+        size (tuple[int, int]): Height and width that it must have.
+        gt (np.ndarray, optional): Ground truth, ``(h, w)``, not 0 where it is.
+        pred (np.ndarray, optional): Prediction, likewise.
+        width (int): Of the thumbnail, in pixels, at most. Defaults to 260.
+
+    Returns:
+        str: ``data:image/jpeg;base64,...``
+
+    Raises:
+        OSError: If the file cannot be opened.
+        ValueError: If it is no image, too large or of another size.
+    """
+    content = read_bytes(path)
+    open_image(content, path)
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if image is None or image.shape[:2] != tuple(size):
+        raise ValueError(f'{path} cannot be shown: it is broken or not of '
+                         f'{size[0]} x {size[1]} pixels')
+    scale = min(width / size[1], _TALLEST * width / size[0])
+    small = tuple(max(1, round(scale * side)) for side in size[::-1])
+    image = cv2.resize(image[..., ::-1], small, interpolation=cv2.INTER_AREA)
+    gt, pred = (
+        mask if mask is None else cv2.resize(
+            (mask > 0).astype(np.uint8), small) > 0 for mask in (gt, pred))
+    drawn = draw_masks(image, gt, pred)
+    jpeg = cv2.imencode('.jpg', drawn[..., ::-1],
+                        [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()

@@ -1,6 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import os.path as osp
-from typing import Optional, Sequence, Union
+from collections.abc import Sequence
 
 import mmcv
 import numpy as np
@@ -29,8 +29,8 @@ class ReferLocalVisualizer(Visualizer):
 
     def __init__(self,
                  name: str = 'visualizer',
-                 show_dir: Optional[str] = None,
-                 vis_backends: Optional[Sequence[Union[dict, str]]] = None,
+                 show_dir: str | None = None,
+                 vis_backends: Sequence[dict | str] | None = None,
                  **kwargs):
         backends = [
             dict(type=backend) if isinstance(backend, str) else backend
@@ -45,7 +45,7 @@ class ReferLocalVisualizer(Visualizer):
                        data_sample: SegDataSample,
                        show: bool = False,
                        wait_time: float = 0,
-                       out_file: Optional[str] = None,
+                       out_file: str | None = None,
                        step: int = 0,
                        **kwargs) -> None:
         """Draw a sample; with show_dir, every rank writes its share.

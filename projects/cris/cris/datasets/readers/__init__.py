@@ -3,21 +3,19 @@
 
 No reader knows anything of mmengine.
 """
-from ..refer import read_refer
 from .coco import read_coco
 from .jsonl import read_jsonl
 from .official_json import read_official_json
-from .official_lmdb import read_official_lmdb
+from .refer import read_refer
 
 READERS = {
     'refer': read_refer,
     'jsonl': read_jsonl,
     'coco': read_coco,
     'official-json': read_official_json,
-    'official-lmdb': read_official_lmdb,
 }
 
 __all__ = [
     'READERS', 'read_coco', 'read_jsonl', 'read_official_json',
-    'read_official_lmdb', 'read_refer'
+    'read_refer'
 ]

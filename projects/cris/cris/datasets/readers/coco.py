@@ -6,17 +6,23 @@ key its category's name is the expression; then all instances of one category
 in an image are one ref, since the name means all of them.
 Further keys of an annotation: ``ref_id``, ``ann_id``, ``sent_ids``.
 """
-from typing import Dict, List, Sequence, Union
+from collections.abc import Sequence
 
 from ..records import EntryError, RecordBuilder, Records
-from ..refer import by_id, category_names, image_of, load_instances
-from .common import flatten, sentence_ids
-from .jsonl import files_of_splits
+from .shared import (
+    by_id,
+    category_names,
+    files_of_splits,
+    flatten,
+    image_of,
+    load_instances,
+    sentence_ids,
+)
 
 
 def read_coco(ann_file: str,
               img_folder: str,
-              split: Union[None, str, Sequence[str]] = None) -> Records:
+              split: None | str | Sequence[str] = None) -> Records:
     """Read COCO instances with expressions, or with category names as such.
 
     Args:
@@ -78,8 +84,8 @@ def read_coco(ann_file: str,
     return builder.records()
 
 
-def _groups(anns: Dict[Union[int, str], dict],
-            with_expressions: bool) -> List[List[dict]]:
+def _groups(anns: dict[int | str, dict],
+            with_expressions: bool) -> list[list[dict]]:
     """The annotations of each ref."""
     if with_expressions:
         return [[ann] for ann in anns.values() if 'expressions' in ann]
@@ -91,7 +97,7 @@ def _groups(anns: Dict[Union[int, str], dict],
     return list(groups.values())
 
 
-def _union(anns: List[dict]) -> list:
+def _union(anns: list[dict]) -> list:
     parts = []
     for ann in anns:
         part = ann.get('segmentation', [])

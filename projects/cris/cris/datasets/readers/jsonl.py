@@ -8,14 +8,21 @@ union), polygons or RLE as in COCO, or null (no target). Further keys:
 ``sent_ids``, ``image_id``, ``ann_id``, ``category``, ``split``.
 """
 import json
-import os.path as osp
 import reprlib
-from typing import Any, Iterator, List, Sequence, Tuple, Union
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ..masks import Segmentation, to_mask_files
 from ..records import EntryError, RecordBuilder, Records, as_splits
-from ..refer import check_splits
-from .common import ImageFolder, flatten, mask_path, sentence_ids
+from .shared import (
+    ImageFolder,
+    check_splits,
+    files_of_splits,
+    flatten,
+    mask_files,
+    mask_path,
+    sentence_ids,
+)
 
 _KEYS = ('image', 'mask', 'expressions')
 
@@ -23,7 +30,7 @@ _KEYS = ('image', 'mask', 'expressions')
 def read_jsonl(ann_file: str,
                img_folder: str,
                mask_folder: str,
-               split: Union[None, str, Sequence[str]] = None) -> Records:
+               split: None | str | Sequence[str] = None) -> Records:
     """Read images with masks and expressions from JSON lines.
 
     Args:
@@ -43,7 +50,7 @@ def read_jsonl(ann_file: str,
         ValueError: If it is not text, or has no line of the split.
     """
     builder, images = RecordBuilder(), ImageFolder(img_folder)
-    files: List[str] = []
+    files: list[str] = []
     next_id = next_sentence = 0
     for path, name in files_of_splits(ann_file, split):
         entries = list(_lines(builder, path))
@@ -82,39 +89,8 @@ def read_jsonl(ann_file: str,
     return builder.records(files)
 
 
-def files_of_splits(ann_file: str, split: Union[None, str, Sequence[str]]
-                    ) -> Iterator[Tuple[str, Union[None, str]]]:
-    """Annotation files to read, with their split where it is in the name.
-
-    Raises:
-        FileNotFoundError: If one is missing.
-        ValueError: If the name needs a split and none is given.
-    """
-    if '{split}' not in ann_file:
-        pairs = [(ann_file, None)]
-    elif split is None:
-        raise ValueError(f'{ann_file} needs a split')
-    else:
-        pairs = [(ann_file.replace('{split}', name), name)
-                 for name in as_splits(split)]
-    for path, name in pairs:
-        if not (osp.isfile(path) or osp.isdir(path)):  # a pipe would block
-            raise FileNotFoundError(f'annotation file {path} does not exist: '
-                                    'check data_root, ann_file and split')
-        yield path, name
-
-
-def mask_files(segmentation: Segmentation) -> List[str]:
-    """Paths of the mask files of a segmentation."""
-    parts = segmentation if isinstance(segmentation, list) else [segmentation]
-    return [
-        part['mask_file'] for part in parts
-        if isinstance(part, dict) and 'mask_file' in part
-    ]
-
-
 def _lines(builder: RecordBuilder,
-           path: str) -> Iterator[Tuple[int, dict]]:
+           path: str) -> Iterator[tuple[int, dict]]:
     """Numbers, from 1, and entries of the lines that hold one."""
     with open(path, encoding='utf-8-sig') as file:
         try:

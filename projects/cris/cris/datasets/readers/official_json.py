@@ -7,20 +7,27 @@ that ``mask_name`` says. In place of sentences there may be ``prompts``:
 strings in lists and dicts of any shape.
 """
 import reprlib
-from typing import Any, List, Optional, Sequence, Union
+from collections.abc import Sequence
+from typing import Any
 
-from ..files import load_json
+from cris.io.files import load_json
+
 from ..masks import to_mask_files
 from ..records import EntryError, RecordBuilder, Records
-from .common import ImageFolder, flatten, mask_path, sentence_ids
-from .jsonl import files_of_splits
+from .shared import (
+    ImageFolder,
+    files_of_splits,
+    flatten,
+    mask_path,
+    sentence_ids,
+)
 
 
 def read_official_json(ann_file: str,
                        img_folder: str,
                        mask_folder: str,
-                       split: Union[None, str, Sequence[str]] = None,
-                       prompt_keys: Optional[Sequence[str]] = None) -> Records:
+                       split: None | str | Sequence[str] = None,
+                       prompt_keys: Sequence[str] | None = None) -> Records:
     """Read ``anns/<split>.json`` with ``masks/*.png``.
 
     Args:
@@ -39,7 +46,7 @@ def read_official_json(ann_file: str,
         ValueError: If a file is broken or holds no list.
     """
     builder, images = RecordBuilder(), ImageFolder(img_folder)
-    files: List[str] = []
+    files: list[str] = []
     next_id = next_sentence = 0
     for path, name in files_of_splits(ann_file, split):
         entries = load_json(path)
@@ -85,7 +92,7 @@ def _mask_name(entry: dict) -> str:
     return f'{entry["segment_id"]}.png'
 
 
-def _sentences(entry: dict, prompt_keys: Optional[Sequence[str]]) -> tuple:
+def _sentences(entry: dict, prompt_keys: Sequence[str] | None) -> tuple:
     """Sentences of an entry and their ids, None where it has none."""
     if 'sentences' in entry and not prompt_keys:
         sentences = entry['sentences']

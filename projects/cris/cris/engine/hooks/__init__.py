@@ -4,8 +4,9 @@ from .data_timeout_hook import DataTimeoutHook, explain_data_errors
 from .exact_resume_hook import ExactResumeHook
 from .preemption_hook import PreemptionHook
 from .safe_checkpoint_hook import SafeCheckpointHook
+from .visualization_hook import ReferVisualizationHook
 
 __all__ = [
     'CheckLossHook', 'DataTimeoutHook', 'ExactResumeHook', 'PreemptionHook',
-    'SafeCheckpointHook', 'explain_data_errors'
+    'ReferVisualizationHook', 'SafeCheckpointHook', 'explain_data_errors'
 ]

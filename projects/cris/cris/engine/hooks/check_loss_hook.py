@@ -1,7 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import json
 import os.path as osp
-from typing import List, Optional
 
 import torch
 from mmengine.dist import all_reduce
@@ -38,8 +37,8 @@ class CheckLossHook(Hook):
             raise ValueError(f"action={action!r} must be 'stop' or 'skip'")
         self.action = action
         self.max_in_a_row = max_in_a_row
-        self._batch: Optional[dict] = None
-        self._buffers: List[Tensor] = []
+        self._batch: dict | None = None
+        self._buffers: list[Tensor] = []
         self._in_a_row = 0
 
     def before_train(self, runner: Runner) -> None:
@@ -55,7 +54,7 @@ class CheckLossHook(Hook):
     def before_train_iter(self,
                           runner: Runner,
                           batch_idx: int,
-                          data_batch: Optional[dict] = None) -> None:
+                          data_batch: dict | None = None) -> None:
         self._batch = data_batch
         if self.action == 'skip':
             self._buffers = [b.clone() for b in runner.model.buffers()]

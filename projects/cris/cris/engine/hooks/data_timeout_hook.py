@@ -1,13 +1,13 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, List
 
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch.utils.data import DataLoader
 
-from cris.datasets.refcoco import refer_datasets
+from cris.datasets.base import refer_datasets
 
 
 @HOOKS.register_module()
@@ -65,7 +65,7 @@ def explain_data_errors(runner: Runner) -> Iterator[None]:
             'waited.') from error
 
 
-def _files_being_read(runner: Runner) -> List[str]:
+def _files_being_read(runner: Runner) -> list[str]:
     lines = []
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
         if not hasattr(loop, 'dataloader'):  # not built

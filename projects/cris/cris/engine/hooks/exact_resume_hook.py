@@ -1,6 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import random
-from typing import Optional
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmseg.registry import HOOKS
 
-from cris.datasets.refcoco import refer_datasets
+from cris.datasets.base import refer_datasets
 
 _KEY = 'exact_resume'
 
@@ -32,7 +31,7 @@ class ExactResumeHook(Hook):
     priority = 'LOWEST'
 
     def __init__(self):
-        self._resumed: Optional[dict] = None
+        self._resumed: dict | None = None
         self._scored = -1  # epochs trained when the last validation ended
         self._epoch = -1
         self._first_iter = 0  # the iteration with which the epoch began

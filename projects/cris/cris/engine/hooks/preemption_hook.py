@@ -5,8 +5,8 @@ import os.path as osp
 import signal
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.util import Finalize
-from typing import Callable, Optional
 
 import torch
 from mmengine.dist import all_reduce, barrier, is_main_process
@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch import Tensor
 
-from ..atomic_files import use_atomic_files
+from cris.io.atomic import use_atomic_files
 
 #: Exit status after SIGTERM: 128 + 15, as a shell reports it.
 PREEMPTED = 128 + signal.SIGTERM
@@ -103,7 +103,7 @@ class PreemptionHook(Hook):
 class _Shielded:
     """Data workers outlive a SIGTERM to the whole group: they are needed."""
 
-    def __init__(self, init_fn: Optional[Callable], closing: Tensor):
+    def __init__(self, init_fn: Callable | None, closing: Tensor):
         self.init_fn = init_fn
         self.closing = closing
 

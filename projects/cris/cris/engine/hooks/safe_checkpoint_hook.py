@@ -2,14 +2,14 @@
 import os
 import os.path as osp
 from glob import escape, glob
-from typing import Dict, List
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from ..atomic_files import PARTIAL, AtomicBackend, use_atomic_files
+from cris.io.atomic import PARTIAL, AtomicBackend, use_atomic_files
+
 from ..latest_checkpoint import can_resume
 
 # In the message hub, so in checkpoints: files that the best so far replaces.
@@ -19,7 +19,7 @@ _REPLACED = 'replaced_ckpts'
 class _RemovesLater(AtomicBackend):
     """Adds to a list what it was to remove."""
 
-    def __init__(self, paths: List[str]):
+    def __init__(self, paths: list[str]):
         self.paths = paths
 
     def remove(self, filepath: str) -> None:
@@ -84,8 +84,8 @@ class SafeCheckpointHook(CheckpointHook):
             self._remove(self._path(old))
 
     def _save_best_checkpoint(self, runner: Runner,
-                              metrics: Dict[str, float]) -> None:
-        replaced: List[str] = []
+                              metrics: dict[str, float]) -> None:
+        replaced: list[str] = []
         runner.message_hub.update_info(_REPLACED, replaced)
         backend, self.file_backend = self.file_backend, _RemovesLater(replaced)
         try:
@@ -96,14 +96,14 @@ class SafeCheckpointHook(CheckpointHook):
             self._verify(path)
         self._remove_replaced(replaced)
 
-    def _best(self) -> List[str]:
+    def _best(self) -> list[str]:
         if self.save_best is None:
             return []
         paths = ([self.best_ckpt_path] if len(self.key_indicators) == 1 else
                  self.best_ckpt_path_dict.values())
         return [path for path in paths if path]
 
-    def _remove_replaced(self, paths: List[str]) -> None:
+    def _remove_replaced(self, paths: list[str]) -> None:
         for path in paths:
             if path not in self._best():
                 self._remove(path)

@@ -1,0 +1,152 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""A folder of predictions: masks, overlays and one JSON."""
+import os
+import os.path as osp
+from contextlib import suppress
+
+import cv2
+import mmcv
+import numpy as np
+from mmengine.fileio import dump
+from mmengine.utils import mkdir_or_exist
+from pycocotools import mask as coco_mask
+
+from cris.io.files import load_json
+
+
+def write_image(image: np.ndarray, path: str) -> None:
+    """Write a picture, BGR or grey; missing folders are made.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        mmcv.imwrite(image, path)
+    except (OSError, cv2.error) as error:
+        raise OSError(f'cannot write {path}: {error}') from error
+
+
+class PredictionWriter:
+    """Writes predictions into a folder, as they come.
+
+    ``masks/NAME_K.png`` of 0 and 255 for the K-th expression, counted from
+    0; ``overlays/NAME.jpg``; on :meth:`close`, which leaving its ``with``
+    calls, ``predictions.json``. What an earlier run left there stays, but for
+    the answers about pictures that are asked about again.
+
+    Args:
+        out_dir (str): The folder; it is made if need be.
+
+    Raises:
+        OSError: If it cannot be made.
+        ValueError: If its ``predictions.json`` is of something else.
+    """
+
+    def __init__(self, out_dir: str | os.PathLike):
+        self.out_dir = os.fspath(out_dir)
+        try:
+            for part in ('masks', 'overlays'):
+                mkdir_or_exist(osp.join(self.out_dir, part))
+        except OSError as error:
+            raise OSError(
+                f'cannot write into {self.out_dir}: {error}') from error
+        self.path = osp.join(self.out_dir, 'predictions.json')
+        self._earlier: dict[str, list[dict]] = {}
+        self._names = set()
+        for record in self._read_earlier():
+            self._earlier.setdefault(_identity(record), []).append(record)
+            self._names.add(_name(record))
+        self.records: list[dict] = []
+
+    def _read_earlier(self) -> list[dict]:
+        if not osp.isfile(self.path):
+            return []
+        try:
+            records = load_json(self.path)
+            for record in records:
+                _identity(record), _files(record)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'{self.path} is there already and of something '
+                             'else: name another folder') from error
+        return records
+
+    def _forget(self, record: dict) -> None:
+        for file in _files(record):
+            with suppress(FileNotFoundError):
+                os.remove(osp.join(self.out_dir, file))
+        self._names.discard(_name(record))
+
+    def write(self, prediction: dict, overlay: np.ndarray) -> None:
+        """Write the masks and the overlay of one picture.
+
+        Args:
+            prediction (dict): By
+                :func:`cris.apis.predictions.make_prediction`, with ``name``
+                and ``img_path``.
+            overlay (np.ndarray): RGB, uint8.
+        """
+        name, count = prediction['name'], 2
+        identity = _identity(
+            dict(prediction, overlay_file=f'overlays/{name}.jpg'))
+        for record in self._earlier.pop(identity, ()):
+            self._forget(record)
+        while name in self._names:  # a.jpg and a.png
+            name, count = f'{prediction["name"]}_{count}', count + 1
+        self._names.add(name)
+        answers = []
+        for k, (expression, score, box, rle) in enumerate(
+                zip(*(prediction[key]
+                      for key in ('expressions', 'scores', 'boxes', 'rles')),
+                    strict=True)):
+            mask_file = f'masks/{name}_{k}.png'
+            write_image(255 * coco_mask.decode(rle),
+                        osp.join(self.out_dir, mask_file))
+            answers.append(
+                dict(
+                    expression=expression,
+                    score=float(score),
+                    box=box.tolist(),
+                    rle=rle,
+                    mask_file=mask_file))
+        overlay_file = f'overlays/{name}.jpg'
+        write_image(overlay[..., ::-1], osp.join(self.out_dir, overlay_file))
+        record = {
+            key: prediction[key]
+            for key in ('img_path', 'height', 'width', 'threshold')
+        }
+        self.records.append(
+            dict(
+                record, overlay_file=overlay_file, answers=answers))
+
+    def close(self) -> str:
+        """Write ``predictions.json``, a list with one entry per picture.
+
+        Returns:
+            str: Its path.
+        """
+        dump([*sum(self._earlier.values(), []), *self.records], self.path)
+        return self.path
+
+    def __enter__(self) -> 'PredictionWriter':
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def _identity(record: dict) -> str:
+    """The picture that it is of; of an array only a name is known."""
+    path = record['img_path']
+    return osp.abspath(path) if path else record['overlay_file']
+
+
+def _name(record: dict) -> str:
+    return osp.splitext(osp.basename(record['overlay_file']))[0]
+
+
+def _files(record: dict) -> list[str]:
+    """Its masks and overlay; a record of a stranger must not name others."""
+    return [f'overlays/{osp.basename(record["overlay_file"])}'] + [
+        f'masks/{osp.basename(answer["mask_file"])}'
+        for answer in record['answers']
+    ]

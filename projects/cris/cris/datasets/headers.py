@@ -1,0 +1,72 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Image files of records, verified by their headers."""
+import os
+import os.path as osp
+
+from cris.io.files import safe_join
+from cris.io.images import image_size
+
+from .records import Fault
+
+
+def check_headers(images: list[dict],
+                  folder: str,
+                  read: bool = True) -> list[Fault]:
+    """Faults of the image files of records, at most one per image.
+
+    Args:
+        images (list[dict]): Records.
+        folder (str): Where the images lie.
+        read (bool): Whether to read headers, or only to look for the files.
+
+    Returns:
+        list[Fault]: Missing files, files that are no images or end too early,
+        sizes that are not the annotated ones, too many pixels, links out of
+        the folder. ``where`` is the file name of the image.
+    """
+    # One listing of a folder instead of a question per file.
+    listed: dict[str, set[str]] = {}
+    faults = []
+    for image in images:
+        if 'img_path' in image:  # inside an LMDB, whose reader has looked
+            continue
+        path = osp.join(folder, image['file_name'])
+        parent, name = osp.split(path)
+        if parent not in listed:
+            listed[parent] = set(
+                os.listdir(parent) if osp.isdir(parent) else ())
+        if name not in listed[parent]:
+            faults.append(
+                Fault('missing-image', image['file_name'],
+                      f'image file {path} does not exist'))
+        elif read and (fault := header_fault(image, folder)):
+            faults.append(fault)
+    return faults
+
+
+def header_fault(image: dict, folder: str) -> Fault | None:
+    """What is wrong with an image file, as far as its header tells."""
+    name, annotated = image['file_name'], (image['height'], image['width'])
+    try:
+        path = safe_join(folder, name)
+    except ValueError as error:
+        return Fault('unsafe-name', name, str(error))
+    try:
+        size = image_size(path)
+    except OSError as error:
+        return Fault('bad-image', name,
+                     f'image file {path} cannot be opened: {error}')
+    except ValueError as error:
+        kind = 'image-too-large' if 'limit' in str(error) else 'bad-image'
+        return Fault(kind, name, str(error))
+    if size != annotated:
+        return Fault('image-size', name, size_message(path, size, annotated))
+    return None
+
+
+def size_message(path: str, size: tuple, annotated: tuple) -> str:
+    """How the size of an image differs from what its annotations say."""
+    return (f'{path} is of size {size}, but its annotations are for '
+            f'{annotated} (height, width)' +
+            ('; the two are swapped: its EXIF orientation was applied when '
+             'one of them was made' if size == annotated[::-1] else ''))

@@ -1,0 +1,100 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""What the training process and its data workers tell each other."""
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import numpy as np
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.dist import get_rank
+from mmseg.registry import DATA_SAMPLERS
+from torch.utils.data import get_worker_info
+
+_MAX_WORKERS = 256
+
+
+class WorkerState:
+    """The epoch, told to the workers; the samples they read, told by them.
+
+    Persistent workers live through many epochs, so that the epoch can only
+    reach them through memory that is shared.
+    """
+
+    def __init__(self):
+        self._state = torch.full((2 + _MAX_WORKERS, ), -1, dtype=torch.int64)
+        self._seeded = False
+        self._rank = get_rank()  # a worker that is spawned does not know it
+
+    def share(self) -> None:
+        """To be called before workers start; doing it twice is harmless."""
+        self._state.share_memory_()
+
+    def set_epoch(self, seed: int, epoch: int) -> None:
+        """From now on samples are drawn as this epoch of this run wants."""
+        self.share()
+        self._state[0], self._state[1] = seed, epoch
+
+    def seed(self, index: int) -> None:
+        """Seed the generators that transforms draw from.
+
+        If the epoch has been told, they are a function of the run's seed,
+        the epoch and the sample: neither the worker that reads it matters nor
+        what was read before, so that a resumed run draws the same. If not, a
+        worker is seeded once: mmengine gives it the same number at every
+        start, with which every epoch of fresh workers would be alike; the
+        seed that PyTorch hands to it is new each time.
+
+        Args:
+            index (int): Of the sample in its data set.
+        """
+        seed, epoch = self._state[:2].tolist()
+        if epoch >= 0:
+            _seed_generators((seed, epoch, index))
+        elif not self._seeded and (worker := get_worker_info()):
+            _seed_generators((worker.seed, self._rank))
+            self._seeded = True
+
+    @contextmanager
+    def reading(self, index: int) -> Iterator[None]:
+        """Note which sample this worker is at."""
+        worker = get_worker_info()
+        if worker is None or worker.id >= _MAX_WORKERS:
+            yield
+            return
+        self._state[2 + worker.id] = index
+        yield
+        self._state[2 + worker.id] = -1
+
+    def samples_being_read(self) -> dict[int, int]:
+        """Indices of samples, by the workers that are at them."""
+        at = self._state[2:].tolist()
+        return {worker: index for worker, index in enumerate(at) if index >= 0}
+
+
+def _seed_generators(numbers: tuple) -> None:
+    first, second = np.random.SeedSequence(numbers).generate_state(2)
+    np.random.seed(first)
+    random.seed(int(second))
+    # torch.manual_seed would visit the devices, too: 1 ms for nothing here.
+    torch.default_generator.manual_seed(int(second))
+
+
+@DATA_SAMPLERS.register_module()
+class ResumableSampler(DefaultSampler):
+    """mmengine's, which can also begin in the middle of an epoch."""
+
+    _skipped = 0
+
+    def skip(self, num_samples: int) -> None:
+        """Leave out the first samples of this rank, in the next epoch only.
+
+        Args:
+            num_samples (int): Samples of this rank that were seen already.
+        """
+        self._skipped = num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        skipped, self._skipped = self._skipped, 0
+        return islice(super().__iter__(), skipped, None)

@@ -1,0 +1,164 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""RefShapes: a synthetic data set for referring image segmentation.
+
+Pictures of coloured shapes on muted textures, written in the layout of the
+REFER data sets (``instances.json`` in COCO format and ``refs(unc).p``), so
+that the reader for RefCOCO reads them, too. The pictures come from
+:mod:`cris.datasets.refshapes.scenes`; what the sentences mean is defined in
+:mod:`cris.datasets.refshapes.expressions`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from .expressions import make_refs
+from .scenes import (
+    SHAPES,
+    Scene,
+    encode_outline,
+    mask_center,
+    paint_scene,
+    sample_scene,
+)
+
+SPLITS = ('train', 'val', 'testA', 'testB')
+MAX_IMAGES = 1_000_000
+ANNOTATION_FILES = ('instances.json', 'refs(unc).p')
+
+
+def sample_picture(seed: int, split: str, number: int) -> tuple[
+        Scene, np.ndarray, np.random.Generator]:
+    """Make one picture, independently of all others.
+
+    Args:
+        seed: Seed of the data set.
+        split: One of ``SPLITS``.
+        number: Number of the picture in its split, from 0.
+
+    Returns:
+        The scene, its picture (H, W, 3) in BGR, and the random generator to
+        go on with for the sentences.
+    """
+    rng = np.random.default_rng([seed, SPLITS.index(split), number])
+    scene = sample_scene(rng)
+    return scene, paint_scene(scene, rng), rng
+
+
+def annotate(scene: Scene, image_id: int) -> list[dict[str, Any]]:
+    """Describe the objects of a scene as COCO annotations.
+
+    Args:
+        scene: The scene.
+        image_id: Id of its picture; annotation ids derive from it.
+
+    Returns:
+        Annotations, with ``attributes`` as an extra key. The segmentation is
+        a polygon, or for an object that is partly hidden a compressed RLE.
+    """
+    annotations = []
+    for i, item in enumerate(scene.objects):
+        mask = scene.labels == i + 1
+        if mask.sum() < scene.areas[i]:
+            rle = mask_utils.encode(np.asfortranarray(mask, np.uint8))
+            segmentation = {'size': [int(side) for side in rle['size']],
+                            'counts': rle['counts'].decode()}
+        else:
+            segmentation = [item.polygon.ravel().tolist()]
+            rle = encode_outline(item.polygon, mask.shape)
+        center = mask_center(mask_utils.decode(rle))
+        annotations.append({
+            'id': image_id * 10 + i, 'image_id': image_id,
+            'category_id': SHAPES.index(item.shape) + 1,
+            'bbox': mask_utils.toBbox(rle).tolist(),
+            'area': float(mask_utils.area(rle)), 'iscrowd': 0,
+            'segmentation': segmentation,
+            'attributes': {'color': item.color, 'shape': item.shape,
+                           'size': item.size,
+                           'center': [round(value, 2) for value in center]},
+        })
+    return annotations
+
+
+def write_refshapes(
+        out_dir: str | os.PathLike[str], num_train: int, num_eval: int = 200,
+        seed: int = 0,
+        progress: Callable[[list[Any]], Iterable[Any]] = iter,
+) -> dict[str, dict[str, int]]:
+    """Write a RefShapes data set in the REFER layout.
+
+    The pictures come first and the annotations last, so that a set without
+    annotations is one that was not finished; it may be written again.
+
+    Args:
+        out_dir: Directory to write to; made if missing.
+        num_train: Number of pictures in train, at least 1.
+        num_eval: Number of pictures in each of val, testA and testB, at
+            least 1.
+        seed: Seed, at least 0. The same seed gives the same bytes, and the
+            pictures of a split do not depend on the numbers of pictures.
+        progress: Wraps the list of pictures to do, e.g. ``tqdm.tqdm``.
+
+    Returns:
+        For each split the numbers of 'images', 'refs' and 'sentences'.
+
+    Raises:
+        ValueError: If a number is out of range.
+        FileExistsError: If the directory holds annotations already.
+    """
+    out_dir = Path(out_dir)
+    counts = dict.fromkeys(SPLITS, num_eval) | {'train': num_train}
+    if not all(1 <= count <= MAX_IMAGES for count in counts.values()):
+        raise ValueError(
+            f'num_train ({num_train}) and num_eval ({num_eval}) must be '
+            f'from 1 to {MAX_IMAGES}')
+    if seed < 0:
+        raise ValueError(f'seed must be at least 0, but is {seed}')
+    for name in ANNOTATION_FILES:
+        if (out_dir / name).exists():
+            raise FileExistsError(f'{out_dir / name} exists already: remove '
+                                  f'it or choose another directory')
+    (out_dir / 'images').mkdir(parents=True, exist_ok=True)
+    images, annotations, refs = [], [], []
+    jobs = [(split, i) for split in SPLITS for i in range(counts[split])]
+    for split, number in progress(jobs):
+        scene, picture, rng = sample_picture(seed, split, number)
+        height, width = scene.labels.shape
+        # Ids by split, so that the size of one leaves the others alone.
+        image = {'id': (SPLITS.index(split) + 1) * MAX_IMAGES + number,
+                 'file_name': f'{split}_{number:06d}.jpg',
+                 'height': height, 'width': width}
+        # Not cv2.imwrite, which fails silently.
+        (out_dir / 'images' / image['file_name']).write_bytes(cv2.imencode(
+            '.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+        found = annotate(scene, image['id'])
+        images.append(image)
+        annotations += found
+        refs += make_refs(found, image, split, rng)
+    instances = {
+        'info': {'description': 'RefShapes', 'seed': seed},
+        'images': images, 'annotations': annotations,
+        'categories': [{'id': i + 1, 'name': shape, 'supercategory': 'shape'}
+                       for i, shape in enumerate(SHAPES)]}
+    contents = (json.dumps(instances, separators=(',', ':')).encode(),
+                pickle.dumps(refs, protocol=2))
+    # Each file appears only when it is complete.
+    for name, content in zip(ANNOTATION_FILES, contents, strict=True):
+        part = out_dir / f'{name}.part'
+        part.write_bytes(content)
+        part.replace(out_dir / name)
+    summary = {split: {'images': counts[split], 'refs': 0, 'sentences': 0}
+               for split in SPLITS}
+    for ref in refs:
+        summary[ref['split']]['refs'] += 1
+        summary[ref['split']]['sentences'] += len(ref['sentences'])
+    return summary

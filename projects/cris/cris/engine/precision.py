@@ -1,0 +1,71 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Mixed precision where mmengine has none: on a CPU."""
+import logging
+from contextlib import contextmanager
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
+from mmengine.utils import digit_version
+from mmseg.registry import OPTIM_WRAPPERS
+from torch import nn
+
+
+@OPTIM_WRAPPERS.register_module()
+class BFloat16OptimWrapper(OptimWrapper):
+    """Mixed precision in bfloat16, on any device.
+
+    mmengine's AmpOptimWrapper refuses a CPU. Bfloat16 has the range of fp32,
+    so no loss scaling is needed.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        device = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(
+                device, torch.bfloat16):
+            yield
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor is faster in bfloat16 than in fp32.
+
+    Before torch 2.4 CPU autocast leaves the mask of attention in fp32, which
+    attention refuses.
+    """
+    return (not before_torch_2_4() and torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def before_torch_2_4() -> bool:
+    """Whether mixed precision and fused Adam do not fit CPUs yet."""
+    return digit_version(torch.__version__) < digit_version('2.4')
+
+
+def avoid_fused(cfg: Config) -> None:
+    """Drop ``fused=True`` of the optimizer, unknown to CPUs before torch 2.4.
+
+    Args:
+        cfg (Config): Of the run; ``optim_wrapper`` is changed.
+    """
+    if before_torch_2_4():
+        cfg.optim_wrapper.optimizer.pop('fused', None)
+
+
+def use_bfloat16(cfg: Config) -> None:
+    """Replace mmengine's AmpOptimWrapper, which refuses a CPU.
+
+    Args:
+        cfg (Config): Of the run; ``optim_wrapper`` is changed to bfloat16,
+            or to fp32 where the processor would only emulate it.
+    """
+    wrapper = cfg.optim_wrapper
+    wrapper.type = 'BFloat16OptimWrapper'
+    if not has_bfloat16():
+        wrapper.type = 'OptimWrapper'
+        print_log(
+            'This processor has no bfloat16: training goes on in fp32.',
+            level=logging.WARNING)
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(key, None)

@@ -1,0 +1,227 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""One page that shows where a model is right and where it is wrong.
+
+Shapes: N expressions, in the order of the results file.
+"""
+import base64
+import hashlib
+import os
+import os.path as osp
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+from breakdown import (
+    Bin,
+    by_area,
+    by_length,
+    choose_samples,
+    score,
+    target_share,
+    worst_words,
+)
+from jinja2 import Environment, FileSystemLoader
+from matplotlib.figure import Figure
+
+from cris.datasets.masks import decode_mask
+from cris.evaluation.results import read_results_file
+from cris.io.files import safe_join
+from cris.io.images import check_pixels
+from cris.version import __version__
+from cris.visualization.draw import cut, thumbnail
+
+#: What the filter by word can find; of more expressions, evenly chosen.
+MAX_FILTERED = 50_000
+_LONGEST = 200  # characters of a sentence on the page
+_FILTER_PICTURES = 120
+
+
+def write_report(results: str,
+                 out: str,
+                 img_root: str | None = None,
+                 num_samples: int = 8,
+                 title: str | None = None) -> list[str]:
+    """Write a self-contained HTML page about a results file.
+
+    Args:
+        results (str): What ``tools/test.py --results`` wrote.
+        out (str): The page; missing folders are made.
+        img_root (str, optional): Where the images are now, by their file
+            names. None looks where the results say. Defaults to None.
+        num_samples (int): Of the best, median and worst, each.
+            Defaults to 8.
+        title (str, optional): For instance the model and the split. Defaults
+            to the name of the file.
+
+    Returns:
+        list[str]: Why pictures are missing, a line for each.
+
+    Raises:
+        FileNotFoundError: If the results do not exist.
+        ValueError: If they are not what ``tools/test.py`` writes.
+    """
+    records = read_results_file(results)
+    iou = np.array([record['iou'] for record in records])
+    faults = []
+    groups = {
+        name: list(_figures(records, indices, img_root, faults))
+        for name, indices in choose_samples(records, num_samples).items()
+    }
+    filtered = _evenly(len(records), MAX_FILTERED)
+    ranked = filtered[np.argsort(iou[filtered], kind='stable')]
+    pictured = ranked[_evenly(len(ranked), _FILTER_PICTURES)]
+    position = {int(i): k for k, i in enumerate(filtered)}
+    pictures = {
+        position[figure['index']]: figure['picture']
+        for figure in _figures(records, pictured, img_root, faults)
+        if figure['picture']
+    }
+    environment = Environment(
+        loader=FileSystemLoader(osp.dirname(__file__)),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True)
+    environment.filters['sha256'] = _sha256
+    page = environment.get_template('page.html').render(
+        title=title or osp.basename(results),
+        version=__version__,
+        total=len(records),
+        num_images=len({record['img_path'] for record in records}),
+        scores=score(records),
+        charts=_charts(records, iou),
+        groups=groups,
+        faults=faults,
+        words=worst_words(records),
+        data=dict(
+            sentences=[
+                cut(records[i]['expression'], _LONGEST) for i in filtered
+            ],
+            iou=np.round(100 * iou[filtered], 1).tolist(),
+            pictures=pictures,
+            mean=100 * iou.mean()))
+    os.makedirs(osp.dirname(out) or '.', exist_ok=True)
+    with open(out, 'w', encoding='utf-8', errors='replace') as file:
+        file.write(page)
+    return faults
+
+
+def _evenly(length: int, count: int) -> np.ndarray:
+    """At most count of the positions 0 ... length - 1, with both ends."""
+    return np.unique(
+        np.linspace(0, length - 1, min(length, count)).round().astype(int))
+
+
+def _figures(records: Sequence[dict], indices: Sequence[int],
+             img_root: str | None, faults: list[str]) -> Iterator[dict]:
+    for i in indices:
+        record, picture = records[i], None
+        try:
+            picture = _picture(record, img_root)
+        except (OSError, ValueError) as error:
+            if str(error) not in faults:
+                faults.append(str(error))
+        yield dict(
+            index=int(i),
+            picture=picture,
+            sentence=cut(record['expression'], _LONGEST),
+            iou=100 * record['iou'],
+            score=record.get('score'),
+            share=target_share(record),
+            file=osp.basename(record['img_path'] or ''))
+
+
+def _picture(record: dict, img_root: str | None) -> str:
+    path, size = record['img_path'], (record['height'], record['width'])
+    if not path:
+        raise ValueError('the results do not name the images')
+    if not record.get('gt_rle') or not record.get('pred_rle'):
+        raise ValueError('the results hold no masks: write them again with '
+                         'tools/test.py --results')
+    check_pixels(*size, path)
+    gt, pred = (
+        decode_mask(dict(size=list(size), counts=record[key]), *size)
+        for key in ('gt_rle', 'pred_rle'))
+    if img_root is not None:
+        path = safe_join(img_root, osp.basename(path))
+    if not osp.isfile(path):
+        raise FileNotFoundError(f'the image {path} does not exist: name the '
+                                'folder where it is with --img-root')
+    return thumbnail(path, size, gt, pred)
+
+
+def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
+    style = {
+        'svg.fonttype': 'none',  # text of the browser's own fonts
+        'svg.hashsalt': 'cris',  # the same page every time
+        'font.family': 'sans-serif',
+        'axes.spines.top': False,
+        'axes.spines.right': False,
+        'text.color': '#1f2933',
+        'axes.labelcolor': '#1f2933',
+        'axes.edgecolor': '#9aa5b1',
+        'xtick.color': '#52606d',
+        'ytick.color': '#52606d'
+    }
+    with matplotlib.rc_context(style):
+        return dict(
+            histogram=_histogram(iou),
+            length=_curve(by_length(records), 'words in the expression'),
+            area=_curve(
+                by_area(records),
+                'ground truth in percent of the image (logarithmic steps)'))
+
+
+def _histogram(iou: np.ndarray) -> str:
+    figure = Figure((8, 2.8), layout='constrained')
+    axes = figure.subplots()
+    axes.hist(
+        100 * iou, np.arange(0, 101, 5), color='#2f6fab', edgecolor='white')
+    axes.set(
+        xlabel='IoU in percent (bars of 5)',
+        ylabel='expressions',
+        xlim=(0, 100),
+        xticks=range(0, 101, 10))
+    axes.axvline(100 * iou.mean(), color='#c4501b', linewidth=1.5)
+    axes.annotate(
+        f'mean {100 * iou.mean():.1f}', (100 * iou.mean(), 1), (4, -4),
+        xycoords=('data', 'axes fraction'),
+        textcoords='offset points',
+        va='top',
+        color='#c4501b')
+    return _svg(figure)
+
+
+def _curve(bins: Sequence[Bin], label: str) -> str:
+    figure = Figure((8, 3.6), layout='constrained')
+    upper, lower = figure.subplots(
+        2, sharex=True, height_ratios=(3, 1))
+    positions = np.arange(len(bins))
+    upper.errorbar(
+        positions, [b.mean for b in bins], [b.margin for b in bins],
+        color='#2f6fab', marker='o', capsize=3, elinewidth=1)
+    upper.set(ylabel='mean IoU in percent', ylim=(0, 100))
+    upper.grid(axis='y', color='#e4e7eb')
+    bars = lower.bar(positions, [b.count for b in bins], color='#9aa5b1')
+    lower.bar_label(bars, [f'{b.count:,}' for b in bins], padding=1)
+    lower.set(
+        xlabel=label,
+        ylabel='count',
+        yticks=[],
+        xticks=positions,
+        xticklabels=[b.label for b in bins])
+    lower.margins(y=.35)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    file = BytesIO()
+    figure.savefig(file, format='svg', metadata=dict(Date=None))
+    return ('data:image/svg+xml;base64,' +
+            base64.b64encode(file.getvalue()).decode())
+
+
+def _sha256(text: str) -> str:
+    """How a content security policy names a script."""
+    digest = hashlib.sha256(str(text).encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
