@@ -14,7 +14,6 @@ import cris
 from cris.datasets.tokenizer import tokenize
 from cris.engine import optimize_for_inference
 from cris.engine.precision import before_torch_2_4, has_bfloat16
-from cris.models.fast_cpu import linear, use_onednn
 
 ZOO = 'cris_tiny_1xb8-3e_refshapes-160x160'
 needs_bfloat16 = pytest.mark.skipif(
@@ -68,41 +67,6 @@ def test_bf16_keeps_logits_in_fp32(model, batch):
     assert fast.encode_image(batch[0])[0].dtype == torch.bfloat16
     error = (logits - expected).abs().mean()
     assert 0 < error < 0.03 * expected.abs().mean()
-
-
-def test_linear_layers_as_convolutions():
-    torch.manual_seed(0)
-    layer = nn.Linear(5, 7)
-    for shape in ((3, 5), (100, 5), (20, 6, 5)):
-        x = torch.randn(shape)
-        torch.testing.assert_close(
-            linear(x, layer.weight, layer.bias), layer(x))
-
-
-@pytest.mark.parametrize('word_channels', [16, 12])
-@pytest.mark.parametrize('masked', ['keys', 'scores', 'both', 'neither'])
-@torch.no_grad()
-def test_attention_by_convolutions(word_channels, masked):
-    torch.manual_seed(0)
-    attention = nn.MultiheadAttention(
-        16, 4, kdim=word_channels, vdim=word_channels).eval()
-    nn.init.normal_(attention.in_proj_bias)
-    query = torch.randn(90, 3, 16)
-    words = torch.randn(40, 3, word_channels)
-    masks = {}
-    if masked in ('keys', 'both'):
-        masks['key_padding_mask'] = torch.arange(40) > torch.tensor(
-            [[39], [5], [20]])
-    if masked in ('scores', 'both'):
-        masks['attn_mask'] = torch.ones(90, 40).tril().log()
-    args = (query, words, words)
-    plain = attention(*args, **masks, need_weights=False)[0]
-    _, weights = attention(*args, need_weights=True)
-    use_onednn(attention)
-    assert attention.forward.func.__module__ == 'cris.engine.cpu_products'
-    torch.testing.assert_close(
-        attention(*args, **masks, need_weights=False)[0], plain)
-    torch.testing.assert_close(attention(*args)[1], weights)
 
 
 @torch.inference_mode()

@@ -259,5 +259,5 @@ def test_a_single_expression_cannot_be_trained(tiny):
 
 
 def test_images_without_expressions(tiny):
-    with pytest.raises(TypeError, match='needs data_samples with their tok'):
+    with pytest.raises(TypeError, match='needs data_samples with tokens'):
         tiny(torch.zeros(1, 3, 64, 64))

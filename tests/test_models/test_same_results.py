@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""What is computed in another way for speed or memory gives the same."""
+"""Faster or smaller ways to compute the same."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,12 +8,18 @@ from mmengine.config import Config
 from mmseg.registry import MODELS
 from torch import nn
 
-from cris.models.decode_head import (
-    TextToPixelProjector,
-    VisionLanguageDecoder,
-    _attend,
+from cris.models.decoder import VisionLanguageDecoder
+from cris.models.fast_cpu import (
+    ConvAttention,
+    ConvLinear,
+    FastDropout,
+    FoldedProjector,
+    FusedAttention,
+    ProductAttention,
+    conv_of_upsampled,
+    optimize_for_cpu_training,
 )
-from cris.models.layers import Dropout, conv_of_upsampled
+from cris.models.projector import TextToPixelProjector
 
 TINY = Config.fromfile(REPO / 'configs/_base_/models/cris_tiny.py').model
 
@@ -42,53 +48,110 @@ def test_gradients_of_conv_of_upsampled():
 
 
 @pytest.mark.parametrize('text_kernel', [True, False])
-def test_projector_is_the_official_one(text_kernel):
+def test_folded_projector(text_kernel):
     torch.manual_seed(0)
-    projector = TextToPixelProjector(
+    plain = TextToPixelProjector(
         8, sentence_channels=5, kernel_size=3, text_kernel=text_kernel)
     decoded, sentence = torch.randn(3, 8, 6, 7), torch.randn(3, 5)
+    fast = FoldedProjector(plain)
+    assert fast.state_dict().keys() == plain.state_dict().keys()
     for mode in (True, False):
-        projector.train(mode)
-        expected = projector.respond(projector.upsample(decoded), sentence)
-        close(
-            projector(decoded, sentence), expected, rtol=1e-4, atol=1e-5)
+        outputs = []
+        for projector in (plain, fast):
+            projector.train(mode).zero_grad()
+            out = projector(decoded, sentence)
+            out.square().sum().backward()
+            outputs.append([out, *(p.grad for p in projector.parameters())])
+        for ours, expected in zip(*outputs, strict=True):
+            assert (ours - expected).norm() <= 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize('masked', [False, True])
-def test_attention_in_training(masked):
+MASKS = {
+    'neither': {},
+    'keys': dict(
+        key_padding_mask=torch.arange(40) > torch.tensor([[39], [5], [20]])),
+    'scores': dict(attn_mask=torch.ones(90, 40).tril().log()),
+}
+MASKS['both'] = {**MASKS['keys'], **MASKS['scores']}
+
+
+@pytest.mark.parametrize('word_channels', [16, 12])
+@pytest.mark.parametrize('masks', MASKS)
+@pytest.mark.parametrize('fast',
+                         [FusedAttention, ConvAttention, ProductAttention])
+def test_attention(fast, masks, word_channels):
     torch.manual_seed(0)
-    attention = nn.MultiheadAttention(16, 2, kdim=12, vdim=12, dropout=0.0)
-    query, words = torch.randn(6, 3, 16), torch.randn(5, 3, 12)
-    padding = None
-    if masked:
-        padding = torch.arange(5).expand(3, 5) >= torch.tensor([[2], [5], [1]])
+    plain = nn.MultiheadAttention(
+        16, 4, kdim=word_channels, vdim=word_channels, batch_first=True)
+    nn.init.normal_(plain.in_proj_bias)
+    query, words = torch.randn(3, 90, 16), torch.randn(3, 40, word_channels)
+    masks = dict(MASKS[masks], need_weights=False)
     outputs = []
-    for forward in (_attend, _pytorchs):
+    for attention in (plain, fast(plain)):
         attention.zero_grad()
-        out = forward(attention, query, words, words, padding)
+        out, weights = attention(query, words, words, **masks)
+        assert weights is None
         out.square().sum().backward()
         outputs.append([out, *(p.grad for p in attention.parameters())])
+        with torch.no_grad():
+            outputs[-1].append(attention(query, words, words, **masks)[0])
     for ours, expected in zip(*outputs, strict=True):
-        close(ours, expected)
+        close(ours, expected, rtol=1e-4, atol=1e-4)
+    _, weights = fast(plain)(query, words, words)
+    close(weights, plain(query, words, words)[1])
 
 
 def test_dropout_of_attention():
     torch.manual_seed(0)
-    attention = nn.MultiheadAttention(16, 2, dropout=0.5)
-    x = torch.randn(6, 3, 16)
-    assert not torch.equal(*(_attend(attention, x, x, x) for _ in range(2)))
+    plain = nn.MultiheadAttention(16, 2, dropout=0.5, batch_first=True)
+    attention = ProductAttention(plain)
+    x = torch.randn(3, 6, 16)
+    first, second = (attention(x, x, x, need_weights=False)[0]
+                     for _ in range(2))
+    assert not torch.equal(first, second)
     attention.eval()
-    close(_attend(attention, x, x, x), _pytorchs(attention, x, x, x, None))
+    close(
+        attention(x, x, x, need_weights=False)[0],
+        plain.eval()(x, x, x)[0])
 
 
-def _pytorchs(attention, query, key, value, padding_mask):
-    return attention(query, key, value, key_padding_mask=padding_mask)[0]
+@pytest.mark.parametrize('shape', [(3, 5), (100, 5), (20, 6, 5)])
+def test_linear_layers_as_convolutions(shape):
+    torch.manual_seed(0)
+    plain = nn.Linear(5, 7)
+    x = torch.randn(shape)
+    close(ConvLinear(plain)(x), plain(x))
+
+
+def test_a_training_step_of_the_swapped_model():
+    """Parameters are shared, names stay, results and gradients are equal."""
+    torch.manual_seed(0)
+    model = MODELS.build(TINY).train()
+    names = list(model.state_dict())
+    images = torch.randn(2, 3, 64, 96)
+    tokens = torch.randint(1, 49000, (3, 9))
+    index = torch.tensor([0, 1, 1])
+    outputs = []
+    for swap in (False, True):
+        if swap:
+            optimize_for_cpu_training(model)
+        model.zero_grad()
+        logits = model.predict_logits(images, tokens, index)
+        logits.square().mean().backward()
+        outputs.append(
+            [logits.detach(), *(p.grad for p in model.parameters())])
+    assert list(model.state_dict()) == names
+    kinds = {type(module) for module in model.modules()}
+    assert {FastDropout, FoldedProjector, ProductAttention} <= kinds
+    assert not {nn.Dropout, nn.MultiheadAttention} & kinds
+    for fast, plain in zip(*outputs, strict=True):
+        assert (fast - plain).norm() <= 1e-3 * plain.norm() + 1e-6
 
 
 @pytest.mark.parametrize('p', [0.1, 0.5, 0.9])
 def test_dropout(p):
     torch.manual_seed(0)
-    dropout = Dropout(p)
+    dropout = FastDropout(nn.Dropout(p))
     x = torch.ones(1001, 1003, requires_grad=True)  # not a multiple of four
     out = dropout(x)
     out.sum().backward()
@@ -111,14 +174,15 @@ def test_dropout(p):
 def test_scale_of_dropout_is_not_rounded_to_bfloat16():
     torch.manual_seed(0)
     x = torch.linspace(1, 2, 10**5).bfloat16()
-    out = Dropout(0.1)(x)
+    out = FastDropout(nn.Dropout(0.1))(x)
     kept = out != 0
     ratio = out[kept].double().mean() / x[kept].double().mean()
     assert ratio.item() == pytest.approx(1 / 0.9, rel=2e-4)
 
 
 def test_dropout_of_everything():
-    assert torch.equal(Dropout(1.0)(torch.ones(4)), torch.zeros(4))
+    dropout = FastDropout(nn.Dropout(1.0))
+    assert torch.equal(dropout(torch.ones(4)), torch.zeros(4))
 
 
 def test_checkpointing_keeps_gradients():
@@ -146,7 +210,7 @@ def test_checkpointing_keeps_gradients():
 
 @pytest.mark.parametrize('training', [True, False])
 def test_recomputing_the_stem_changes_nothing(training):
-    """Running statistics, too, are updated once."""
+    """Running statistics are updated once."""
     models = []
     for with_cp in (False, True):
         torch.manual_seed(0)

@@ -5,12 +5,11 @@ The matrix, the interpolation and the way back are those of the official code,
 to the rounding, so that its scores can be reproduced.
 """
 from collections.abc import Sequence
-from typing import Union
 
 import cv2
 import numpy as np
 
-Size = Union[int, tuple[int, int]]
+Size = int | tuple[int, int]
 
 
 def _height_width(size: Size) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 from .clip_backbone import CLIPBackbone
 from .cris import CRIS
-from .decode_head import VisionLanguageDecoderHead
+from .head import VisionLanguageDecoderHead
 from .losses import TextToPixelContrastiveLoss
 from .neck import CrossModalFPN
 

@@ -4,64 +4,16 @@
 Shapes: B images of H x W pixels; E expressions of L tokens; D is the width of
 the text transformer, C the dimension of CLIP's joint embedding space.
 """
-
 import open_clip
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
-from open_clip.model import _build_text_tower, _build_vision_tower
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
-from torch import Tensor, nn
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor
 
 from .clip_weights import read_clip_weights
-from .layers import recomputed
-
-
-class SpatialAttentionPool(AttentionPool2d):
-    """CLIP's attention pool without its mean token: a map in, a map out.
-
-    The positional embedding is resized to the size of the map, and a
-    projected residual (``connect``, not in CLIP) is added.
-
-    Source: the official CRIS code; paper section 3.1.
-    """
-
-    def __init__(self, grid_size: int, in_channels: int, num_heads: int,
-                 out_channels: int):
-        super().__init__(grid_size, in_channels, num_heads, out_channels)
-        self.grid_size = grid_size
-        self.connect = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, bias=False),
-            nn.BatchNorm2d(out_channels))
-
-    def position(self, height: int, width: int) -> Tensor:
-        """Positional embedding of every pixel, ``(1, h * w, C_in)``."""
-        grid = self.positional_embedding[1:].T.reshape(
-            1, -1, self.grid_size, self.grid_size)
-        grid = F.interpolate(
-            grid, (height, width), mode='bicubic', align_corners=False)
-        return grid.flatten(2).transpose(1, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend over all pixels.
-
-        Args:
-            x (Tensor): Output of the last stage, ``(B, C_in, h, w)``.
-
-        Returns:
-            Tensor: ``(B, C_out, h, w)``.
-        """
-        height, width = x.shape[-2:]
-        tokens = x.flatten(2).transpose(1, 2)  # (B, h*w, C_in)
-        tokens = tokens + self.position(height, width)
-        query, key, value = (
-            proj(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj))
-        out = F.scaled_dot_product_attention(query, key, value)
-        out = self.c_proj(out.transpose(1, 2).flatten(2))
-        out = out.transpose(1, 2).unflatten(-1, (height, width))
-        return F.relu(out + self.connect(x))
+from .image_encoders import keep_spatial
+from .layers import recompute
 
 
 @MODELS.register_module()
@@ -70,7 +22,7 @@ class CLIPBackbone(BaseModule):
 
     Args:
         model_name (str, optional): A model of open_clip with a ResNet image
-            encoder, e.g. ``'RN50'`` or ``'RN101'``. It stands for the next
+            encoder, e.g. ``'RN50'`` or ``'RN101'``, in place of the next
             three arguments. Defaults to None.
         embed_dim (int, optional): Dimension of the joint embedding space.
         vision_cfg (dict, optional): open_clip's own keys, e.g.
@@ -81,9 +33,9 @@ class CLIPBackbone(BaseModule):
         quick_gelu (bool): Use QuickGELU in the text transformer, as OpenAI's
             weights need it. Defaults to True.
         with_cp (bool): Compute the image encoder's stem and first stage again
-            in the backward pass instead of keeping what they made, whose maps
-            are the largest: the same gradients with 0.1 GB less for an image
-            of 416 x 416 pixels in fp32, for 3 % more work. Defaults to False.
+            in the backward pass instead of keeping their activations, which
+            are the largest: the same gradients with 0.1 GB less per image of
+            416 x 416 pixels in fp32, for 3 % more work. Defaults to False.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=...)``
             loads CLIP's weights from a file or a pretrained tag such as
             ``'openai'``, see :func:`.clip_weights.read_clip_weights`.
@@ -122,24 +74,16 @@ class CLIPBackbone(BaseModule):
         self.model_name = model_name
         self.quick_gelu = quick_gelu
         self.with_cp = with_cp
-        # open_clip decides by the type of `layers` which encoder it builds.
-        self.visual = _build_vision_tower(embed_dim, dict(vision_cfg))
-        if not isinstance(self.visual, ModifiedResNet):
+        clip = open_clip.CustomTextCLIP(
+            embed_dim, dict(vision_cfg), dict(text_cfg), quick_gelu)
+        if not isinstance(clip.visual, ModifiedResNet):
             raise ValueError(
                 f'CRIS taps the four stages of a CLIP ResNet, but {model_name}'
-                f' describes a {type(self.visual).__name__}: use a ResNet such'
+                f' describes a {type(clip.visual).__name__}: use a ResNet such'
                 " as 'RN50' or 'RN101', or vision_cfg with a list of four "
                 'numbers as layers')
-        pool = self.visual.attnpool
-        self.visual.attnpool = SpatialAttentionPool(
-            self.visual.image_size // 32, pool.q_proj.in_features,
-            pool.num_heads, embed_dim)
-        self.visual.init_parameters()
-        self.text = _build_text_tower(embed_dim, dict(text_cfg), quick_gelu)
-        # Sequence first, for the reason given in VisionLanguageDecoder.
-        self.text.transformer.batch_first = False
-        for block in self.text.transformer.resblocks:
-            block.attn.batch_first = False
+        self.visual = keep_spatial(clip.visual)
+        self.text = clip.text
 
     def init_weights(self) -> None:
         """Load the weights that init_cfg names, if it does."""
@@ -165,18 +109,16 @@ class CLIPBackbone(BaseModule):
             ValueError: If H or W is not a multiple of 32.
         """
         _check_size(images)
-        visual = self.visual
         if self.with_cp and torch.is_grad_enabled():
-            c2 = recomputed(self._begin, visual, images)
+            c2 = recompute(self._stem_and_layer1, self.visual, images)
         else:
-            c2 = self._begin(images)
-        c3 = visual.layer2(c2)
-        c4 = visual.layer3(c3)
-        c5 = visual.attnpool(visual.layer4(c4))
+            c2 = self._stem_and_layer1(images)
+        c3 = self.visual.layer2(c2)
+        c4 = self.visual.layer3(c3)
+        c5 = self.visual.attnpool(self.visual.layer4(c4))
         return c3, c4, c5
 
-    def _begin(self, images: Tensor) -> Tensor:
-        """The stem and the first stage: c2, at stride 4."""
+    def _stem_and_layer1(self, images: Tensor) -> Tensor:
         return self.visual.layer1(self.visual.stem(images))
 
     def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@
 Shapes: B images of H x W pixels with K expressions each, E of them in all;
 L tokens.
 """
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +16,15 @@ from torch import Tensor
 
 from cris.geometry import unletterbox
 
-from .layers import in_autocast
-
 ImageFeatures = tuple[Tensor, Tensor, Tensor]
-
-# Expressions that are decoded at once in evaluation: on a CPU the maps of more
-# than four in fp32, or eight in bf16, leave its cache and take longer each.
-_CPU_BYTES, _GPU_EXPRESSIONS = 16, 32
 
 
 @MODELS.register_module()
 class CRIS(BaseSegmentor):
     """Segments what an expression refers to (paper figure 3).
 
-    The image side is computed once per image however many expressions ask
-    about it, in training and in evaluation alike.
+    The image side runs once per image, however many expressions there are
+    for it, in training and in evaluation.
 
     Args:
         backbone (dict): Config of the image and text encoders.
@@ -39,6 +34,10 @@ class CRIS(BaseSegmentor):
         init_cfg (dict, optional): Initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=FILE)``.
     """
+    #: Expressions decoded at once in evaluation, which bounds the memory.
+    expressions_at_once = 32
+    #: Autocast to this type in inference; optimize_for_inference sets it.
+    inference_dtype: torch.dtype | None = None
 
     def __init__(self,
                  backbone: dict,
@@ -65,9 +64,8 @@ class CRIS(BaseSegmentor):
             images (Tensor): Normalised images, ``(B, 3, H, W)``; H and W are
                 multiples of 32.
             tokens (Tensor): Token ids, ``(E, L)``.
-            image_index (Tensor, optional): Whose image an expression belongs
-                to, ``(E,)`` of int64. None stands for one expression per
-                image, E == B.
+            image_index (Tensor, optional): Index of each expression's image,
+                int64 ``(E,)``. None means one expression per image, E == B.
 
         Returns:
             Tensor: ``(E, 1, H/4, W/4)``.
@@ -78,45 +76,16 @@ class CRIS(BaseSegmentor):
         """
         return self.answer(self.encode_image(images), tokens, image_index)
 
-    def encode_image(self, images: Tensor) -> ImageFeatures:
-        """What the answers to any number of expressions share.
-
-        Args:
-            images (Tensor): Normalised images, ``(B, 3, H, W)``; H and W are
-                multiples of 32.
-
-        Returns:
-            tuple[Tensor]: p3, p4, p5, the neck's projections, for
-            :meth:`answer`.
-
-        Raises:
-            ValueError: If H or W is not a multiple of 32.
-        """
-        # Batch statistics of channels-last maps are less exact on a CPU, and
-        # Adam's first steps, whose size does not depend on the gradients',
-        # make that a hundred times as much: training in fp32 would no longer
-        # repeat the official losses.
-        if not self.training or in_autocast(images.device):
-            images = images.contiguous(memory_format=torch.channels_last)
-        c3, c4, c5 = self.backbone.encode_image(images)
-        return self.neck.project(c3, c4, c5)
-
-    def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Words and sentence, see :meth:`CLIPBackbone.encode_text`."""
-        return self.backbone.encode_text(tokens)
-
     def answer(self,
                features: ImageFeatures,
                tokens: Tensor,
                image_index: Tensor | None = None) -> Tensor:
-        """Logits of every expression, from images that are encoded already.
+        """Logits of expressions about images that are already encoded.
 
         Args:
             features (tuple[Tensor]): From :meth:`encode_image`.
-            tokens (Tensor): Token ids, ``(E, L)``.
-            image_index (Tensor, optional): Whose image an expression belongs
-                to, ``(E,)`` of int64. None stands for one expression per
-                image, E == B.
+            tokens (Tensor): See :meth:`predict_logits`, as for the next.
+            image_index (Tensor, optional): Index of each expression's image.
 
         Returns:
             Tensor: ``(E, 1, H/4, W/4)``.
@@ -126,31 +95,51 @@ class CRIS(BaseSegmentor):
                 does not fit image_index.
         """
         image_index = _checked_index(image_index, tokens, len(features[0]))
-        words, sentence = self.encode_text(tokens)
-        asked = (words, sentence, tokens, image_index)
-        if self.training:
-            return self.decode(features, *asked)
-        if tokens.device.type == 'cpu':
-            at_once = _CPU_BYTES // features[0].element_size()
-        else:
-            at_once = _GPU_EXPRESSIONS
-        return torch.cat([
-            self.decode(features, *some) for some in zip(
-                *(x.split(at_once) for x in asked), strict=True)
-        ])
+        with self._autocast(tokens.device):
+            words, sentence = self.encode_text(tokens)
+            inputs = (words, sentence, tokens, image_index)
+            if self.training:
+                return self.decode(features, *inputs)
+            parts = zip(
+                *(x.split(self.expressions_at_once) for x in inputs),
+                strict=True)
+            return torch.cat([self.decode(features, *part) for part in parts])
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Image features, projected by the neck: all that does not depend on
+        an expression.
+
+        Args:
+            images (Tensor): Normalised images, ``(B, 3, H, W)``; H and W are
+                multiples of 32.
+
+        Returns:
+            tuple[Tensor]: p3, p4, p5 of :meth:`CrossModalFPN.project`.
+
+        Raises:
+            ValueError: If H or W is not a multiple of 32.
+        """
+        with self._autocast(images.device):
+            if _in_autocast(images.device):  # the fastest layout then
+                images = images.contiguous(memory_format=torch.channels_last)
+            c3, c4, c5 = self.backbone(images)
+            return self.neck.project(c3, c4, c5)
+
+    def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Words and sentence, see :meth:`CLIPBackbone.encode_text`."""
+        return self.backbone.encode_text(tokens)
 
     def decode(self, features: ImageFeatures, words: Tensor, sentence: Tensor,
                tokens: Tensor, image_index: Tensor) -> Tensor:
-        """What :meth:`answer` does with encoded expressions.
+        """From image and text features to logits.
 
         Args:
             features (tuple[Tensor]): From :meth:`encode_image`.
-            words (Tensor): ``(E, L, D)``, like the next of the backbone's
-                ``encode_text``.
-            sentence (Tensor): ``(E, C)``.
+            words (Tensor): ``(E, L, D)``, from :meth:`encode_text`.
+            sentence (Tensor): ``(E, C)``, from :meth:`encode_text`.
             tokens (Tensor): Token ids, ``(E, L)``; 0 is padding.
-            image_index (Tensor): Whose image an expression belongs to,
-                ``(E,)`` of int64.
+            image_index (Tensor): Index of each expression's image, int64
+                ``(E,)``.
 
         Returns:
             Tensor: ``(E, 1, H/4, W/4)``.
@@ -173,19 +162,16 @@ class CRIS(BaseSegmentor):
             dict: Losses by name.
 
         Raises:
-            ValueError: If there is one expression alone, of which batch
-                normalisation has no statistics.
+            ValueError: If the batch has a single expression, for which batch
+                norm has no statistics.
         """
-        try:
-            logits = self._forward(inputs, data_samples)
-        except ValueError as error:
-            if 'more than 1 value per channel' not in str(error):
-                raise
+        expressions = sum(len(sample.tokens) for sample in data_samples)
+        if self.neck.training and expressions == 1:
             raise ValueError(
-                'batch normalisation has no statistics of a single '
-                'expression: train_dataloader.batch_size or '
-                'train_dataloader.dataset.num_expressions must be 2 or more'
-            ) from error
+                'batch norm cannot train on a single expression: '
+                'train_dataloader.batch_size or '
+                'train_dataloader.dataset.num_expressions must be 2 or more')
+        logits = self._forward(inputs, data_samples)
         return self.decode_head.loss(
             logits, [sample.gt_sem_seg.data for sample in data_samples])
 
@@ -200,9 +186,9 @@ class CRIS(BaseSegmentor):
 
         Returns:
             list[SegDataSample]: The same samples with ``pred_sem_seg.data``,
-            ``(K, h, w)`` of bool, and ``seg_logits.data``, ``(K, h, w)``
-            of float32: the probabilities (mmseg, too, keeps them there for
-            models of a single class).
+            bool ``(K, h, w)``, and ``seg_logits.data``, float32 ``(K, h, w)``:
+            the probabilities, which mmseg's single-class models keep there,
+            too.
         """
         logits = self._forward(inputs, data_samples)
         counts = [len(sample.tokens) for sample in data_samples]
@@ -214,28 +200,27 @@ class CRIS(BaseSegmentor):
                 data=prob > self.decode_head.threshold)
         return data_samples
 
-    def original_size(self, logits: Tensor, ori_shape: tuple[int,
-                                                            int]) -> Tensor:
-        """Probabilities of one picture's expressions at its original size.
+    def original_size(self, logits: Tensor,
+                      ori_shape: tuple[int, int]) -> Tensor:
+        """Probabilities at the original size of one image.
 
         They are resized to the size of the input (bicubic) and taken back to
-        the original picture (:func:`cris.geometry.unletterbox`), as in the
+        the original image (:func:`cris.geometry.unletterbox`), as in the
         official code.
 
         Args:
             logits (Tensor): ``(K, 1, H/4, W/4)``.
-            ori_shape (tuple[int, int]): Height and width of the picture.
+            ori_shape (tuple[int, int]): Height and width of the image.
 
         Returns:
-            Tensor: ``(K, h, w)`` of float32 on the CPU.
+            Tensor: float32 ``(K, h, w)`` on the CPU.
 
         Raises:
-            ValueError: If a logit is infinite or no number.
+            ValueError: If a logit is infinite or NaN.
         """
         if not logits.isfinite().all():
-            raise ValueError('the model answered with values that are no '
-                             'numbers: its weights are broken, or too large '
-                             'for fp16')
+            raise ValueError('the model returned infinite or NaN logits: its '
+                             'weights are broken, or too large for fp16')
         height, width = logits.shape[-2:]
         probs = F.interpolate(
             logits.float().sigmoid(), (4 * height, 4 * width),
@@ -244,21 +229,9 @@ class CRIS(BaseSegmentor):
         return torch.from_numpy(
             unletterbox(probs[:, 0].detach().cpu().numpy(), *ori_shape))
 
-    def _forward(self, inputs: Tensor,
-                 data_samples: list[SegDataSample]) -> Tensor:
-        if data_samples is None:
-            raise TypeError('CRIS needs data_samples with their tokens; of '
-                            'images and tokens alone: predict_logits')
-        counts = [len(sample.tokens) for sample in data_samples]
-        tokens = torch.cat([sample.tokens for sample in data_samples])
-        image_index = torch.arange(len(counts)).repeat_interleave(
-            torch.tensor(counts))
-        return self.predict_logits(inputs, tokens,
-                                   image_index.to(inputs.device))
-
-    def extract_feat(self, inputs: Tensor):
+    def extract_feat(self, inputs: Tensor) -> ImageFeatures:
         """Feature maps c3, c4, c5 of the images."""
-        return self.backbone.encode_image(inputs)
+        return self.backbone(inputs)
 
     def encode_decode(self, inputs: Tensor,
                       batch_data_samples: list[SegDataSample]) -> Tensor:
@@ -270,14 +243,37 @@ class CRIS(BaseSegmentor):
             mode='bicubic',
             align_corners=self.decode_head.align_corners)
 
+    def _forward(self, inputs: Tensor,
+                 data_samples: list[SegDataSample]) -> Tensor:
+        if data_samples is None:
+            raise TypeError('CRIS needs data_samples with tokens; use '
+                            'predict_logits for images and tokens alone')
+        counts = [len(sample.tokens) for sample in data_samples]
+        tokens = torch.cat([sample.tokens for sample in data_samples])
+        image_index = torch.arange(len(counts)).repeat_interleave(
+            torch.tensor(counts))
+        return self.predict_logits(inputs, tokens,
+                                   image_index.to(inputs.device))
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager:
+        if self.inference_dtype is None:
+            return nullcontext()
+        return torch.autocast(device.type, self.inference_dtype)
+
+
+def _in_autocast(device: torch.device) -> bool:
+    # Before torch 2.4 is_autocast_enabled takes no device.
+    return (torch.is_autocast_cpu_enabled()
+            if device.type == 'cpu' else torch.is_autocast_enabled())
+
 
 def _checked_index(image_index: Tensor | None, tokens: Tensor,
                    num_images: int) -> Tensor:
     if image_index is None:
         if len(tokens) != num_images:
             raise ValueError(
-                f'{len(tokens)} expressions for {num_images} images: '
-                'give image_index, which says whose image each belongs to')
+                f'{len(tokens)} expressions for {num_images} images: pass '
+                'image_index, the index of the image of each expression')
         return torch.arange(num_images, device=tokens.device)
     if image_index.shape != tokens.shape[:1]:
         raise ValueError(

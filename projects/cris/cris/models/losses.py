@@ -15,23 +15,19 @@ class TextToPixelContrastiveLoss(nn.Module):
 
     Args:
         loss_weight (float): Defaults to 1.0.
-        loss_name (str): Key in the dict of losses; must begin with
-            ``loss_`` to be optimised. Defaults to ``'loss_contrastive'``.
     """
+    loss_name = 'loss_contrastive'
 
-    def __init__(self,
-                 loss_weight: float = 1.0,
-                 loss_name: str = 'loss_contrastive'):
+    def __init__(self, loss_weight: float = 1.0):
         super().__init__()
         self.loss_weight = loss_weight
-        self.loss_name = loss_name
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of a batch.
 
         Args:
             logits (Tensor): z, ``(E, 1, h, w)``.
-            target (Tensor): Share of the referent in each pixel, in [0, 1],
+            target (Tensor): Referent's share of each pixel, in [0, 1],
                 ``(E, 1, h, w)``.
 
         Returns:

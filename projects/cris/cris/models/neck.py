@@ -33,8 +33,8 @@ class CoordConv(nn.Sequential):
 class CrossModalFPN(BaseModule):
     """Fuses three stages of the image with the sentence (paper section 3.1).
 
-    The projections of c3, c4, c5 do not depend on the text: they are computed
-    once per image, and what follows once per expression.
+    The projections of c3, c4 and c5 do not depend on the text: they run once
+    per image (:meth:`project`), the rest once per expression (:meth:`fuse`).
 
     Args:
         in_channels (Sequence[int]): Channels of c3, c4, c5.
@@ -72,7 +72,7 @@ class CrossModalFPN(BaseModule):
 
     def project(self, c3: Tensor, c4: Tensor,
                 c5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The part that no expression changes: once per image.
+        """Project the image features, once per image.
 
         Args:
             c3 (Tensor): ``(B, C3, 2h, 2w)``.
@@ -88,7 +88,7 @@ class CrossModalFPN(BaseModule):
 
     def fuse(self, p3: Tensor, p4: Tensor, p5: Tensor, *,
              sentence: Tensor) -> Tensor:
-        """Fuse an image and a sentence, E pairs of them.
+        """Fuse E pairs of an image and a sentence.
 
         Args:
             p3 (Tensor): ``(E, out_channels[0], h, w)``.
@@ -112,15 +112,15 @@ class CrossModalFPN(BaseModule):
 
     def forward(self, c3: Tensor, c4: Tensor, c5: Tensor, *, sentence: Tensor,
                 image_index: Tensor) -> Tensor:
-        """Both parts.
+        """Project and fuse.
 
         Args:
             c3 (Tensor): ``(B, C3, 2h, 2w)``.
             c4 (Tensor): ``(B, C4, h, w)``.
             c5 (Tensor): ``(B, C5, h/2, w/2)``.
             sentence (Tensor): ``(E, C)``.
-            image_index (Tensor): Whose image an expression belongs to,
-                ``(E,)`` of int64.
+            image_index (Tensor): Index of each expression's image, int64
+                ``(E,)``.
 
         Returns:
             Tensor: ``(E, out_channels[1], h, w)``.

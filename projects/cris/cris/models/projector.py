@@ -1,0 +1,74 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Text-to-pixel projector (paper section 3.3).
+
+Shapes: E expressions; h x w pixels at stride 16; C channels; k x k kernels.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import conv_bn_relu
+
+
+class TextToPixelProjector(nn.Module):
+    """Convolves the pixels with a kernel made from the sentence.
+
+    Args:
+        in_channels (int): C.
+        sentence_channels (int): Dimension of the sentence feature.
+        kernel_size (int): k.
+        text_kernel (bool): Make the kernel from the sentence. If False, one
+            learnt kernel of the same shape serves every sentence (the paper's
+            ablation of the contrastive loss).
+    """
+
+    def __init__(self, in_channels: int, *, sentence_channels: int,
+                 kernel_size: int, text_kernel: bool):
+        super().__init__()
+        channels = in_channels // 2
+        self.kernel_size = kernel_size
+        self.upsample = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode='bilinear'),
+            conv_bn_relu(in_channels, in_channels, 3),
+            nn.Upsample(scale_factor=2, mode='bilinear'),
+            conv_bn_relu(in_channels, channels, 3))
+        self.pixel_proj = nn.Conv2d(channels, channels, 1)
+        length = channels * kernel_size**2 + 1  # with the bias
+        if text_kernel:
+            self.kernel_proj = nn.Linear(sentence_channels, length)
+        else:
+            bound = (length - 1)**-0.5  # as nn.Conv2d is initialised
+            self.kernel = nn.Parameter(
+                torch.empty(1, length).uniform_(-bound, bound))
+
+    def forward(self, decoded: Tensor, sentence: Tensor) -> Tensor:
+        """Logits of every expression, in fp32 whatever the precision.
+
+        Args:
+            decoded (Tensor): ``(E, C, h, w)``.
+            sentence (Tensor): ``(E, C_s)``.
+
+        Returns:
+            Tensor: fp32 ``(E, 1, 4h, 4w)``.
+        """
+        pixels = self.upsample(decoded)  # (E, C/2, 4h, 4w)
+        with torch.autocast(pixels.device.type, enabled=False):
+            pixels = self.pixel_proj(pixels.float())
+            weight, bias = self.make_kernel(sentence.float())
+            # Each expression convolves its own map.
+            logits = F.conv2d(
+                pixels.flatten(0, 1)[None],
+                weight,
+                bias,
+                padding=self.kernel_size // 2,
+                groups=len(weight))
+        return logits.transpose(0, 1)
+
+    def make_kernel(self, sentence: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight ``(E, C/2, k, k)`` and bias ``(E,)`` of every expression."""
+        if hasattr(self, 'kernel_proj'):
+            kernel = self.kernel_proj(sentence)
+        else:
+            kernel = self.kernel.expand(len(sentence), -1)
+        size = self.kernel_size
+        return kernel[:, :-1].unflatten(1, (-1, size, size)), kernel[:, -1]
