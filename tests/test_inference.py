@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import CONFIG, REPO, options, tool
 from mmengine.model import MMDistributedDataParallel
+from mmengine.utils import digit_version
 from torch import nn
 
 import cris
@@ -70,27 +71,39 @@ def test_bf16_keeps_logits_in_fp32(model, batch):
 
 
 @torch.inference_mode()
-def test_many_expressions_are_decoded_in_parts(model, batch, monkeypatch):
+def test_many_expressions_are_decoded_in_parts(model, batch):
+    fast = optimize_for_inference(copy.deepcopy(model))
     images, tokens, _ = batch
     tokens = tokens.repeat(7, 1)[:20]
     index = torch.arange(20) % 2
     seen = []
-    decode = model.decode
-
-    def spy(features, words, *asked):
-        seen.append(len(words))
-        return decode(features, words, *asked)
-
-    monkeypatch.setattr(model, 'decode', spy)
-    logits = model.predict_logits(images, tokens, index)
+    fast.decode_head.register_forward_pre_hook(
+        lambda module, args: seen.append(len(args[0])))
+    logits = fast.predict_logits(images, tokens, index)
     assert sum(seen) == 20 and max(seen) == 4
-    features = model.encode_image(images)
-    words, sentence = model.backbone.encode_text(tokens)
+    fast.expressions_at_once = 20
     torch.testing.assert_close(
         logits,
-        decode(features, words, sentence, tokens, index),
+        fast.predict_logits(images, tokens, index),
         rtol=1e-4,
         atol=1e-4)
+    assert seen[-1] == 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.4'),
+    reason='no torch.compile for this')
+@torch.inference_mode()
+def test_compile(model, batch):
+    fast = optimize_for_inference(copy.deepcopy(model), compile=True)
+    for count in (3, 2):
+        tokens, index = batch[1][:count], batch[2][:count]
+        torch.testing.assert_close(
+            fast.predict_logits(batch[0], tokens, index),
+            model.predict_logits(batch[0], tokens, index),
+            rtol=1e-3,
+            atol=1e-3)
 
 
 def test_wrapped_for_ranks(model, tmp_path):

@@ -58,7 +58,9 @@ def optimize_for_inference(model: nn.Module,
     if device == 'cpu':
         optimize_for_cpu_inference(model, dtype)
     if compile:
-        _compile(model)
+        model.backbone.compile()  # its image side
+        model.backbone.text.transformer.compile(dynamic=True)
+        model.decode_head.compile(dynamic=True)
     return model
 
 
@@ -71,10 +73,3 @@ def _cast_products(model: nn.Module, dtype: torch.dtype) -> None:
         if module not in kept and isinstance(
                 module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):
             module.to(dtype)
-
-
-def _compile(model: nn.Module) -> None:
-    model.backbone.compile()  # its image side
-    model.backbone.text.transformer.compile(dynamic=True)
-    for module in (*model.neck.children(), model.decode_head):
-        module.compile(dynamic=True)
