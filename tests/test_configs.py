@@ -8,7 +8,7 @@ from conftest import REPO
 from mmengine.config import Config
 from mmseg.registry import METRICS, MODELS, TRANSFORMS
 
-from cris.engine import avoid_fused
+from cris.engine import avoid_fused, load_config
 from cris.geometry import letterbox
 
 CONFIGS = sorted((REPO / 'configs/cris').glob('*.py'))
@@ -155,3 +155,27 @@ def test_data_configs_have_an_evaluator(path):
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         metric = METRICS.build(evaluator)
         assert metric.generalized == (path.stem == 'grefcoco')
+
+
+TINY = str(REPO / 'configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py')
+
+
+def test_options_are_strings_or_a_dict():
+    strings = load_config(TINY, [
+        'train_dataloader.batch_size=2', 'data_root=x=y',
+        'vis_backends=[(1,a),None]', 'work_dir=there'
+    ])
+    assert strings.train_dataloader.batch_size == 2
+    assert strings.data_root == 'x=y'
+    assert strings.vis_backends == [(1, 'a'), None]
+    assert strings.work_dir == 'there'
+    options = {'train_dataloader.batch_size': 2}
+    assert load_config(TINY, options).train_dataloader.batch_size == 2
+    assert load_config(TINY).work_dir == load_config(TINY, []).work_dir
+
+
+@pytest.mark.parametrize('option, message', [('amp', 'form key=value'),
+                                             ('a=[1,(2]', 'mbalanced')])
+def test_option_that_cannot_be_parsed(option, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(TINY, ['a=1', option])
