@@ -1,5 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from conftest import REPO
 from mmengine.config import Config
 from mmseg.registry import METRICS, MODELS, TRANSFORMS
 
-from cris.engine import avoid_fused
+from cris.engine import avoid_fused, load_config
 from cris.geometry import letterbox
 
 CONFIGS = sorted((REPO / 'configs/cris').glob('*.py'))
@@ -115,7 +116,7 @@ def test_inheritance_is_shallow():
         bases = Config._get_base_files(str(path))
         return 1 + max((depth(path.parent / b) for b in bases), default=-1)
 
-    assert max(depth(path) for path in CONFIGS) <= 3
+    assert max(depth(path) for path in REPO.glob('configs/**/*.py')) <= 3
 
 
 def test_the_papers_recipe():
@@ -155,3 +156,133 @@ def test_data_configs_have_an_evaluator(path):
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         metric = METRICS.build(evaluator)
         assert metric.generalized == (path.stem == 'grefcoco')
+
+
+TINY = str(REPO / 'configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py')
+
+
+def test_options_are_strings_or_a_dict():
+    strings = load_config(TINY, [
+        'train_dataloader.batch_size=2', 'data_root=x=y',
+        'vis_backends=[(1,a),None]', 'work_dir=there'
+    ])
+    assert strings.train_dataloader.batch_size == 2
+    assert strings.data_root == 'x=y'
+    assert strings.vis_backends == [(1, 'a'), None]
+    assert strings.work_dir == 'there'
+    options = {'train_dataloader.batch_size': 2}
+    assert load_config(TINY, options).train_dataloader.batch_size == 2
+    assert load_config(TINY).work_dir == load_config(TINY, []).work_dir
+
+
+@pytest.mark.parametrize('option, message', [('amp', 'form key=value'),
+                                             ('a=[1,(2]', 'mbalanced')])
+def test_option_that_cannot_be_parsed(option, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(TINY, ['a=1', option])
+
+
+def values_of(node, kind, argument):
+    """The argument's values in all transforms of a kind, wherever."""
+    if isinstance(node, dict):
+        if node.get('type') == kind:
+            yield node[argument]
+        node = node.values()
+    if not isinstance(node, (str, int, float, bool, type(None))):
+        for child in node:
+            yield from values_of(child, kind, argument)
+
+
+def sizes(cfg):
+    return list(values_of(cfg.to_dict(), 'Letterbox', 'size'))
+
+
+@pytest.mark.parametrize(
+    'path', [*CONFIGS, *sorted((REPO / 'configs/_base_/datasets').iterdir())],
+    ids=lambda path: path.stem)
+def test_pipelines_agree_with_image_size(path):
+    """Also for a plain Runner, which does not use load_config."""
+    cfg = Config.fromfile(path)
+    assert set(sizes(cfg)) == {cfg.image_size}
+    lengths = values_of(cfg.to_dict(), 'TokenizeExpressions', 'context_length')
+    assert set(lengths) == {cfg.context_length}
+
+
+@pytest.mark.parametrize(
+    'path', sorted(REPO.glob('configs/**/*.py')), ids=lambda path: path.stem)
+def test_nothing_is_mutated_by_index(path):
+    assert not re.search(r'\w\[\d+\]', path.read_text())
+
+
+def child(tmp_path, text, base='datasets/refcoco_mixed.py'):
+    path = tmp_path / 'child.py'
+    base = (REPO / 'configs/_base_' / base).as_posix()
+    path.write_text(f'_base_ = {base!r}\n{text}')
+    return str(path)
+
+
+def test_image_size_is_said_once(tmp_path):
+    """Of a child and of options; in ConcatDataset and test pipelines, too."""
+    path = child(tmp_path, 'image_size = 320\ncontext_length = 30')
+    cfg = load_config(path)
+    datasets = [
+        *cfg.train_dataloader.dataset.datasets, cfg.val_dataloader.dataset,
+        cfg.test_dataloader.dataset
+    ]
+    assert len(datasets) == 5
+    for data in datasets:
+        assert sizes(Config(data)) == [320]
+        assert list(
+            values_of(data, 'TokenizeExpressions', 'context_length')) == [30]
+    assert set(sizes(cfg)) == {320}
+    cfg = load_config(path, ['image_size=192,256', 'context_length=17'])
+    assert {tuple(size) for size in sizes(cfg)} == {(192, 256)}
+    lengths = values_of(cfg.to_dict(), 'TokenizeExpressions', 'context_length')
+    assert set(lengths) == {17}
+
+
+def test_option_of_one_transform_has_the_last_word():
+    cfg = load_config(TINY, [
+        'image_size=96', 'test_dataloader.dataset.pipeline.2.size=128'
+    ])
+    assert sizes(Config(cfg.train_dataloader)) == [96]
+    assert sizes(Config(cfg.val_dataloader)) == [96]
+    assert sizes(Config(cfg.test_dataloader)) == [128]
+
+
+def test_alternative_sizes_are_kept(tmp_path):
+    choice = '''
+several = dict(
+    type='RandomChoice',
+    transforms=[[dict(type='mmseg.Letterbox', size=s)] for s in (320, 512)])
+always = dict(
+    type='RandomApply', transforms=[dict(type='mmseg.Letterbox', size=320)])
+train_dataloader = dict(dataset=dict(pipeline=[several, always]))
+'''
+    cfg = load_config(child(tmp_path, choice, 'datasets/refcoco.py'))
+    several, always = cfg.train_dataloader.dataset.pipeline
+    assert [t[0].size for t in several.transforms] == [320, 512]
+    assert always.transforms[0].size == 416
+
+
+def test_config_without_image_size(tmp_path):
+    path = tmp_path / 'own.py'
+    path.write_text("pipeline = [dict(type='Letterbox', size=96)]")
+    assert load_config(str(path)).pipeline[0].size == 96
+
+
+@pytest.mark.parametrize('size, warned', [('64', True), ('112', True),
+                                          ('128', False), ('160,256', False),
+                                          ('416', True)])
+def test_image_size_far_from_the_models_is_warned_of(size, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        load_config(TINY, [f'image_size={size}'])
+    assert ['model_image_size=160' in str(w.message)
+            for w in caught] == [True] * warned
+
+
+@pytest.mark.parametrize('size', ['big', '0', '64,64,3', '64,x', 'None'])
+def test_image_size_that_is_not_one(size):
+    with pytest.raises(ValueError, match='height, width'):
+        load_config(TINY, [f'image_size={size}'])

@@ -1,6 +1,5 @@
 # Ablation: no decoder.
 #   bash tools/dist_train.sh configs/cris/cris_r50-dec0_8xb8-amp-50e_refcoco-416x416.py 8
-# Hardware: 8 GPUs x 8 = 64. The paper reports mIoU 64.64 on val (figure recalled,
-# not re-read); not trained here.
+# Hardware: 8 GPUs x 8 = 64. Compare mIoU on val; not trained here.
 _base_ = './cris_r50_8xb8-amp-50e_refcoco-416x416.py'
 model = dict(decode_head=dict(num_layers=0))

@@ -1,14 +1,7 @@
-# Own data: images/, train.json and val.json in COCO form (docs/en/data.md).
-_base_ = './refer.py'
-dataset = dict(
-    _delete_=True,
-    type='ReferCOCODataset',
-    data_root='data/own',
-    data_prefix=dict(img_path='images'))
-train_dataloader = dict(
-    dataset=dict(
-        **dataset, num_expressions=8, pipeline=_base_.train_pipeline))
-val_dataloader = dict(
-    dataset=dict(
-        **dataset, split='val', test_mode=True, pipeline=_base_.test_pipeline))
+# Your own data: data/own/train.json, val.json and images/, as COCO instances
+# (docs/en/data.md).
+_base_ = './own_jsonl.py'
+dataset = dict(type='ReferCOCODataset')
+train_dataloader = dict(dataset=dataset)
+val_dataloader = dict(dataset=dataset)
 test_dataloader = val_dataloader

@@ -1,5 +1,6 @@
-dataset_type = 'RefCOCODataset'
-data_root = 'data/refcoco'
+# RefCOCO (unc): train, val, testA, testB.
+# tools/*.py let image_size and context_length of a config, or of
+# --cfg-options, hold for all of its pipelines (cris/engine/config.py).
 image_size = 416
 context_length = 17
 border_value = [104.09373615, 116.7460125, 122.7709383]  # CLIP's mean, BGR
@@ -12,7 +13,7 @@ train_pipeline = [
     dict(type='TokenizeExpressions', context_length=context_length),
     dict(type='PackReferInputs')
 ]
-# Masks loaded after the letterbox stay at the original size.
+# Masks that are loaded after the letterbox stay at the original size.
 test_pipeline = [
     dict(type='LoadReferImage'),
     dict(type='ChooseExpressions'),
@@ -22,8 +23,8 @@ test_pipeline = [
     dict(type='PackReferInputs')
 ]
 dataset = dict(
-    type=dataset_type,
-    data_root=data_root,
+    type='RefCOCODataset',
+    data_root='data/refcoco',
     ann_file='instances.json',
     split_file='refs(unc).p',
     data_prefix=dict(img_path='train2014'))

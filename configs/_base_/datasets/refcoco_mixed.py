@@ -1,11 +1,6 @@
-# Trains on RefCOCO, RefCOCO+ and RefCOCOg (umd) at once, without any image
-# that is in a val or test split of any of them; evaluates on RefCOCO.
-_base_ = './refcoco.py'
-context_length = 22  # of RefCOCOg
-train_pipeline = _base_.train_pipeline
-train_pipeline[4].context_length = context_length
-test_pipeline = _base_.test_pipeline
-test_pipeline[4].context_length = context_length
+# Trains on RefCOCO, RefCOCO+ and RefCOCOg (umd) together, without the images
+# of their val and test splits; evaluates on RefCOCO. 22 tokens, as RefCOCOg.
+_base_ = './refcocog_umd.py'
 images = dict(img_path='train2014')
 refcoco = dict(
     type='RefCOCODataset', data_root='data/refcoco', data_prefix=images)
@@ -21,7 +16,7 @@ held_out = [
     dict(**refcoco_plus, split=['val', 'testA', 'testB']),
     dict(**refcocog, split=['val', 'test'])
 ]
-train = dict(split='train', exclude=held_out, pipeline=train_pipeline)
+train = dict(split='train', exclude=held_out, pipeline=_base_.train_pipeline)
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
@@ -31,5 +26,8 @@ train_dataloader = dict(
             dict(**refcoco_plus, **train),
             dict(**refcocog, **train)
         ]))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
+val_dataloader = dict(
+    dataset=dict(data_root='data/refcoco', split_file='refs(unc).p'))
+test_dataloader = dict(
+    dataset=dict(
+        data_root='data/refcoco', split_file='refs(unc).p', split='val'))

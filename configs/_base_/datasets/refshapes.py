@@ -1,14 +1,31 @@
 # tools/dataset_converters/refshapes.py --out data/refshapes --num-train 4000
 _base_ = './refer.py'
-data_root = 'data/refshapes'
 image_size = 160
-train_pipeline = _base_.train_pipeline
-train_pipeline[3].size = image_size
-test_pipeline = _base_.test_pipeline
-test_pipeline[2].size = image_size
+train_pipeline = [
+    dict(type='LoadReferImage'),
+    dict(type='ChooseExpressions'),
+    dict(type='LoadReferMasks'),
+    dict(type='Letterbox', size=image_size, border_value=_base_.border_value),
+    dict(type='TokenizeExpressions', context_length=_base_.context_length),
+    dict(type='PackReferInputs')
+]
+test_pipeline = [
+    dict(type='LoadReferImage'),
+    dict(type='ChooseExpressions'),
+    dict(type='Letterbox', size=image_size, border_value=_base_.border_value),
+    dict(type='LoadReferMasks'),
+    dict(type='TokenizeExpressions', context_length=_base_.context_length),
+    dict(type='PackReferInputs')
+]
 train_dataloader = dict(
+    num_workers=2,
+    drop_last=False,
     dataset=dict(
-        data_root=data_root, num_expressions=6, pipeline=train_pipeline))
+        data_root='data/refshapes',
+        num_expressions=6,
+        pipeline=train_pipeline))
 val_dataloader = dict(
-    dataset=dict(data_root=data_root, pipeline=test_pipeline))
+    batch_size=8,
+    num_workers=2,
+    dataset=dict(data_root='data/refshapes', pipeline=test_pipeline))
 test_dataloader = val_dataloader

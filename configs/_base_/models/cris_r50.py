@@ -1,3 +1,8 @@
+# The paper's CRIS R50. To train in less memory, compute the largest maps again
+# in the backward pass: about 0.16 GB an image in place of 0.35 (416 pixels,
+# half precision), for about 12 % more time:
+#   --cfg-options model.backbone.with_cp=True model.decode_head.with_cp=True
+model_image_size = 416  # a very different image_size is warned of
 mean = [122.7709383, 116.7460125, 104.09373615]  # CLIP's, of 255
 std = [68.5005327, 66.6321579, 70.32316305]
 model = dict(
@@ -13,8 +18,8 @@ model = dict(
         type='CLIPBackbone',
         model_name='RN50',
         quick_gelu=True,
-        with_cp=True,
-        # CLIP's weights, loaded when training starts; or a file of them.
+        with_cp=False,
+        # CLIP's weights, fetched when training starts; or a file of them.
         init_cfg=dict(type='Pretrained', checkpoint='openai')),
     neck=dict(
         type='CrossModalFPN',
@@ -30,7 +35,7 @@ model = dict(
         num_heads=8,
         feedforward_channels=2048,
         dropout=0.1,
-        with_cp=True,
+        with_cp=False,
         kernel_size=3,
         threshold=0.35,
         loss_decode=dict(type='TextToPixelContrastiveLoss', loss_weight=1.0)))

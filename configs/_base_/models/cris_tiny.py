@@ -1,5 +1,6 @@
 # The paper's model at a size that trains from scratch on a CPU.
 _base_ = './cris_r50.py'
+model_image_size = 160
 model = dict(
     backbone=dict(
         model_name=None,
@@ -21,6 +22,6 @@ model = dict(
         num_heads=4,
         feedforward_channels=256,
         dropout=0.0,
-        # At small sizes a mask that is moved by pixels costs much.
+        # A shift by a pixel or two costs much at a small size.
         align_corners=False,
         target_resize='area'))

@@ -1,33 +1,115 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import argparse
 import os.path as osp
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
+
+# A setting at the top of a config and the argument of the transforms that
+# follow it.
+_SETTINGS = dict(
+    image_size=('Letterbox', 'size'),
+    context_length=('TokenizeExpressions', 'context_length'))
 
 
 def load_config(path: str,
-                options: dict | None = None,
+                options: Sequence[str] | dict | None = None,
                 work_dir: str | None = None) -> Config:
     """Read a config as the tools do.
 
+    ``image_size`` and ``context_length`` of the config, or of the options,
+    hold for every ``Letterbox`` and ``TokenizeExpressions`` in it: a config
+    file is run before its child is read, so that the child's value would not
+    reach the pipelines otherwise. An option that names one transform
+    (``test_dataloader.dataset.pipeline.2.size=320``) still has the last word,
+    and the alternatives of a ``RandomChoice`` or ``TestTimeAug`` are kept.
+    A warning is given if image_size is far from the config's
+    ``model_image_size``, the size that the model was made for.
+
     Args:
         path (str): Config file.
-        options (dict, optional): Of ``--cfg-options``; they come last.
+        options (Sequence[str] | dict, optional): The ``key=value`` strings of
+            ``--cfg-options``, or a dict of them. They come last.
         work_dir (str, optional): Goes before the config's own; without
             either it is ``work_dirs/<name of the file>``.
 
     Returns:
-        Config: With its bases merged.
+        Config: With its bases and the options merged.
 
     Raises:
-        FileNotFoundError: If it or a base does not exist.
-        ValueError: If it is no Python.
+        FileNotFoundError: If the file or one of its bases does not exist.
+        ValueError: If the file is not a config, or an option cannot be used.
     """
     try:
         cfg = Config.fromfile(path)
     except SyntaxError as error:
-        raise ValueError(f'{path} is no config file: {error}') from error
-    cfg.merge_from_dict(options or {})
+        raise ValueError(f'{path} is not a config file: {error}') from error
+    if not isinstance(options, dict):
+        options = _parse_options(options or ())
+    cfg.merge_from_dict(options)
+    for name, (kind, argument) in _SETTINGS.items():
+        if name in cfg:
+            for transform in _transforms(dict(cfg.items()), kind):
+                transform[argument] = cfg[name]
+    cfg.merge_from_dict(options)
+    _check_image_size(cfg)
     stem = osp.splitext(osp.basename(path))[0]
     cfg.work_dir = (
         work_dir or cfg.get('work_dir') or osp.join('work_dirs', stem))
     return cfg
+
+
+def _parse_options(options: Sequence[str]) -> dict:
+    for option in options:
+        if '=' not in option:
+            raise ValueError(
+                f'{option!r} in --cfg-options is not of the form key=value')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('options', nargs='*', action=DictAction)
+    try:
+        return parser.parse_args(['--', *options]).options or {}
+    except AssertionError as error:  # brackets that are not closed
+        raise ValueError(f'--cfg-options: {error}') from error
+
+
+def _transforms(node: Any, kind: str) -> Iterator[dict]:
+    """Dicts with this type, but none of a list of alternative lists."""
+    if isinstance(node, dict):
+        name = node.get('type')
+        name = name if isinstance(name, str) else getattr(name, '__name__', '')
+        if name.rpartition('.')[2] == kind:
+            yield node
+        children = node.values()
+    else:
+        children = (i for i in node if isinstance(i, dict))
+    for child in children:
+        if isinstance(child, (dict, list, tuple)):
+            yield from _transforms(child, kind)
+
+
+def _check_image_size(cfg: Config) -> None:
+    if 'image_size' not in cfg:
+        return
+    area = _area(cfg.image_size)
+    made_for = cfg.get('model_image_size', cfg.image_size)
+    ratio = area / _area(made_for)
+    if not 1 / 2 <= ratio <= 2:
+        warnings.warn(
+            f'image_size={cfg.image_size} has {ratio:.2g} times the pixels of '
+            f'model_image_size={made_for}, the size that this model was made '
+            'for: masks may be poor',
+            stacklevel=3)
+
+
+def _area(size: Any) -> int:
+    sides = [size, size] if isinstance(size, int) else size
+    try:
+        height, width = map(int, sides)
+        if height > 0 and width > 0:
+            return height * width
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f'image_size={size!r} must be the side of a square or '
+                     '(height, width), in pixels')
