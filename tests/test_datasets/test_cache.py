@@ -112,6 +112,23 @@ def test_faults_come_from_the_cache_too(refer_set, reads):
     assert len(reads) == 1
 
 
+def test_notes_are_logged_and_kept(refer_set, monkeypatch):
+    content = dict(json.loads((refer_set.root / 'instances.json').read_text()))
+    for ann in content['annotations'][1:]:
+        ann['expressions'] = 'it'
+    (refer_set.root / 'train.json').write_text(json.dumps(content))
+    messages = []
+    monkeypatch.setattr(
+        refcoco, 'print_log',
+        lambda message, *args, **kwargs: messages.append(message))
+    for _ in range(2):
+        dataset = DATASETS.build(
+            dict(type='ReferCOCODataset', data_root=str(refer_set.root)))
+        assert '1 of 6 annotations have no expressions' in messages[0]
+        assert dataset.read().notes == messages[:1]
+        messages.clear()
+
+
 def test_images_are_looked_at_each_time(refer_set):
     build(refer_set)
     path = refer_set.root / 'images/1.jpg'

@@ -66,7 +66,7 @@ def huge_png(path, side=30_000):
 class TestJSONL:
 
     def test_the_records(self, tmp_path):
-        images, faults, files = read_own(own_jsonl(tmp_path / 'own'))
+        images, faults, files, _ = read_own(own_jsonl(tmp_path / 'own'))
         assert not faults and len(files) == 4
         assert [i['file_name'] for i in images] == ['0.jpg', '1.jpg']
         assert (images[0]['height'], images[0]['width']) == (40, 60)
@@ -238,6 +238,11 @@ class TestCOCO:
         assert [r['ref_id'] for r in image['refs']] == [5, 7]
         assert image['refs'][1]['sentences'] == ['right dog']
         assert image['refs'][0]['category'] == 'dog'
+        assert records.notes == [
+            f'{root}/train.json: 1 of 3 annotations have no expressions',
+            f'{root}/train.json: 1 of 2 images have no annotation with '
+            'expressions and are not used'
+        ]
 
     def test_category_names_mean_all_instances(self, tmp_path):
         root = self.write(tmp_path / 'own', [

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from mmseg.registry import TRANSFORMS
 
+from cris.datasets.transforms import LoadReferMasks, without_loading
+
 
 def build(name, **kwargs):
     return TRANSFORMS.build(dict(type=name, **kwargs))
@@ -136,3 +138,16 @@ def test_empty_mask_is_named():
     with pytest.raises(ValueError, match=r'ref 7 \(ann_id 8\) in x.jpg'):
         build('LoadReferMasks')(
             dict(img_path='x.jpg', ori_shape=(4, 4), refs=[ref]))
+
+
+def test_a_pipeline_without_its_loaders():
+    pipeline = [
+        dict(type='mmseg.LoadReferImage'),
+        dict(type='ChooseExpressions'),
+        dict(type='Letterbox', size=64),
+        dict(type=LoadReferMasks),
+        dict(type='UserTransform'),
+        dict(type='PackReferInputs')
+    ]
+    assert without_loading(pipeline) == [
+        pipeline[k] for k in (2, 4, 5)]

@@ -114,7 +114,7 @@ class ReferDataset(BaseDataset):
         raise NotImplementedError
 
     def read(self) -> Records:
-        """Records and faults of the split, from the cache if it is valid."""
+        """Records, faults and notes, from the cache if it is valid."""
         args = self.reader_args()
         splits = as_splits(self.split)
         files = [
@@ -129,17 +129,21 @@ class ReferDataset(BaseDataset):
             # without a change of the annotations.
             mendable = any(
                 fault.kind in _OF_FILES for fault in records.faults)
-            return [records.images, [list(f) for f in records.faults]
-                    ], None if mendable else records.files
+            return [
+                records.images, [list(f) for f in records.faults],
+                records.notes
+            ], None if mendable else records.files
 
-        images, faults = self._cached(
+        images, faults, notes = self._cached(
             [self.reader, json.dumps(args), splits], files, compute)
-        return Records(images, [Fault(*fault) for fault in faults])
+        return Records(images, [Fault(*f) for f in faults], notes=notes)
 
     @without_gc()
     def load_data_list(self) -> list[dict]:
         """One dict per sample: image, its size and its refs."""
-        images, faults = self.read()[:2]
+        images, faults, _, notes = self.read()
+        for note in notes:
+            print_log(note, 'current', level=logging.WARNING)
         self._take(faults, f'{self._source()}, split {self.split!r}')
         images = self._without_excluded(images)
         images = self._with_files(images)

@@ -17,7 +17,7 @@ from typing import Any
 
 from cris.io.files import dump_json, parse_json
 
-_FORMAT = 1  # to be raised with every change of the records
+_FORMAT = 2  # to be raised with every change of the records
 _MAX_HASHED = 4 << 30  # bytes; larger files go by size and times
 
 

@@ -42,10 +42,13 @@ class Records(NamedTuple):
         images (list[dict]): The records.
         faults (list[Fault]): Entries that are not among them, and why.
         files (list[str]): The mask files that were read.
+        notes (list[str]): Sentences about what was left out without being a
+            fault, e.g. '342 of 382 annotations have no expressions'.
     """
     images: list[dict]
     faults: list[Fault]
     files: list[str] = []
+    notes: list[str] = []
 
 
 class RecordBuilder:
@@ -58,6 +61,7 @@ class RecordBuilder:
     def __init__(self):
         self.images: dict[Any, dict] = {}
         self.faults: list[Fault] = []
+        self.notes: list[str] = []
         self._ref_ids = set()
 
     def entry(self, where: str) -> '_Entry':
@@ -93,7 +97,8 @@ class RecordBuilder:
                                    dict(ref, area=area))
 
     def records(self, files: Sequence[str] = ()) -> Records:
-        return Records(list(self.images.values()), self.faults, list(files))
+        return Records(
+            list(self.images.values()), self.faults, list(files), self.notes)
 
 
 class _Entry:

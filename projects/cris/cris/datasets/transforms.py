@@ -24,6 +24,31 @@ from .masks import decode_mask
 from .tokenizer import tokenize
 
 
+def without_loading(pipeline: Sequence[dict]) -> list[dict]:
+    """The transforms of a test pipeline that work on a decoded image.
+
+    Left out are ``ChooseExpressions``, which reads the refs of a dataset, and
+    every transform whose name starts with ``Load``.
+
+    Args:
+        pipeline (Sequence[dict]): Configs of transforms, e.g.
+            ``cfg.test_dataloader.dataset.pipeline``.
+
+    Returns:
+        list[dict]: Configs of the other transforms, in their order.
+    """
+
+    def name(transform: dict) -> str:
+        kind = transform['type']  # a name, perhaps with a scope, or a class
+        kind = kind if isinstance(kind, str) else kind.__name__
+        return kind.split('.')[-1]
+
+    return [
+        transform for transform in pipeline
+        if not name(transform).startswith(('Load', 'ChooseExpressions'))
+    ]
+
+
 @TRANSFORMS.register_module()
 class LoadReferImage(LoadImageFromFile):
     """Load an image as three channels of uint8, BGR, or say what is wrong.

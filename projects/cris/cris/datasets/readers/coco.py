@@ -49,6 +49,7 @@ def read_coco(ann_file: str,
                                  f'annotations of {path}')
         categories = category_names(instances)
         with_expressions = any('expressions' in ann for ann in anns.values())
+        builder.notes += _notes(path, images, anns, with_expressions)
         for group in _groups(anns, with_expressions):
             first = group[0]
             with builder.entry(f'{path}, annotation {first["id"]}'):
@@ -107,3 +108,22 @@ def _union(anns: list[dict]) -> list:
             return part
         parts += part if isinstance(part, list) else [part]
     return parts
+
+
+def _notes(path: str, images: dict, anns: dict,
+           with_expressions: bool) -> list[str]:
+    """What is left out because it has no expressions."""
+    notes, used = [], list(anns.values())
+    what = 'annotation'
+    if with_expressions:
+        used = [ann for ann in used if 'expressions' in ann]
+        what = 'annotation with expressions'
+        if len(used) < len(anns):
+            notes.append(f'{len(anns) - len(used)} of {len(anns)} annotations '
+                         'have no expressions')
+    with_any = {str(ann.get('image_id')) for ann in used}
+    without = sum(str(image_id) not in with_any for image_id in images)
+    if without:
+        notes.append(f'{without} of {len(images)} images have no {what} and '
+                     'are not used')
+    return [f'{path}: {note}' for note in notes]
