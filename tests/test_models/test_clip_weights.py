@@ -207,7 +207,7 @@ class TestTag:
         monkeypatch.setattr(open_clip, 'download_pretrained', offline)
         with pytest.raises(
                 FileNotFoundError,
-                match='(?s)could not be downloaded: no route.*name a file'):
+                match='(?s)could not be downloaded: no route.*give a file'):
             backbone_of('openai', rn50)
 
 
@@ -235,7 +235,7 @@ class TestWrongFiles:
                     tmp_path, 'without its text encoder')
         self.refuse(
             {'visual.transformer.resblocks.0.ln_1.weight': torch.ones(2)},
-            tmp_path, 'image encoder is no ModifiedResNet')
+            tmp_path, 'image encoder is not a ModifiedResNet')
         self.refuse({
             'conv1.weight': torch.ones(2),
             'fc.weight': torch.ones(2)

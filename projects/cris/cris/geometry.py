@@ -1,8 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Letterbox: the keep-ratio, centred square that the model sees.
+"""Letterbox: the model's input, which keeps the image's aspect ratio.
 
-The matrix, the interpolation and the way back are those of the official code,
-to the rounding, so that its scores can be reproduced.
+The matrix, the interpolation and the inverse are those of the official code,
+down to the rounding, so that its scores can be reproduced.
 """
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def _height_width(size: Size) -> tuple[int, int]:
 
 
 def letterbox_matrix(height: int, width: int, size: Size) -> np.ndarray:
-    """Affine map from the original to the letterboxed picture.
+    """Affine map from the original to the letterboxed image.
 
     Args:
         height (int): Height of the original, in pixels.
@@ -42,16 +42,16 @@ def letterbox(image: np.ndarray,
               size: Size,
               interpolation: int = cv2.INTER_CUBIC,
               border_value: float | Sequence[float] = 0) -> np.ndarray:
-    """Fit a picture into a rectangle, centred, keeping its ratio.
+    """Fit an image into a rectangle, centred, keeping its aspect ratio.
 
     Args:
         image (np.ndarray): ``(h, w)`` or ``(h, w, C)``.
         size (int | tuple[int, int]): Side of the square, or (height, width).
-        interpolation (int): Of OpenCV. Defaults to ``cv2.INTER_CUBIC``.
-        border_value (float | Sequence[float]): What is around the picture.
+        interpolation (int): OpenCV's. Defaults to ``cv2.INTER_CUBIC``.
+        border_value (float | Sequence[float]): Fills the rest.
 
     Returns:
-        np.ndarray: ``(height, width[, C])`` of the same dtype.
+        np.ndarray: ``(height, width[, C])``, of the same dtype.
     """
     height, width = _height_width(size)
     return cv2.warpAffine(
@@ -62,7 +62,7 @@ def letterbox(image: np.ndarray,
 
 
 def unletterbox(prob: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Take maps of a letterboxed picture back to the original size.
+    """Take maps of a letterboxed image back to its original size.
 
     Args:
         prob (np.ndarray): Probabilities, ``(H, W)`` or ``(K, H, W)``.
@@ -70,9 +70,9 @@ def unletterbox(prob: np.ndarray, height: int, width: int) -> np.ndarray:
         width (int): Width of the original, in pixels.
 
     Returns:
-        np.ndarray: float32 ``(height, width)`` or ``(K, height, width)``,
-        cubic interpolation; values may leave [0, 1] by the overshoot of the
-        cubic kernel, as in the official code.
+        np.ndarray: float32 ``(height, width)`` or ``(K, height, width)``.
+        Interpolation is cubic, whose overshoot may leave [0, 1], as in the
+        official code.
     """
     if prob.ndim == 3:
         return np.stack([unletterbox(p, height, width) for p in prob])

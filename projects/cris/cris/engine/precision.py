@@ -39,15 +39,15 @@ def has_bfloat16() -> bool:
 
 
 def before_torch_2_4() -> bool:
-    """Whether mixed precision and fused Adam do not fit CPUs yet."""
+    """Whether torch lacks mixed precision and fused Adam on CPUs."""
     return digit_version(torch.__version__) < digit_version('2.4')
 
 
 def avoid_fused(cfg: Config) -> None:
-    """Drop ``fused=True`` of the optimizer, unknown to CPUs before torch 2.4.
+    """Drop the optimizer's ``fused=True`` for CPUs before torch 2.4.
 
     Args:
-        cfg (Config): Of the run; ``optim_wrapper`` is changed.
+        cfg (Config): Config of the run; ``optim_wrapper`` is changed.
     """
     if before_torch_2_4():
         cfg.optim_wrapper.optimizer.pop('fused', None)
@@ -57,15 +57,15 @@ def use_bfloat16(cfg: Config) -> None:
     """Replace mmengine's AmpOptimWrapper, which refuses a CPU.
 
     Args:
-        cfg (Config): Of the run; ``optim_wrapper`` is changed to bfloat16,
-            or to fp32 where the processor would only emulate it.
+        cfg (Config): Config of the run; ``optim_wrapper`` is changed to
+            bfloat16, or to fp32 where the processor would only emulate it.
     """
     wrapper = cfg.optim_wrapper
     wrapper.type = 'BFloat16OptimWrapper'
     if not has_bfloat16():
         wrapper.type = 'OptimWrapper'
         print_log(
-            'This processor has no bfloat16: training goes on in fp32.',
+            'This processor has no bfloat16: training uses fp32.',
             level=logging.WARNING)
     for key in ('loss_scale', 'dtype', 'use_fsdp'):
         wrapper.pop(key, None)

@@ -66,8 +66,8 @@ class CLIPBackbone(BaseModule):
             embed_dim, vision_cfg, text_cfg = (named[key] for key in given)
         if embed_dim is None or vision_cfg is None or text_cfg is None:
             raise ValueError(
-                'CLIPBackbone needs model_name, or embed_dim, vision_cfg and '
-                f'text_cfg together; got model_name={model_name!r}, '
+                'CLIPBackbone needs model_name, or all of embed_dim, vision_cfg '
+                f'and text_cfg; got model_name={model_name!r}, '
                 f'embed_dim={embed_dim!r}, vision_cfg={vision_cfg!r}, '
                 f'text_cfg={text_cfg!r}')
 
@@ -164,7 +164,7 @@ def _named_config(model_name: str) -> dict:
 
 
 def _check_agreement(model_name: str, named: dict, given: dict) -> None:
-    """What is given beside a name must be what the name says."""
+    """Refuse sizes that contradict the name."""
     for key, value in given.items():
         same = named[key] == value
         if isinstance(value, dict):
@@ -172,7 +172,7 @@ def _check_agreement(model_name: str, named: dict, given: dict) -> None:
         if value is not None and not same:
             raise ValueError(
                 f'model_name={model_name!r} has {key}={named[key]}, but '
-                f'{key}={value} is given: leave one of the two out')
+                f'{key}={value} is given: leave one of them out')
 
 
 def _check_size(images: Tensor) -> None:
@@ -182,4 +182,4 @@ def _check_size(images: Tensor) -> None:
     near = [max(32, round(side / 32) * 32) for side in (height, width)]
     raise ValueError(
         f'images of {height}x{width} (height x width) do not fit: both sides '
-        f'must be multiples of 32; use {near[0]}x{near[1]}')
+        f'must be multiples of 32, use {near[0]}x{near[1]}')

@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""CLIP's weights -> the names and shapes of CLIPBackbone."""
+"""CLIP's weights, under the names of CLIPBackbone."""
 import os
 
 import open_clip
@@ -9,7 +9,7 @@ from torch import Tensor
 from cris.io.checkpoints import compare_weights, read_checkpoint, state_dict_of
 
 _TAG_PREFIX = 'open_clip://'
-# CLIP's temperature, sizes that OpenAI stores among the weights, and the
+# CLIP's temperature, the sizes that OpenAI stores among the weights, and the
 # causal mask, which a traced model keeps.
 _NOT_NEEDED = ('logit_scale', 'logit_bias', 'input_resolution',
                'context_length', 'vocab_size', 'attn_mask', 'text.attn_mask')
@@ -20,28 +20,28 @@ def read_clip_weights(source: str,
                       *,
                       model_name: str | None = None,
                       quick_gelu: bool = True) -> dict[str, Tensor]:
-    """Read CLIP's weights for a backbone of their size.
+    """Read CLIP's weights for a backbone of the same size.
 
     Args:
         source (str): A file in the layout of OpenAI or open_clip: OpenAI's
             TorchScript archive, a state_dict, plain or under the key
             ``state_dict``, or safetensors. Or a pretrained tag of open_clip,
-            which downloads it: ``'open_clip://RN50/openai'``; with
-            model_name, ``'open_clip://openai'`` or ``'openai'`` will do.
-        wanted (dict[str, Tensor]): state_dict of the backbone. The residual
-            of its attention pool, ``connect``, is not in CLIP and stays as it
-            is; of a longer text positional embedding the first rows are taken.
-        model_name (str, optional): Of the backbone, for a bare tag.
-        quick_gelu (bool): Of the backbone; it must be what a tag asks for.
-            Files do not say which they need. Defaults to True.
+            which is downloaded: ``'open_clip://RN50/openai'``, or with
+            model_name ``'open_clip://openai'`` or ``'openai'``.
+        wanted (dict[str, Tensor]): The backbone's state_dict. ``connect``,
+            the residual branch of its attention pool, is not in CLIP and is
+            kept. A longer text positional embedding is cut.
+        model_name (str, optional): The backbone's, for a bare tag.
+        quick_gelu (bool): The backbone's; must agree with the tag. Files do
+            not say which activation they need. Defaults to True.
 
     Returns:
         dict[str, Tensor]: A full state_dict of the backbone.
 
     Raises:
-        FileNotFoundError: If there is no such file, or no download.
+        FileNotFoundError: If the file does not exist or cannot be fetched.
         ValueError: If the tag is unknown, or the file holds something else
-            or another size of CLIP.
+            or a CLIP of another size.
     """
     path = source
     if _is_tag(source, model_name):
@@ -63,14 +63,14 @@ def read_clip_weights(source: str,
     if differences:
         raise ValueError(
             f"{path} does not hold CLIP's weights of this size:\n"
-            f'{differences}\nGive the CLIP that the backbone describes'
+            f'{differences}\nUse the CLIP that the backbone describes'
             f'{f" ({model_name})" if model_name else ""}, or change the '
             'backbone.')
     return weights
 
 
 def _refuse_others(path: str, weights: dict) -> None:
-    """Name what people give in place of CLIP's ResNet."""
+    """Say what a file holds that is not CLIP with a ResNet."""
 
     def has(*prefixes: str) -> bool:
         return any(name.startswith(prefixes) for name in weights)
@@ -81,16 +81,16 @@ def _refuse_others(path: str, weights: dict) -> None:
                  'tools/model_converters/official_cris.py), not in the '
                  'init_cfg of the backbone')
     elif has('visual.transformer.', 'visual.trunk.', 'vision_model.'):
-        found = ("a CLIP whose image encoder is no ModifiedResNet; CRIS's "
-                 'backbone is RN50, RN101 or a larger ResNet of CLIP')
+        found = ("a CLIP whose image encoder is not a ModifiedResNet; use "
+                 'RN50, RN101 or a larger ResNet of CLIP')
     elif has('visual.') and not has('token_embedding.', 'text.'):
         found = 'the image encoder of a CLIP without its text encoder'
     elif has('layer1.', 'conv1.', 'stem.') and not has('visual.'):
         found = ('an image classifier, not CLIP: the text encoder and the '
                  'attention pool are missing')
     elif not has('visual.'):
-        found = (f'no CLIP: none of its {len(weights)} names begins with '
-                 f"'visual.'; it has {sorted(weights)[:3]}")
+        found = (f'no CLIP: none of its {len(weights)} names starts with '
+                 f"'visual.', e.g. {sorted(weights)[:3]}")
     else:
         return
     raise ValueError(f'{path} holds {found}')
@@ -104,11 +104,11 @@ def _is_tag(source: str, model_name: str | None) -> bool:
 
 def _download(source: str, model_name: str | None,
               quick_gelu: bool) -> str:
-    """File of a tag, fetched once by open_clip into its cache."""
+    """Download the file of a tag into open_clip's cache, if need be."""
     *named, tag = source.removeprefix(_TAG_PREFIX).split('/')
     name = '/'.join(named) or model_name
     if name is None:
-        raise ValueError(f'{source} does not say whose tag it is: write '
+        raise ValueError(f'{source} does not name the model of the tag: write '
                          f'{_TAG_PREFIX}MODEL/{tag}')
     cfg = open_clip.get_pretrained_cfg(name, tag)
     if not cfg:
@@ -120,7 +120,7 @@ def _download(source: str, model_name: str | None,
             f'the weights {tag!r} of {name} were trained with quick_gelu='
             f'{bool(cfg.get("quick_gelu"))}: set it so in the backbone')
     try:
-        # One process of a machine fetches, the others find it in the cache.
+        # One process per machine downloads, the others read the cache.
         if int(os.environ.get('LOCAL_RANK', 0)) == 0:
             open_clip.download_pretrained(cfg)
         barrier()
@@ -128,5 +128,5 @@ def _download(source: str, model_name: str | None,
     except Exception as error:  # whatever the network or the hub raises
         raise FileNotFoundError(
             f'the weights {tag!r} of {name} could not be downloaded: {error}\n'
-            'On a machine without access, name a file of them: --cfg-options '
+            'On a machine without network access, give a file: --cfg-options '
             'model.backbone.init_cfg.checkpoint=RN50.pt') from error
