@@ -66,8 +66,8 @@ class CLIPBackbone(BaseModule):
             embed_dim, vision_cfg, text_cfg = (named[key] for key in given)
         if embed_dim is None or vision_cfg is None or text_cfg is None:
             raise ValueError(
-                'CLIPBackbone needs model_name, or all of embed_dim, vision_cfg '
-                f'and text_cfg; got model_name={model_name!r}, '
+                'CLIPBackbone needs model_name, or embed_dim, vision_cfg and '
+                f'text_cfg; got model_name={model_name!r}, '
                 f'embed_dim={embed_dim!r}, vision_cfg={vision_cfg!r}, '
                 f'text_cfg={text_cfg!r}')
 
