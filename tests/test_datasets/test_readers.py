@@ -18,6 +18,7 @@ from PIL import Image
 from test_preparation import grefs, own_jsonl  # noqa: F401  a fixture
 from torch.utils.data import DataLoader
 
+from cris.datasets.headers import check_headers
 from cris.datasets.masks import decode_mask
 from cris.datasets.readers import READERS
 from cris.datasets.readers.refer import read_refer
@@ -109,14 +110,14 @@ class TestJSONL:
         (dict(image='../0.jpg'), 'unsafe-name', 'leaves the folder'),
         (dict(image='/etc/passwd'), 'unsafe-name', 'leaves the folder'),
         (dict(image='a\\..\\..\\0.jpg'), 'unsafe-name', 'leaves the folder'),
-        (dict(image=['0.jpg']), 'unsafe-name', 'is none'),
+        (dict(image=['0.jpg']), 'unsafe-name', 'is not a file name'),
         (dict(mask='../masks/0.png'), 'unsafe-name', 'leaves the folder'),
         (dict(mask=['0.png', '../masks/0.png']), 'unsafe-name', 'leaves'),
         (dict(image='9.jpg'), 'missing-image', '9.jpg does not exist'),
         (dict(mask='9.png'), 'missing-mask', '9.png does not exist'),
         (dict(mask='small.png'), 'mask-size', r'size \[20, 60\], the image'),
         (dict(mask='empty.png'), 'empty-mask', 'is empty'),
-        (dict(mask='text.png'), 'bad-mask', 'it is no image'),
+        (dict(mask='text.png'), 'bad-mask', 'it is not an image'),
         (dict(mask='cut.png'), 'bad-mask', 'cannot be decoded'),
         (dict(mask='a.jpg'), 'bad-mask', 'JPEG'),
         (dict(mask='huge.png'), 'bad-mask', f'limit of {MAX_PIXELS}'),
@@ -134,7 +135,7 @@ class TestJSONL:
         (dict(expressions=None), 'bad-sentence', 'None'),
         (dict(sent_ids=[1, 2]), 'bad-sentence', '2 sent_ids for 1 sentences'),
         (dict(ref_id=0), 'duplicate-ref', 'two refs have this id'),
-        (dict(ref_id=[1]), 'bad-entry', 'unhashable'),
+        (dict(ref_id=[1]), 'bad-entry', r'ref_id \[1\] is not a number'),
         (dict(image_id='0.jpg', image='1.jpg'), 'duplicate-id',
          "has the id '0.jpg' of '0.jpg'"),
     ])
@@ -340,7 +341,7 @@ class TestOfficialJSON:
 
     def test_a_dict_where_a_list_is_expected(self, tmp_path):
         root = self.write(tmp_path / 'own', dict(a=self.entry()))
-        with pytest.raises(ValueError, match='holds a dict, not the list'):
+        with pytest.raises(ValueError, match='contains a dict, not the list'):
             read_own(root, 'official-json')
 
 
@@ -561,7 +562,7 @@ def test_the_image_of_a_coco_annotation_is_a_list(tmp_path):
                           segmentation=[[1, 1, 9, 1, 9, 9]])],
         categories=[dict(id=1, name='thing')])))
     (fault, ) = read_own(root, 'coco').faults
-    assert 'annotation 7' in str(fault) and '[1] is no number' in str(fault)
+    assert 'annotation 7' in str(fault) and '[1] is not a number' in str(fault)
 
 
 @pytest.mark.parametrize('name', ['C:secret.png', 'C:/a', '//host/share/a'])
@@ -578,3 +579,48 @@ def test_sizes_of_turned_pictures_are_those_decoded(tmp_path, format):
     Image.new('RGB', (60, 40)).save(path, exif=exif)
     decoded = decode_image(path.read_bytes(), 'a')
     assert image_size(str(path)) == decoded.shape[:2]
+
+
+class TestKindsOfFaults:
+    """Errors carry their kind; nothing is read out of messages."""
+
+    def test_a_path_that_contains_the_word_limit(self, tmp_path):
+        root = own_jsonl(tmp_path / 'limit of size ')
+        (root / 'images/0.jpg').write_text('not an image')
+        (root / 'masks/1.png').write_text('not an image')
+        assert [f.kind for f in read_own(root).faults] == [
+            'bad-image', 'bad-image', 'bad-mask']
+        (image, ) = check_headers(
+            [dict(file_name='0.jpg', height=40, width=60)],
+            f'{root}/images')
+        assert image.kind == 'bad-image'
+
+    @pytest.mark.parametrize('error', [
+        AttributeError, KeyError, TypeError, RecursionError, ValueError])
+    @pytest.mark.parametrize('form', ['jsonl', 'coco', 'official-json'])
+    def test_an_error_of_our_own_code_is_no_fault_of_the_data(
+            self, tmp_path, monkeypatch, form, error):
+        root = tmp_path / 'own'
+        TestCOCO().write(root, [TestCOCO().square(2, id=5)])
+        (root / 'anns').mkdir()
+        (root / 'anns/train.json').write_text(
+            json.dumps([TestOfficialJSON().entry()]))
+        assert len(read_own(root, form).images) > 0
+
+        def fail(*args):
+            raise error('a mistake of ours')
+
+        monkeypatch.setattr('cris.datasets.records.mask_area', fail)
+        with pytest.raises(error, match='a mistake of ours'):
+            read_own(root, form)
+
+    def test_annotations_that_name_a_mask_file(self, tmp_path):
+        """They could name any file of the disk."""
+        for segmentation in (dict(mask_file='/etc/passwd'),
+                             [dict(mask_file='/etc/passwd')]):
+            root = TestCOCO().write(
+                tmp_path / str(type(segmentation)),
+                [dict(TestCOCO().square(2, id=5), segmentation=segmentation)])
+            fault = only_fault(read_own(root, 'coco'))
+            assert fault.kind == 'bad-mask' and 'mask_file' in fault.message
+            assert 'passwd' not in fault.message

@@ -20,7 +20,7 @@ def test_a_pipe_does_not_block(tmp_path):
     path = str(tmp_path / 'a.png')
     os.mkfifo(path)
     for read in (image_size, read_bytes):
-        with pytest.raises(ValueError, match='a.png is no regular file'):
+        with pytest.raises(ValueError, match='a.png is not a regular file'):
             read(path)
 
 

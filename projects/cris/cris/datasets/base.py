@@ -17,50 +17,49 @@ from .randomness import WorkerState
 from .readers import READERS
 from .records import Fault, Records, as_splits, raise_faults
 
+# Faults of image and mask files: they can be mended without a change of the
+# annotations, so that a cache would go on to report them.
 _OF_FILES = {
-    'bad-image', 'image-too-large', 'missing-image', 'missing-mask',
-    'unsafe-name'
+    'bad-file', 'bad-image', 'file-too-large', 'image-too-large',
+    'missing-image', 'missing-mask', 'unsafe-name'
 }
 _REF_KEYS = ('ref_id', 'ann_id', 'segmentation', 'sent_ids', 'sentences')
 
 
 class ReferDataset(BaseDataset):
-    """A referring segmentation set; a subclass names the form of its files.
+    """A dataset for referring segmentation; subclasses name the reader.
 
     In training a sample is a *ref*, an object with several sentences of which
     one is drawn each time it is read; an epoch visits every ref once. In
     evaluation (``test_mode=True``) a sample is an *image* with all sentences
-    of all its refs, so that it is encoded once. Everything is verified when
-    the set is built, so that a fault ends a run before it starts.
+    of all its refs, so that it is encoded once. Annotations, masks and image
+    headers are checked when the dataset is built.
 
     Args:
         data_root (str): Root folder; relative paths below are under it.
         ann_file (str): The annotations. ``{split}`` in it is replaced by the
             split.
-        split (str | list[str]): One split or several. Defaults to 'train'.
-        data_prefix (dict): ``dict(img_path=FOLDER)``, for mask files also
-            ``mask_path=FOLDER``.
-        num_expressions (int): Expressions of a training sample, K. More than
-            one share the pass of the image encoder: a sample then holds up to
-            K refs of an image, and refs with fewer are asked with further
-            sentences. Defaults to 1.
+        split (str | list[str]): One split or several.
+        data_prefix (dict): Folders, ``dict(img_path=..., mask_path=...)``;
+            those that are not given are ``images`` and ``masks``.
+        num_expressions (int): Expressions of a training sample, K. The image
+            is encoded once for all of them: a sample has up to K refs of an
+            image, and further sentences of theirs where it has fewer.
         group_by_image (bool): False makes a sample of every sentence in
-            evaluation, as the official code does, which then encodes an image
-            as often as it is asked about: the same predictions, to compare
-            the cost. Defaults to True.
-        on_error (str): 'raise' ends the run with a list of all faulty
-            entries; 'skip' leaves them out, counts them (``faults``), and in
-            training replaces a sample that cannot be decoded by another.
+            evaluation, as the official code does: the same predictions at a
+            higher cost.
+        on_error (str): 'raise' lists all faulty entries in an error; 'skip'
+            leaves them out (see ``faults``), and in training replaces a
+            sample that cannot be decoded by another.
         exclude (Sequence[int | str | dict]): Images to leave out: ids, file
-            names, or configs of data sets none of whose images may be used
-            (matched by file name), such as the val and test splits of sets
+            names, or configs of datasets none of whose images may be used
+            (compared by file name), e.g. the val and test splits of datasets
             that are mixed.
         check_images (bool): Whether to read the header of every image when
-            the set is built. Defaults to True; False only asks whether the
-            files exist.
-        cache_dir (str | bool, optional): Where to keep what was read;
-            ``.cris_cache`` beside the annotations by default, False for
-            nowhere.
+            the dataset is built; False only looks whether the files exist.
+        cache_dir (str | bool, optional): Folder for what was read;
+            ``.cris_cache`` beside the annotations by default, False for no
+            cache.
         pipeline (Sequence[dict | Callable]): Transforms of a sample.
         **kwargs: Of :class:`mmengine.dataset.BaseDataset`.
 
@@ -68,19 +67,20 @@ class ReferDataset(BaseDataset):
         FileNotFoundError: If a file or the image folder is missing.
         ValueError: If the split does not exist or an entry is at fault.
     """
-    reader: str
+    reader: str  # a key of READERS
+    folders = dict(img_path='images')  # defaults of data_prefix
 
     def __init__(self,
                  data_root: str | None = '',
                  ann_file: str = '',
                  split: str | Sequence[str] = 'train',
-                 data_prefix: dict = dict(img_path='images'),
+                 data_prefix: dict = {},
                  num_expressions: int = 1,
                  group_by_image: bool = True,
                  on_error: str = 'raise',
                  exclude: Sequence[int | str | dict] = (),
                  check_images: bool = True,
-                 cache_dir: None | str | bool = None,
+                 cache_dir: str | bool | None = None,
                  pipeline: Sequence[dict | Callable] = (),
                  **kwargs):
         if num_expressions < 1:
@@ -101,7 +101,7 @@ class ReferDataset(BaseDataset):
         super().__init__(
             data_root=data_root,
             ann_file=ann_file,
-            data_prefix=data_prefix,
+            data_prefix=dict(self.folders, **data_prefix),
             # mmengine finds mmseg's transforms only in mmseg's scope.
             pipeline=[
                 TRANSFORMS.build(t) if isinstance(t, dict) else t
@@ -111,22 +111,18 @@ class ReferDataset(BaseDataset):
 
     def reader_args(self) -> dict:
         """Arguments of the reader, but for the split."""
-        raise NotImplementedError
+        folders = {
+            key.replace('_path', '_folder'): self.data_prefix[key]
+            for key in self.folders
+        }
+        return dict(folders, ann_file=self.ann_file)
 
     def read(self) -> Records:
         """Records, faults and notes, from the cache if it is valid."""
-        args = self.reader_args()
-        splits = as_splits(self.split)
-        files = [
-            args[key].replace('{split}', split) for split in splits
-            for key in ('ann_file', 'split_file') if key in args
-        ]
-        files = list(dict.fromkeys(files))
+        args, splits = self.reader_args(), as_splits(self.split)
 
-        def compute() -> tuple[list, list]:
+        def compute() -> tuple[list, list[str] | None]:
             records = READERS[self.reader](**args, split=splits)
-            # What files of images and masks were at fault may be mended
-            # without a change of the annotations.
             mendable = any(
                 fault.kind in _OF_FILES for fault in records.faults)
             return [
@@ -135,7 +131,7 @@ class ReferDataset(BaseDataset):
             ], None if mendable else records.files
 
         images, faults, notes = self._cached(
-            [self.reader, json.dumps(args), splits], files, compute)
+            [self.reader, json.dumps(args), splits], self._files(), compute)
         return Records(images, [Fault(*f) for f in faults], notes=notes)
 
     @without_gc()
@@ -144,17 +140,15 @@ class ReferDataset(BaseDataset):
         images, faults, _, notes = self.read()
         for note in notes:
             print_log(note, 'current', level=logging.WARNING)
-        self._take(faults, f'{self._source()}, split {self.split!r}')
+        self._take(faults, self._source())
         images = self._without_excluded(images)
         images = self._with_files(images)
         self._report(images)
         samples = []
         for image in images:
             image = dict(image)
-            name = image.pop('file_name')
-            # An image inside an LMDB has its address already.
-            image.setdefault('img_path',
-                             osp.join(self.data_prefix['img_path'], name))
+            image['img_path'] = osp.join(self.data_prefix['img_path'],
+                                         image.pop('file_name'))
             refs = [{key: ref[key] for key in _REF_KEYS}
                     for ref in image['refs']]
             if self.test_mode and self.group_by_image:
@@ -179,7 +173,7 @@ class ReferDataset(BaseDataset):
             return super().__getitem__(idx)
 
     def prepare_data(self, idx: int) -> dict | None:
-        """A sample; None where it is skipped and another is to be drawn."""
+        """A sample, or None to draw another one in its place."""
         try:
             return super().prepare_data(idx)
         except (OSError, ValueError) as error:
@@ -187,11 +181,27 @@ class ReferDataset(BaseDataset):
                 raise
             self.num_skipped += 1
             print_log(
-                f'sample {idx} is skipped, the {self.num_skipped}. of this '
-                f'process: {error}',
+                f'sample {idx} is skipped (skipped so far in this process: '
+                f'{self.num_skipped}): {error}',
                 'current',
                 level=logging.WARNING)
             return None
+
+    def _files(self) -> list[str]:
+        """The annotation files."""
+        args = self.reader_args()
+        files = [
+            args[key].replace('{split}', split)
+            for split in as_splits(self.split)
+            for key in ('ann_file', 'split_file') if key in args
+        ]
+        return list(dict.fromkeys(files))
+
+    def _source(self) -> str:
+        """Names of the annotation files and the split, for messages."""
+        # Of the REFER layout, the file of the splits comes second.
+        files = self._files()[-1:] if self.reader == 'refer' else self._files()
+        return f'{", ".join(files)}, split {self.split!r}'
 
     def _cached(self, asked: list, files: list, compute: Callable) -> list:
         folder = self.cache_dir
@@ -201,7 +211,7 @@ class ReferDataset(BaseDataset):
                       lambda message: print_log(message, 'current'))
 
     def _take(self, faults: Sequence[Fault], where: str) -> None:
-        """Raise, or remember and report, what is wrong."""
+        """Raise, or log and remember, the faults."""
         if self.on_error == 'raise':
             raise_faults(faults, where)
         if not faults:
@@ -221,7 +231,7 @@ class ReferDataset(BaseDataset):
                 continue
             other = DATASETS.build(dict(item, lazy_init=True))
             names = {image['file_name'] for image in other.read().images}
-            # Another folder may hold the same images by other paths.
+            # Another folder may have the same images at other paths.
             if other.data_prefix['img_path'] == self.data_prefix['img_path']:
                 plain |= names
             else:
@@ -237,16 +247,14 @@ class ReferDataset(BaseDataset):
         return kept
 
     def _with_files(self, images: list[dict]) -> list[dict]:
-        """The images whose files are there and of the annotated size."""
+        """The images whose files exist and have the annotated size."""
         folder = self.data_prefix['img_path']
-        if all('img_path' in image for image in images):
-            return images
         if not osp.isdir(folder):
             raise FileNotFoundError(
                 f'the image folder {folder} does not exist: check data_root '
                 'and data_prefix=dict(img_path=...)')
 
-        def compute() -> tuple[list, list]:
+        def compute() -> tuple[list, list[str]]:
             faults = check_headers(images, folder, self.check_images)
             return [list(f) for f in faults
                     ], [osp.join(folder, i['file_name']) for i in images]
@@ -260,26 +268,23 @@ class ReferDataset(BaseDataset):
         bad = {fault.where for fault in faults}
         return [i for i in images if i['file_name'] not in bad]
 
-    def _source(self) -> str:
-        return self.ann_file
-
     def _report(self, images: list[dict]) -> None:
+        if not images:
+            raise ValueError(
+                f'no image of {self._source()}, is left: '
+                f'{len(self.faults)} faults were skipped, the other images '
+                'are excluded')
         refs = [ref for image in images for ref in image['refs']]
         sentences = [s for ref in refs for s in ref['sentences']]
         print_log(
-            f'{self._source()}, split {self.split!r}: {len(images)} images, '
-            f'{len(refs)} refs, {len(sentences)} sentences', 'current')
-        if not images:
-            raise ValueError(
-                f'no image of {self._source()}, split {self.split!r}, is '
-                f'left: {len(self.faults)} faults were skipped, the others '
-                'excluded')
+            f'{self._source()}: {len(images)} images, {len(refs)} refs, '
+            f'{len(sentences)} sentences', 'current')
         empty = [ref['ref_id'] for ref in refs
                  if not all(s.strip() for s in ref['sentences'])]
         if empty:
             print_log(
-                f'{len(empty)} refs have an empty sentence (ref {empty[0]}, '
-                'for instance); it is kept and says nothing to the model',
+                f'{len(empty)} refs have an empty sentence, e.g. ref '
+                f'{empty[0]}; it is kept, but means no object',
                 'current',
                 level=logging.WARNING)
 
@@ -292,7 +297,7 @@ def _single_sentences(ref: dict) -> Iterator[dict]:
 
 
 def refer_datasets(dataset: Dataset) -> Iterator[ReferDataset]:
-    """The referring data sets that a data set consists of."""
+    """The referring datasets that a dataset consists of."""
     if isinstance(dataset, ReferDataset):
         yield dataset
     elif isinstance(dataset, ConcatDataset):

@@ -1,11 +1,11 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """A cache of what was read from annotation files.
 
-A cache file is a line of JSON, ``{format, key, files, digest}``, and a body of
-JSON. It is used only if the key (what was asked and the content of the files
-it was made from), the state of the mask files (size and times) and the digest
-of the body agree; anything else is as if there were none. No pickle, so a
-cache file from elsewhere cannot run anything.
+A cache file is a line of JSON, ``{format, key, files, states, digest}``, and a
+body of JSON. It is used only if the key (the request and the content of the
+annotation files), the state of the mask files (size and times) and the digest
+of the body agree. It is not a pickle, so a file from elsewhere cannot run
+code.
 """
 import hashlib
 import json
@@ -17,8 +17,8 @@ from typing import Any
 
 from cris.io.files import dump_json, parse_json
 
-_FORMAT = 2  # to be raised with every change of the records
-_MAX_HASHED = 4 << 30  # bytes; larger files go by size and times
+_FORMAT = 2  # raise it with every change of the records
+_MAX_HASHED = 4 << 30  # bytes; of larger files, size and times are compared
 
 
 def cached(folder: str | None,
@@ -26,19 +26,16 @@ def cached(folder: str | None,
            files: Sequence[str],
            compute: Callable[[], tuple[Any, Sequence[str] | None]],
            note: Callable[[str], None] = lambda message: None) -> Any:
-    """What ``compute`` returns, from the cache if that is possible.
+    """The result of ``compute``, from the cache if possible.
 
     Args:
-        folder (str, optional): Where the cache files lie; None for no cache.
-        asked (Sequence): What distinguishes this reading from others of the
-            same files: name of the reader, split, folders.
+        folder (str, optional): Folder of the cache files; None for no cache.
+        asked (Sequence): Everything but the files on which the result
+            depends: name of the reader, split, folders.
         files (Sequence[str]): Annotation files that are read.
-        compute (Callable): Returns the value, of JSON's types, and further
+        compute (Callable): Returns the result, of JSON's types, and further
             files on which it depends, or None if it must not be cached.
-        note (Callable): Told why there is no cache, in a sentence.
-
-    Returns:
-        The value.
+        note (Callable): Called with a sentence if there is no cache.
     """
     if folder is None:
         return compute()[0]
@@ -56,10 +53,7 @@ def cached(folder: str | None,
 
 
 def content_key(path: str) -> Any:
-    """What changes when the content of a file does: a digest of it.
-
-    Of a directory or a very large file: size and times.
-    """
+    """A digest of a file; size and times of a very large or missing one."""
     if not osp.isfile(path) or osp.getsize(path) > _MAX_HASHED:
         return state_key(path)
     digest = hashlib.blake2b(digest_size=16)
@@ -70,11 +64,7 @@ def content_key(path: str) -> Any:
 
 
 def state_key(path: str) -> list | None:
-    """Size and times of a file, of a folder those of all its files."""
-    if osp.isdir(path):
-        return [state_key(entry.path) for entry in sorted(
-            os.scandir(path), key=lambda entry: entry.name)
-            if entry.name != 'lock.mdb']
+    """Size and times of a file, None if it does not exist."""
     try:
         state = os.stat(path)
     except OSError:
@@ -110,7 +100,6 @@ def _read(path: str, key: str, note: Callable[[str], None]) -> Any:
 
 def _write(path: str, key: str, value: Any, files: Sequence[str],
            note: Callable[[str], None]) -> None:
-    """Write a cache file that is either whole or not there."""
     try:
         body = dump_json(value)
         if parse_json(body) != value:

@@ -1,9 +1,9 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Image files of records, verified by their headers."""
+"""Image files of records, checked by their headers."""
 import os
 import os.path as osp
 
-from cris.io.files import safe_join
+from cris.io.files import FileError, safe_join
 from cris.io.images import image_size
 
 from .records import Fault
@@ -16,20 +16,18 @@ def check_headers(images: list[dict],
 
     Args:
         images (list[dict]): Records.
-        folder (str): Where the images lie.
+        folder (str): Folder of the images.
         read (bool): Whether to read headers, or only to look for the files.
 
     Returns:
-        list[Fault]: Missing files, files that are no images or end too early,
-        sizes that are not the annotated ones, too many pixels, links out of
-        the folder. ``where`` is the file name of the image.
+        list[Fault]: Missing files, files that are not images, truncated or
+        too large, other sizes than annotated, links out of the folder.
+        ``where`` is the file name of the image.
     """
-    # One listing of a folder instead of a question per file.
+    # One listing of a folder is faster than a question per file.
     listed: dict[str, set[str]] = {}
     faults = []
     for image in images:
-        if 'img_path' in image:  # inside an LMDB, whose reader has looked
-            continue
         path = osp.join(folder, image['file_name'])
         parent, name = osp.split(path)
         if parent not in listed:
@@ -39,33 +37,28 @@ def check_headers(images: list[dict],
             faults.append(
                 Fault('missing-image', image['file_name'],
                       f'image file {path} does not exist'))
-        elif read and (fault := header_fault(image, folder)):
+        elif read and (fault := _header_fault(image, folder)):
             faults.append(fault)
     return faults
 
 
-def header_fault(image: dict, folder: str) -> Fault | None:
-    """What is wrong with an image file, as far as its header tells."""
+def _header_fault(image: dict, folder: str) -> Fault | None:
     name, annotated = image['file_name'], (image['height'], image['width'])
     try:
         path = safe_join(folder, name)
-    except ValueError as error:
-        return Fault('unsafe-name', name, str(error))
-    try:
         size = image_size(path)
+    except FileError as error:
+        return Fault(error.kind, name, str(error))
     except OSError as error:
         return Fault('bad-image', name,
                      f'image file {path} cannot be opened: {error}')
-    except ValueError as error:
-        kind = 'image-too-large' if 'limit' in str(error) else 'bad-image'
-        return Fault(kind, name, str(error))
     if size != annotated:
         return Fault('image-size', name, size_message(path, size, annotated))
     return None
 
 
 def size_message(path: str, size: tuple, annotated: tuple) -> str:
-    """How the size of an image differs from what its annotations say."""
+    """Message about an image of another size than annotated."""
     return (f'{path} is of size {size}, but its annotations are for '
             f'{annotated} (height, width)' +
             ('; the two are swapped: its EXIF orientation was applied when '

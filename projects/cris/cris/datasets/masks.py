@@ -1,60 +1,70 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""The forms that a mask has in annotation files.
+"""Masks as annotation files have them.
 
 A *segmentation* is a list of polygons ``[[x, y, ...], ...]``, an RLE
 ``dict(size, counts)``, compressed or not, a ``dict(mask_file=PATH)``, or a
-list of any of these, whose union is meant; ``None`` says that the expression
+list of any of these, meaning their union. ``None`` means that the expression
 has no target (gRefCOCO).
 """
 import reprlib
-from typing import Union
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from cris.io.files import read_bytes
+from cris.io.files import FileError, read_bytes
 from cris.io.images import open_image
 
 _MAX_REACH = 10  # of a polygon, in sizes of the image
-_MAX_POINTS = 20_000_000  # of all its edges, of which pycocotools makes lists
-Segmentation = Union[None, list[list[float] | dict], dict]
+_MAX_EDGES = 4_000_000  # pixels; pycocotools lists five points for each
+Segmentation = list[list[float] | dict] | dict | None
+
+
+class MaskError(FileError):
+    """A segmentation that cannot be used; ``kind`` may be 'mask-size'."""
+
+    def __init__(self, message: str, kind: str = 'bad-mask'):
+        super().__init__(message, kind)
 
 
 def read_mask(path: str, height: int, width: int) -> np.ndarray:
-    """A mask file -> uint8 ``(height, width)`` of 0 and 1.
+    """Read a mask file.
 
-    Every pixel that is not 0 belongs to the mask (of a palette image: whose
-    index is not 0; of a colour image: with any channel that is not 0, without
-    the alpha channel).
+    Every pixel that is not 0 belongs to the mask: in a palette image, whose
+    index is not 0; in a colour image, where any channel but alpha is not 0.
+
+    Args:
+        path (str): The file.
+        height (int): Height of the image, in pixels.
+        width (int): Width of the image, in pixels.
+
+    Returns:
+        np.ndarray: uint8 ``(height, width)`` of 0 and 1.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is no image, a lossy one, broken, or of another
-            size.
+        FileNotFoundError: If there is no such file.
+        FileError: If it is not an image, broken, a JPEG, or of another size.
     """
     image = open_image(read_bytes(path), f'the mask {path}')
     if image.format in ('JPEG', 'MPO'):
-        raise ValueError(f'the mask {path} is a JPEG, which blurs its edges; '
-                         'write it as PNG')
-    if (image.height, image.width) != (height, width):
-        raise ValueError(
-            f'the mask {path} is of size {[image.height, image.width]}, the '
-            f'image of {[height, width]} (height, width)')
-    if image.mode in ('LA', 'RGBA', 'PA'):
-        bands = image.split()[:-1]
-        image = bands[0] if len(bands) == 1 else None
+        raise MaskError(f'the mask {path} is a JPEG, which blurs its edges; '
+                        'write it as PNG')
+    _check_size(f'the mask {path}', [image.height, image.width],
+                [height, width])
     try:
-        values = np.asarray(image) if image else np.stack(
-            [np.asarray(band) for band in bands], -1)
-    except Exception as error:  # Pillow raises whatever comes
-        raise ValueError(f'the mask {path} cannot be decoded: {error}. Get '
-                         'the file again.') from error
+        values = np.asarray(image)
+    except Exception as error:  # Pillow raises anything for a broken file
+        raise MaskError(f'the mask {path} cannot be decoded: {error}. Get '
+                        'the file again.') from error
+    if image.mode in ('LA', 'RGBA', 'PA'):
+        values = values[..., :-1]
     return (values.any(-1) if values.ndim == 3 else values != 0).astype(
         np.uint8)
 
 
 def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict:
-    """A segmentation -> one compressed RLE, the union of its parts.
+    """Encode a segmentation as one RLE, the union of its parts.
 
     Args:
         segmentation (list | dict): See the top of this file; not None.
@@ -66,33 +76,43 @@ def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict:
 
     Raises:
         FileNotFoundError: If a mask file is missing.
-        ValueError: If it is none of these, or of another size.
+        FileError: If it is not a segmentation, or of another size.
     """
-    parts = segmentation if isinstance(segmentation, list) else [segmentation]
-    if not parts:
-        raise ValueError('the segmentation is empty')
-    rles = [_encode_part(part, height, width) for part in parts]
-    return coco_mask.merge(rles)
+    return coco_mask.merge([
+        _encode_part(part, height, width) for part in _parts(segmentation)])
 
 
 def decode_mask(segmentation: Segmentation, height: int,
                 width: int) -> np.ndarray:
-    """A segmentation -> uint8 ``(height, width)`` of 0 and 1.
+    """Rasterise a segmentation; arguments and errors as of encode_mask.
 
-    Takes and raises what :func:`encode_mask` does, without the detour over
-    RLE for mask files.
+    Returns:
+        np.ndarray: uint8 ``(height, width)`` of 0 and 1.
     """
-    parts = segmentation if isinstance(segmentation, list) else [segmentation]
-    files = [p for p in parts if isinstance(p, dict) and 'mask_file' in p]
-    if not files or len(files) < len(parts):
+    files, parts = mask_files(segmentation), _parts(segmentation)
+    if len(files) < len(parts):
         return coco_mask.decode(encode_mask(segmentation, height, width))
-    masks = [read_mask(part['mask_file'], height, width) for part in files]
-    return np.maximum.reduce(masks)
+    return np.maximum.reduce([read_mask(f, height, width) for f in files])
 
 
 def mask_area(segmentation: Segmentation, height: int, width: int) -> int:
-    """Number of pixels of a segmentation; takes what encode_mask does."""
+    """Number of pixels; arguments and errors as of encode_mask."""
     return int(coco_mask.area(encode_mask(segmentation, height, width)))
+
+
+def union(segmentations: Iterable[Segmentation]) -> Segmentation:
+    """Join the segmentations of several annotations.
+
+    Returns:
+        list | dict: ``[]`` if one of them is empty, since a part of the
+        target is missing then.
+    """
+    segmentations = list(segmentations)
+    if not all(segmentations):
+        return []
+    if len(segmentations) == 1:
+        return segmentations[0]
+    return [part for own in segmentations for part in _parts(own)]
 
 
 def is_outside(segmentation: Segmentation, height: int, width: int,
@@ -103,14 +123,14 @@ def is_outside(segmentation: Segmentation, height: int, width: int,
         segmentation (list | dict): See the top of this file.
         height (int): Height of the image, in pixels.
         width (int): Width of the image, in pixels.
-        margin (float): Pixels by which it has to be; annotators' points often
-            lie on the very edge.
+        margin (float): Pixels by which the point has to be outside; points of
+            annotators often lie on the very edge.
     """
     parts = segmentation if isinstance(segmentation, list) else []
-    points = [np.reshape(p, (-1, 2)) for p in parts if isinstance(p, list)]
+    points = [_numbers(part) for part in parts if isinstance(part, list)]
     if not points:
         return False
-    points = np.concatenate(points)
+    points = np.concatenate(points).reshape(-1, 2)
     return bool((points < -margin).any()
                 or (points > (width + margin, height + margin)).any())
 
@@ -120,86 +140,123 @@ def bounding_box(rle: dict) -> list[float]:
     return coco_mask.toBbox(rle).tolist()
 
 
-def _encode_part(part: list | dict, height: int, width: int) -> dict:
+def to_mask_files(paths: str | list[str]) -> Segmentation:
+    """Segmentation of one or several mask files."""
+    if isinstance(paths, str):
+        return dict(mask_file=paths)
+    return [dict(mask_file=path) for path in paths]
+
+
+def mask_files(segmentation: Segmentation) -> list[str]:
+    """Paths of the mask files of a segmentation."""
+    parts = segmentation if isinstance(segmentation, list) else [segmentation]
+    return [
+        part['mask_file'] for part in parts
+        if isinstance(part, dict) and 'mask_file' in part
+    ]
+
+
+def _parts(segmentation: Segmentation) -> list:
+    if segmentation == []:
+        raise MaskError('the segmentation is empty')
+    return segmentation if isinstance(segmentation, list) else [segmentation]
+
+
+def _encode_part(part: Any, height: int, width: int) -> dict:
     if isinstance(part, dict) and 'mask_file' in part:
         mask = read_mask(part['mask_file'], height, width)
         return coco_mask.encode(np.asfortranarray(mask))
     if isinstance(part, dict):
-        size = list(part.get('size', ()))
-        if size != [height, width]:
-            raise ValueError(f'the RLE is of size {size}, the image of '
-                             f'{[height, width]} (height, width)')
-        if isinstance(part.get('counts'), list):
-            if min(part['counts'], default=0) < 0:
-                raise ValueError('the RLE has a negative run')
-            if sum(part['counts']) != height * width:
-                raise ValueError(
-                    f'the RLE counts {sum(part["counts"])} pixels, the image '
-                    f'has {height * width}')
-            return coco_mask.frPyObjects(part, height, width)
-        if isinstance(part.get('counts'), (str, bytes)):
-            _check_compressed(part['counts'], height * width)
-            return part
-    elif isinstance(part, list):
-        # Four numbers would be read as a box by pycocotools.
-        if len(part) < 6 or len(part) % 2:
-            raise ValueError(f'a polygon has {len(part)} numbers; it needs '
-                             'three points or more, x and y of each')
-        # pycocotools walks along every edge, however long it is.
-        points = np.asarray(part, np.float64)
-        farthest = np.abs(points).max()
-        if not farthest <= _MAX_REACH * max(height, width):
-            raise ValueError(
-                f'a polygon has the coordinate {farthest}, far outside the '
-                f'image of {[height, width]} (height, width)')
-        # Five points a pixel; an edge is at most twice the farthest long.
-        if 5 * len(part) * farthest > _MAX_POINTS and (
-                5 * _edge_lengths(points).sum() > _MAX_POINTS):
-            raise ValueError(
-                f'a polygon of {len(part) // 2} points has edges of '
-                f'{_edge_lengths(points).sum():.0f} pixels in all, more than '
-                f'the limit of {_MAX_POINTS // 5}')
-        return coco_mask.frPyObjects([part], height, width)[0]
-    raise ValueError(f'neither polygon nor RLE: {reprlib.repr(part)}')
+        return _encode_rle(part, height, width)
+    if isinstance(part, list):
+        return _encode_polygon(part, height, width)
+    raise MaskError(f'neither polygon nor RLE: {reprlib.repr(part)}')
 
 
-def _edge_lengths(points: np.ndarray) -> np.ndarray:
-    """Steps along each edge of a closed polygon ``(2 N, )``, in pixels."""
-    points = points.reshape(-1, 2)
-    return np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
+def _encode_rle(rle: dict, height: int, width: int) -> dict:
+    size, counts = rle.get('size'), rle.get('counts')
+    if isinstance(size, tuple):
+        size = list(size)
+    _check_size('the RLE', size, [height, width])
+    if isinstance(counts, (str, bytes)):
+        runs = _decompress(counts)
+    elif isinstance(counts, list):
+        runs = _numbers(counts)
+    else:
+        raise MaskError(f'neither polygon nor RLE: {reprlib.repr(rle)}')
+    if not (runs >= 0).all():
+        raise MaskError('the RLE has a negative run')
+    if runs.sum() != height * width:
+        raise MaskError(f'the RLE counts {runs.sum():.0f} pixels, the image '
+                        f'has {height * width}')
+    rle = dict(size=[height, width], counts=counts)
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects(rle, height, width)
+    return rle
 
 
-def _check_compressed(counts: str | bytes, pixels: int) -> None:
-    """Refuse runs that do not fill the image; pycocotools would go on.
+def _encode_polygon(polygon: list, height: int, width: int) -> dict:
+    # pycocotools would read four numbers as a box.
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise MaskError(f'a polygon has {len(polygon)} numbers; it needs '
+                        'three points or more, x and y of each')
+    points = _numbers(polygon)
+    farthest = np.abs(points).max()
+    if not farthest <= _MAX_REACH * max(height, width):  # or NaN
+        raise MaskError(
+            f'a polygon has the coordinate {farthest}, far outside the '
+            f'image of {[height, width]} (height, width)')
+    if len(polygon) * farthest > _MAX_EDGES:  # it may be too much
+        corners = points.reshape(-1, 2)
+        edges = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
+        if edges > _MAX_EDGES:
+            raise MaskError(
+                f'a polygon of {len(corners)} points has edges of '
+                f'{edges:.0f} pixels in all, more than the limit of '
+                f'{_MAX_EDGES}')
+    return coco_mask.frPyObjects([points.tolist()], height, width)[0]
 
-    COCO's compressed RLE: five bits a character from the lowest, the sixth
-    says that more follow; from the third run on, differences to the run two
-    before.
+
+def _check_size(what: str, found: Any, wanted: list[int]) -> None:
+    if found != wanted:
+        raise MaskError(
+            f'{what} is of size {reprlib.repr(found)}, the image of {wanted} '
+            '(height, width)', 'mask-size')
+
+
+def _numbers(values: list) -> np.ndarray:
+    try:
+        numbers = np.asarray(values, np.float64)
+    except (OverflowError, TypeError, ValueError):
+        numbers = None
+    if numbers is None or numbers.ndim != 1:
+        raise MaskError(f'{reprlib.repr(values)} is not a list of numbers')
+    return numbers
+
+
+def _decompress(counts: str | bytes) -> np.ndarray:
+    """Runs of COCO's compressed RLE; pycocotools does not check them.
+
+    Five bits a character from the lowest, the sixth says that more follow.
+    From the fourth run on, they are differences to the run two before.
     """
     if isinstance(counts, str):
-        counts = counts.encode('ascii', 'replace')
+        counts = counts.encode('utf-8', 'surrogatepass')
     runs, value, shift = [], 0, 0
     for character in counts:
         bits = character - 48
         if not 0 <= bits < 64:
-            raise ValueError('the RLE has characters that do not belong there')
+            raise MaskError('the RLE has characters that do not belong there')
         value |= (bits & 31) << shift
         shift += 5
         if shift > 35:
-            raise ValueError('the RLE has a run of more than 2**35 pixels')
+            raise MaskError('the RLE has a run of more than 2**35 pixels')
         if bits & 32:
             continue
         if bits & 16:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
-    if shift or min(runs, default=-1) < 0 or sum(runs) != pixels:
-        raise ValueError(f'the RLE counts {sum(runs)} pixels, the image has '
-                         f'{pixels}')
-
-
-def to_mask_files(paths: str | list[str]) -> Segmentation | None:
-    """Paths of mask files -> a segmentation."""
-    if isinstance(paths, str):
-        return dict(mask_file=paths)
-    return [dict(mask_file=path) for path in paths]
+    if shift:
+        raise MaskError('the RLE ends within a run')
+    return np.asarray(runs, np.float64)

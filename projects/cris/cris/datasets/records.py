@@ -1,20 +1,30 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Records: what every reader makes of annotation files.
 
-One record is an image with its refs:
-``dict(file_name, img_id, height, width, refs)``; a ref is
+A record is an image with its refs:
+``dict(file_name, img_id, height, width, refs)``. A ref is
 ``dict(ref_id, ann_id, split, category, segmentation, area, sent_ids,
-sentences)``: an object (several, or none) with the sentences that mean it.
-See masks.py for the segmentation; the area is in pixels. An image inside an
-LMDB has ``img_path``, too.
+sentences)``: none, one or several objects, and the sentences that mean them.
+See masks.py for the segmentation; the area is in pixels.
 """
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from .masks import Segmentation, encode_mask, is_outside, mask_area
+from cris.io.files import FileError
+
+from .masks import (
+    MaskError,
+    Segmentation,
+    encode_mask,
+    is_outside,
+    mask_area,
+    mask_files,
+)
 
 _MAX_LISTED = 10
-_MAX_SENTENCE = 5000  # characters; the tokenizer's time grows faster
+_MAX_SENTENCE = 5000  # characters; tokenizing longer texts takes seconds
 
 
 class Fault(NamedTuple):
@@ -28,7 +38,7 @@ class Fault(NamedTuple):
 
 
 class EntryError(ValueError):
-    """Why an entry cannot be used; ``kind`` is that of its fault."""
+    """An entry that cannot be used; ``kind`` is that of its fault."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -52,93 +62,120 @@ class Records(NamedTuple):
 
 
 class RecordBuilder:
-    """Collects refs by image, in the order in which they are added.
-
-    Faults are collected, too: :meth:`entry` turns what is raised while an
-    entry is read into one of them.
-    """
+    """Collects refs by image, in the order in which they are added."""
 
     def __init__(self):
-        self.images: dict[Any, dict] = {}
+        self.images: dict[int | str, dict] = {}
         self.faults: list[Fault] = []
+        self.files: list[str] = []
         self.notes: list[str] = []
-        self._ref_ids = set()
+        self._ref_ids: set[int | str] = set()
+        self._num_sent_ids = 0
 
-    def entry(self, where: str) -> '_Entry':
-        """Context in which an error is a fault of the entry ``where``."""
-        return _Entry(self.faults, where)
+    @contextmanager
+    def entry(self, where: str) -> Iterator[None]:
+        """Make errors in the data of one entry a fault of it.
+
+        Only errors that are declared for data count: EntryError, FileError
+        and OSError. Any other is a mistake in the code and is raised.
+
+        Args:
+            where (str): Name of the entry in messages.
+        """
+        try:
+            yield
+        except (EntryError, FileError) as error:
+            self.fault(error.kind, where, str(error))
+        except FileNotFoundError as error:
+            self.fault('missing-file', where,
+                       f'the file {error.filename} does not exist')
+        except OSError as error:
+            self.fault('bad-entry', where, str(error))
 
     def fault(self, kind: str, where: str, message: str) -> None:
         self.faults.append(Fault(kind, where, message))
 
-    def add(self, image: dict, ref: dict) -> None:
-        """Verify a ref and add it to its image.
+    def add(self,
+            image: dict,
+            *,
+            ref_id: int | str,
+            ann_id: Any,
+            split: str,
+            segmentation: Segmentation,
+            sentences: list[str],
+            sent_ids: list | None = None,
+            category: str | None = None) -> None:
+        """Check a ref and add it to its image.
 
         Args:
             image (dict): ``file_name, img_id, height, width``.
-            ref (dict): A ref without its area.
+            ref_id (int | str): Unique among all refs.
+            ann_id (int | str | list): The annotation, or several.
+            split (str): Name of the split.
+            segmentation (list | dict, optional): See masks.py.
+            sentences (list[str]): At least one.
+            sent_ids (list, optional): One per sentence; counted up over all
+                refs by default.
+            category (str, optional): Name of the category.
 
         Raises:
             EntryError: If the ref cannot be used.
         """
-        if ref['ref_id'] in self._ref_ids:
+        self.files += mask_files(segmentation)
+        if sent_ids is None:
+            first = self._num_sent_ids
+            self._num_sent_ids += len(sentences)
+            sent_ids = list(range(first, self._num_sent_ids))
+        img_id, name = image['img_id'], image['file_name']
+        check_id('image_id', img_id)
+        check_id('ref_id', ref_id)
+        if ref_id in self._ref_ids:
             raise EntryError('duplicate-ref', 'two refs have this id; give '
                              'each its own')
-        known = self.images.get(image['img_id'], image)
-        if known['file_name'] != image['file_name']:
+        known = self.images.get(img_id, image)
+        if known['file_name'] != name:
             raise EntryError(
-                'duplicate-id', f'its image {image["file_name"]!r} has the '
-                f'id {image["img_id"]!r} of {known["file_name"]!r}; give each '
-                'its own')
-        area = verified_area(ref, image['height'], image['width'])
-        self._ref_ids.add(ref['ref_id'])
-        self.images.setdefault(image['img_id'],
-                               dict(image, refs=[]))['refs'].append(
-                                   dict(ref, area=area))
+                'duplicate-id', f'its image {name!r} has the id {img_id!r} of '
+                f'{known["file_name"]!r}; give each its own')
+        _check_sentences(sentences, sent_ids)
+        area = _checked_area(segmentation, image['height'], image['width'],
+                             f'the mask of its ann_id {short(ann_id)}')
+        self._ref_ids.add(ref_id)
+        known = self.images.setdefault(img_id, dict(image, refs=[]))
+        known['refs'].append(
+            dict(
+                ref_id=ref_id,
+                ann_id=ann_id,
+                split=split,
+                category=category,
+                segmentation=segmentation,
+                sent_ids=sent_ids,
+                sentences=sentences,
+                area=area))
 
-    def records(self, files: Sequence[str] = ()) -> Records:
+    def records(self) -> Records:
         return Records(
-            list(self.images.values()), self.faults, list(files), self.notes)
+            list(self.images.values()), self.faults, self.files, self.notes)
 
 
-class _Entry:
-
-    def __init__(self, faults: list[Fault], where: str):
-        self._faults, self._where = faults, where
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> bool:
-        if isinstance(error, EntryError):
-            self._faults.append(Fault(error.kind, self._where, str(error)))
-        elif isinstance(error, FileNotFoundError):
-            self._faults.append(
-                Fault('missing-file', self._where,
-                      f'the file {error.filename} does not exist'))
-        elif isinstance(error, (AttributeError, KeyError, OSError, TypeError,
-                                RecursionError, ValueError)):
-            text = f'it has no {error}' if isinstance(error,
-                                                      KeyError) else str(error)
-            self._faults.append(Fault('bad-entry', self._where, text))
-        else:
-            return False
-        return True
-
-
-def verified_area(ref: dict, height: int, width: int) -> int:
-    """Verify sentences and mask of a ref; return the mask's area in pixels.
+def check_id(name: str, value: Any) -> None:
+    """Refuse lists and dicts, which cannot be looked up.
 
     Raises:
-        EntryError: If there is no sentence, or the mask is empty, broken or
-            of another size.
+        EntryError: With ``name`` in its message.
     """
-    if not ref['sentences']:
+    try:
+        hash(value)
+    except TypeError as error:
+        raise EntryError(
+            'bad-entry', f'its {name} {reprlib.repr(value)} is not a number '
+            'or string') from error
+
+
+def _check_sentences(sentences: list, sent_ids: list) -> None:
+    if not sentences:
         raise EntryError('no-sentence', 'it has no sentence')
-    for sentence in ref['sentences']:
-        if not isinstance(sentence, str):
-            raise EntryError('bad-sentence', f'its sentence {sentence!r} is '
-                             'no string')
+    for sentence in sentences:
         if len(sentence) > _MAX_SENTENCE:
             raise EntryError(
                 'bad-sentence', f'its sentence {sentence[:60]!r}... has '
@@ -146,27 +183,32 @@ def verified_area(ref: dict, height: int, width: int) -> int:
         try:
             sentence.encode()
         except UnicodeEncodeError as error:
-            raise EntryError('bad-sentence', f'its sentence {sentence!r} is '
-                             f'no Unicode text: {error}') from error
-    if len(ref['sent_ids']) != len(ref['sentences']):
+            raise EntryError(
+                'bad-sentence', f'its sentence {sentence!r} is not Unicode '
+                f'text: {error}') from error
+    if len(sent_ids) != len(sentences):
         raise EntryError(
-            'bad-sentence', f'it has {len(ref["sent_ids"])} sent_ids for '
-            f'{len(ref["sentences"])} sentences')
-    if ref['segmentation'] is None:
+            'bad-sentence', f'it has {len(sent_ids)} sent_ids for '
+            f'{len(sentences)} sentences')
+
+
+def _checked_area(segmentation: Segmentation, height: int, width: int,
+                  what: str) -> int:
+    """Area of a mask in pixels, which is 0 only where there is no target."""
+    if segmentation is None:
         return 0
-    what = f'the mask of its ann_id {ref["ann_id"]}'
-    if ref['segmentation'] == []:
+    if segmentation == []:
         raise EntryError('empty-mask', f'{what} is empty')
     try:
-        area = mask_area(ref['segmentation'], height, width)
+        area = mask_area(segmentation, height, width)
     except FileNotFoundError as error:
         raise EntryError('missing-mask',
                          f'{what} is missing: the file {error.filename} does '
                          'not exist') from error
-    except Exception as error:  # pycocotools raises whatever comes
-        kind = 'mask-size' if ' of size ' in str(error) else 'bad-mask'
+    except (FileError, OSError) as error:
+        kind = error.kind if isinstance(error, MaskError) else 'bad-mask'
         raise EntryError(kind, f'{what} cannot be read: {error}') from error
-    if area == 0 and is_outside(ref['segmentation'], height, width):
+    if area == 0 and is_outside(segmentation, height, width):
         raise EntryError('outside-image', f'{what} is empty: it lies outside '
                          'the image')
     if area == 0:
@@ -175,21 +217,33 @@ def verified_area(ref: dict, height: int, width: int) -> int:
 
 
 def plain_rle(segmentation: Segmentation, height: int, width: int) -> dict:
-    """A segmentation -> ``dict(size, counts)`` that JSON can hold."""
-    rle = encode_mask(segmentation, height, width)
-    counts = rle['counts']
+    """Encode a segmentation as ``dict(size, counts)`` for JSON."""
+    counts = encode_mask(segmentation, height, width)['counts']
     return dict(
         size=[height, width],
         counts=counts if isinstance(counts, str) else counts.decode())
 
 
-def as_splits(split: Any) -> list[str] | None:
-    """A split or several -> a list; None, which means all, stays."""
+def as_splits(split: str | Iterable[str] | None) -> list[str] | None:
+    """One split or several as a list; None, which means all, stays."""
     return [split] if isinstance(split, str) else split and list(split)
 
 
-def raise_faults(faults: Iterable, where: str) -> None:
-    """Raise one ValueError that lists what is wrong, if anything is."""
+def short(value: Any) -> str:
+    """A value in a message: text as it is, anything else abbreviated."""
+    return value if isinstance(value, str) else reprlib.repr(value)
+
+
+def raise_faults(faults: Iterable[Fault | str], where: str) -> None:
+    """Raise one error that lists all faults, if there are any.
+
+    Args:
+        faults (Iterable[Fault | str]): What is wrong.
+        where (str): Name of the files in the message.
+
+    Raises:
+        ValueError: If there is a fault.
+    """
     faults = [str(fault) for fault in faults]
     if not faults:
         return

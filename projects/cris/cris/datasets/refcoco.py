@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""The data sets by the names that configs use."""
+"""The datasets by the names that configs use."""
 import os.path as osp
 from collections.abc import Sequence
 
@@ -7,20 +7,18 @@ from mmseg.registry import DATASETS
 
 from .base import ReferDataset
 
-_FOLDERS = dict(img_path='images', mask_path='masks')
-
 
 @DATASETS.register_module()
 class RefCOCODataset(ReferDataset):
-    """A set in the REFER layout: RefCOCO, RefCOCO+, RefCOCOg, RefClef,
-    gRefCOCO, RRSIS-D and others.
+    """A dataset in the REFER layout, read by readers/refer.py: RefCOCO,
+    RefCOCO+, RefCOCOg, RefClef, gRefCOCO, RRSIS-D and others.
 
     Args:
         data_root (str): Root folder; relative paths below are under it.
-        ann_file (str): COCO annotations. Defaults to 'instances.json'.
+        ann_file (str): COCO annotations.
         split_file (str): Expressions and splits; ``grefs(unc).json`` for
-            gRefCOCO. Defaults to 'refs(unc).p'.
-        **kwargs: Of :class:`ReferDataset`.
+            gRefCOCO.
+        **kwargs: Of :class:`cris.datasets.base.ReferDataset`.
     """
     reader = 'refer'
 
@@ -34,69 +32,54 @@ class RefCOCODataset(ReferDataset):
 
     def reader_args(self) -> dict:
         return dict(
-            ann_file=self.ann_file,
+            super().reader_args(),
             split_file=self.split_file,
-            img_folder=self.data_prefix['img_path'],
             skip_images=[i for i in self.exclude if isinstance(i, int)])
-
-    def _source(self) -> str:
-        return self.split_file
 
 
 @DATASETS.register_module()
 class ReferJSONLDataset(ReferDataset):
-    """Images, mask files and JSON lines; see readers/jsonl.py.
+    """JSON lines, images and mask files, read by readers/jsonl.py.
 
     Args:
-        ann_file (str): The lines. Defaults to '{split}.jsonl'.
-        data_prefix (dict): Folders of images and masks.
-        **kwargs: Of :class:`cris.datasets.refcoco.ReferDataset`.
+        ann_file (str): The lines.
+        **kwargs: Of :class:`cris.datasets.base.ReferDataset`.
     """
     reader = 'jsonl'
+    folders = dict(img_path='images', mask_path='masks')
 
-    def __init__(self,
-                 ann_file: str = '{split}.jsonl',
-                 data_prefix: dict = _FOLDERS,
-                 **kwargs):
-        super().__init__(
-            ann_file=ann_file, data_prefix=data_prefix, **kwargs)
-
-    def reader_args(self) -> dict:
-        return dict(
-            ann_file=self.ann_file,
-            img_folder=self.data_prefix['img_path'],
-            mask_folder=self.data_prefix['mask_path'])
+    def __init__(self, ann_file: str = '{split}.jsonl', **kwargs):
+        super().__init__(ann_file=ann_file, **kwargs)
 
 
 @DATASETS.register_module()
 class ReferCOCODataset(ReferDataset):
-    """COCO instances with expressions or category names; readers/coco.py.
+    """COCO instances with expressions or category names as such, read by
+    readers/coco.py.
 
     Args:
-        ann_file (str): The annotations. Defaults to '{split}.json'.
-        **kwargs: Of :class:`cris.datasets.refcoco.ReferDataset`.
+        ann_file (str): The annotations.
+        **kwargs: Of :class:`cris.datasets.base.ReferDataset`.
     """
     reader = 'coco'
 
     def __init__(self, ann_file: str = '{split}.json', **kwargs):
         super().__init__(ann_file=ann_file, **kwargs)
 
-    def reader_args(self) -> dict:
-        return dict(
-            ann_file=self.ann_file, img_folder=self.data_prefix['img_path'])
-
 
 @DATASETS.register_module()
-class OfficialCRISDataset(ReferJSONLDataset):
-    """The official repository's JSON and masks; readers/official_json.py.
+class OfficialCRISDataset(ReferDataset):
+    """The official repository's JSON and masks, read by
+    readers/official_json.py.
 
     Args:
-        ann_file (str): The entries. Defaults to 'anns/{split}.json'.
+        ann_file (str): The entries.
         prompt_keys (Sequence[str], optional): Which of the ``prompts`` of an
             entry are its sentences; all by default.
-        **kwargs: Of :class:`cris.datasets.refcoco.ReferDataset`.
+        **kwargs: Of :class:`cris.datasets.base.ReferDataset`.
     """
     reader = 'official-json'
+    folders = dict(img_path='images', mask_path='masks')
 
     def __init__(self,
                  ann_file: str = 'anns/{split}.json',

@@ -2,26 +2,29 @@
 """Transforms of a sample: one image with K expressions.
 
 Load image -> choose expressions -> load masks -> letterbox -> tokenize ->
-pack. Masks that are loaded after the letterbox stay at the original size, as
-evaluation needs them.
+pack. For evaluation, masks are loaded after the letterbox and so stay at the
+original size.
 """
 from collections.abc import Sequence
 
 import cv2
-import mmengine.fileio as fileio
 import numpy as np
 import torch
-from mmcv.transforms import BaseTransform, LoadImageFromFile
+from mmcv.transforms import BaseTransform
 from mmengine.structures import PixelData
 from mmseg.registry import TRANSFORMS
 from mmseg.structures import SegDataSample
 
 from cris.geometry import Size, letterbox
+from cris.io.files import read_bytes
 from cris.io.images import decode_image
 
 from .headers import size_message
 from .masks import decode_mask
 from .tokenizer import tokenize
+
+_META_KEYS = ('img_path', 'img_id', 'ori_shape', 'img_shape', 'expressions',
+              'ref_ids', 'sent_ids')
 
 
 def without_loading(pipeline: Sequence[dict]) -> list[dict]:
@@ -50,26 +53,21 @@ def without_loading(pipeline: Sequence[dict]) -> list[dict]:
 
 
 @TRANSFORMS.register_module()
-class LoadReferImage(LoadImageFromFile):
-    """Load an image as three channels of uint8, BGR, or say what is wrong.
+class LoadReferImage(BaseTransform):
+    """Load an image file as BGR, uint8 (h, w, 3).
 
-    Of the arguments of mmcv's LoadImageFromFile ``imdecode_backend`` and
-    ``backend_args`` are heeded; see
-    :func:`cris.datasets.images.decode_image`.
-
-    Required: img_path; height, width (optional, what the annotations say).
+    Required: img_path; height, width (optional, the annotated size).
     Added: img, img_shape, ori_shape.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If decode_image refuses it, or it is not of the annotated
-            size.
+        ValueError: If :func:`cris.io.images.decode_image` refuses it, or it
+            is not of the annotated size.
     """
 
     def transform(self, results: dict) -> dict:
         path = results['img_path']
-        content = fileio.get(path, backend_args=self.backend_args)
-        img = decode_image(content, path, backend=self.imdecode_backend)
+        img = decode_image(read_bytes(path), path)
         shape = img.shape[:2]
         annotated = (results.get('height', shape[0]),
                      results.get('width', shape[1]))
@@ -83,10 +81,10 @@ class LoadReferImage(LoadImageFromFile):
 
 @TRANSFORMS.register_module()
 class ChooseExpressions(BaseTransform):
-    """Choose which sentences of the refs are asked.
+    """Choose the expressions of a sample among the sentences of its refs.
 
     With ``num_expressions`` in the sample, K of them: a random sentence of
-    every ref, then further random ones until there are K. Without it, all.
+    every ref, then further random ones. Without it, all sentences.
 
     Required: refs; num_expressions (optional, at least the number of refs).
     Added: expressions (K strings), sent_ids and ref_ids (K of each),
@@ -111,7 +109,7 @@ class ChooseExpressions(BaseTransform):
         first = list(dict((pair[0], pair) for pair in shuffled).values())
         further = [pair for pair in shuffled if pair not in first]
         drawn = first + further[:count - len(first)]
-        # A ref with fewer sentences than wanted repeats them.
+        # Too few sentences are repeated.
         return [drawn[k % len(drawn)] for k in range(count)]
 
 
@@ -205,24 +203,15 @@ class PackReferInputs(BaseTransform):
 
     Required: img, expressions, tokens, ref_index; gt_masks (optional).
     Returns ``dict(inputs, data_samples)``: the image, uint8 (3, H, W), and
-    a SegDataSample with ``tokens (K, L)`` and ``gt_sem_seg.data``,
-    float32 (K, H, W) in [0, 1].
-
-    Args:
-        meta_keys (Sequence[str]): What goes into the metainfo.
+    a SegDataSample with ``tokens (K, L)``, ``gt_sem_seg.data``, float32
+    (K, H, W) in [0, 1], and the metainfo img_path, img_id, ori_shape,
+    img_shape, expressions, ref_ids and sent_ids, as far as there is one.
     """
-
-    def __init__(self,
-                 meta_keys: Sequence[str] = ('img_path', 'img_id', 'ori_shape',
-                                             'img_shape', 'expressions',
-                                             'ref_ids', 'sent_ids')):
-        self.meta_keys = meta_keys
 
     def transform(self, results: dict) -> dict:
         img = np.ascontiguousarray(results['img'].transpose(2, 0, 1))
         sample = SegDataSample(
-            metainfo={k: results[k]
-                      for k in self.meta_keys if k in results})
+            metainfo={k: results[k] for k in _META_KEYS if k in results})
         sample.tokens = results['tokens']
         if 'gt_masks' in results:
             masks = results['gt_masks'][results['ref_index']]

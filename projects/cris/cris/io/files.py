@@ -1,12 +1,11 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Reading files of unknown origin: nothing outside their folder is read."""
-
-
+"""Files of unknown origin: what is refused, and why."""
 import gc
 import json
 import ntpath
 import os
 import os.path as osp
+import reprlib
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +13,30 @@ from typing import Any
 
 try:
     import orjson
-except ImportError:  # the standard library does it, too, more slowly
+except ImportError:  # optional; the standard library is slower
     orjson = None
 
-#: Nor are larger files of pictures and masks read.
+#: Larger image and mask files are refused.
 MAX_BYTES = 1 << 30
 _LARGE = 64 << 20  # bytes
 
 
+class FileError(ValueError):
+    """A file that cannot be used.
+
+    Args:
+        message (str): What was found, what was wanted, how to fix it.
+        kind (str): Such as 'bad-image', 'image-too-large' or 'unsafe-name'.
+    """
+
+    def __init__(self, message: str, kind: str = 'bad-file'):
+        super().__init__(message)
+        self.kind = kind
+
+
 @contextmanager
 def without_gc() -> Iterator[None]:
-    """Millions of new objects would be searched for cycles, in vain."""
+    """Do not search millions of new objects for cycles."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -35,35 +47,41 @@ def without_gc() -> Iterator[None]:
 
 
 def load_json(path: str) -> Any:
-    """Read a JSON file; a broken one is a ValueError that names it."""
+    """Read a JSON file.
+
+    Raises:
+        OSError: If it cannot be opened.
+        FileError: If it is broken ('bad-json').
+    """
     try:
         if osp.getsize(path) > _LARGE:
-            # orjson would be faster, but takes twice the memory meanwhile.
+            # orjson is faster, but takes twice the memory meanwhile.
             with open(path, encoding='utf-8-sig') as file, without_gc():
                 return json.load(file)
         with open(path, 'rb') as file:
             return parse_json(file.read())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is not valid JSON: {error}. Get the '
-                         'file again from its source.') from error
+        raise FileError(
+            f'{path} is not valid JSON: {error}. Get the file again from its '
+            'source.', 'bad-json') from error
 
 
 def parse_json(content: bytes) -> Any:
-    """Like ``json.loads``, faster where orjson is installed."""
+    """``json.loads``, faster where orjson is installed."""
     with without_gc():
         if orjson:
             try:
                 return orjson.loads(content)
             except ValueError:
-                pass  # NaN, huge numbers: or an error that json words better
+                pass  # NaN or huge numbers, or json has the better message
         return json.loads(content.decode('utf-8-sig'))
 
 
 def dump_json(value: Any) -> bytes:
-    """Like ``json.dumps``, faster where orjson is installed.
+    """``json.dumps``, faster where orjson is installed.
 
     Raises:
-        TypeError: If the value is not of JSON's types.
+        TypeError: If a type is not one of JSON's.
     """
     if orjson:
         return orjson.dumps(value)
@@ -71,58 +89,68 @@ def dump_json(value: Any) -> bytes:
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of a file that :func:`check_file` admits."""
+    """Read a file that :func:`check_file` accepts."""
     check_file(path)
     with open(path, 'rb') as file:
         return file.read()
 
 
 def check_file(path: str) -> None:
-    """Refuse what would block for ever or fill the memory when it is read.
+    """Refuse files that would block the reader or fill the memory.
 
     Raises:
-        OSError: If it is not there.
-        ValueError: If it is no regular file (a pipe, for instance) or larger
-            than ``MAX_BYTES``.
+        OSError: If the file does not exist.
+        FileError: If it is not a regular file, e.g. a pipe ('bad-file'), or
+            has more than ``MAX_BYTES`` ('file-too-large').
     """
     state = os.stat(path)
     if not stat.S_ISREG(state.st_mode):
-        raise ValueError(f'{path} is no regular file')
+        raise FileError(f'{path} is not a regular file')
     if state.st_size > MAX_BYTES:
-        raise ValueError(f'{path} has {state.st_size} bytes, more than the '
-                         f'limit of {MAX_BYTES}')
+        raise FileError(
+            f'{path} has {state.st_size} bytes, more than the limit of '
+            f'{MAX_BYTES}', 'file-too-large')
 
 
 def safe_join(folder: str, name: Any) -> str:
-    """The path of a file that an annotation names, inside its folder.
+    """Path of a file that an annotation names, inside its folder.
 
     Args:
-        folder (str): The folder of images or masks. It may be a link itself.
-        name (str): What the annotation says, relative to the folder.
+        folder (str): Folder of images or masks. It may be a link itself.
+        name (str): File name in the annotation, relative to the folder.
 
     Returns:
         str: The path.
 
     Raises:
-        ValueError: If the name is none, is absolute, holds ``..``, or a link
-            on the way leads out of the folder.
+        FileError: If the name is not a file name, is absolute or contains
+            ``..``, or if a link leads out of the folder ('unsafe-name').
     """
-    if not isinstance(name, str) or not name.strip() or '\0' in name:
-        raise ValueError(f'the file name {name!r} is none')
+    if not isinstance(name, str) or not name.strip() or not _is_name(name):
+        raise FileError(f'{reprlib.repr(name)} is not a file name',
+                        'unsafe-name')
     parts = name.replace('\\', '/').split('/')
     if (osp.isabs(name) or ntpath.splitdrive(name)[0] or '..' in parts
             or '://' in name):
-        raise ValueError(f'the file name {name!r} leaves the folder {folder}; '
-                         'it must be relative to it, without ".."')
+        raise FileError(
+            f'the file name {name!r} leaves the folder {folder}; it must be '
+            'relative to the folder, without ".."', 'unsafe-name')
     path = osp.join(folder, name)
     if _has_link(folder, parts):
         real, root = osp.realpath(path), osp.realpath(folder)
         if osp.commonpath([real, root]) != root:
-            raise ValueError(
+            raise FileError(
                 f'the file {path} is a link that leads out of {folder}, to '
                 f'{real}; put the file itself there, or make the folder a '
-                'link')
+                'link', 'unsafe-name')
     return path
+
+
+def _is_name(name: str) -> bool:
+    try:
+        return b'\0' not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def _has_link(folder: str, parts: list[str]) -> bool:

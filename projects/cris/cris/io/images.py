@@ -1,68 +1,70 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Image files: sizes from their headers, pixels decoded, limits kept."""
-
-
+"""Image files: size from the header, pixels, limits."""
 import warnings
 from functools import cache
 from io import BytesIO
 from typing import BinaryIO
 
 import cv2
-import mmcv
 import numpy as np
 from PIL import Image
 
-from .files import check_file
+from .files import FileError, check_file
 
-#: Pictures and masks with more pixels are refused before they are decoded.
+#: Images and masks with more pixels are refused before they are decoded.
 MAX_PIXELS = 100_000_000
-#: Nor pictures with a longer side: OpenCV 4 cannot warp them.
+#: Images with a longer side are refused: OpenCV 4 cannot warp them.
 MAX_SIDE = 32_766
 _EXIF_ORIENTATION = 0x0112
-# Pillow knows more, among them PostScript, for which it starts Ghostscript.
+# Pillow reads more formats. For PostScript it starts Ghostscript.
 _FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP', 'GIF', 'PPM', 'JPEG2000')
+_CAN_BE_ANIMATED = ('GIF', 'PNG', 'WEBP')  # phones put two views into a JPEG
 
 
 def check_pixels(height: int, width: int, where: str) -> None:
-    """Refuse what would fill the memory or could not be warped."""
+    """Refuse images that would fill the memory or could not be warped.
+
+    Raises:
+        FileError: If there are more than ``MAX_PIXELS`` pixels, or a side is
+            longer than ``MAX_SIDE`` ('image-too-large').
+    """
     if height * width > MAX_PIXELS:
-        raise ValueError(
-            f'{where} has {height} x {width} = {height * width} pixels, more '
-            f'than the limit of {MAX_PIXELS}; make it smaller or cut it into '
-            'tiles')
-    if max(height, width) > MAX_SIDE:
-        raise ValueError(
-            f'{where} has {height} x {width} pixels, a side of more than the '
-            f'limit of {MAX_SIDE}; make it smaller or cut it into tiles')
+        found = f'= {height * width} pixels, more than the limit of'
+        limit = MAX_PIXELS
+    elif max(height, width) > MAX_SIDE:
+        found, limit = 'pixels, a side of more than the limit of', MAX_SIDE
+    else:
+        return
+    raise FileError(
+        f'{where} has {height} x {width} {found} {limit}; make it smaller or '
+        'cut it into tiles', 'image-too-large')
 
 
 def open_image(content: bytes | BinaryIO, where: str) -> Image.Image:
-    """Read the header of an image; nothing is decoded yet.
+    """Read the header of an image without decoding it.
 
     Args:
-        content (bytes | BinaryIO): Of the file, or the open file.
-        where (str): Its name in messages.
+        content (bytes | BinaryIO): Content of the file, or the open file.
+        where (str): Name of the image in messages.
 
     Returns:
         PIL.Image.Image: Not loaded.
 
     Raises:
-        ValueError: If it is no image or has too many pixels.
+        FileError: If it is not an image ('bad-image') or too large
+            ('image-too-large').
     """
     file = BytesIO(content) if isinstance(content, bytes) else content
     try:
-        with warnings.catch_warnings():  # our limit is the one that counts
+        with warnings.catch_warnings():  # check_pixels has its own limit
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             image = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise ValueError(f'{where} has more pixels than the limit of '
-                         f'{MAX_PIXELS}; make it smaller or cut it into '
-                         'tiles') from error
-    except Exception as error:  # Pillow raises whatever a header provokes
-        length = file.seek(0, 2)
-        raise ValueError(f'{where} cannot be decoded: it is no image, or '
-                         f'broken ({length} bytes). Get the file again, or '
-                         'leave it out.') from error
+        raise FileError(
+            f'{where} has more pixels than the limit of {MAX_PIXELS}; make it '
+            'smaller or cut it into tiles', 'image-too-large') from error
+    except Exception as error:  # Pillow raises anything for a broken header
+        raise _undecodable(where, file.seek(0, 2)) from error
     check_pixels(image.height, image.width, where)
     return image
 
@@ -72,36 +74,30 @@ def image_size(path: str) -> tuple[int, int]:
 
     Raises:
         OSError: If the file cannot be opened.
-        ValueError: If it is no image, a JPEG without its end, or has too
-            many pixels.
+        FileError: If it is not an image or a JPEG without its end
+            ('bad-image'), or too large ('image-too-large').
     """
     check_file(path)
     with open(path, 'rb') as file:
         start = file.read(2)
-        file.seek(0, 2)
-        length = file.tell()
+        length = file.seek(0, 2)
         file.seek(max(0, length - 64))
         if start == b'\xff\xd8' and b'\xff\xd9' not in file.read():
             file.seek(0)
             if is_truncated_jpeg(file.read()):
-                raise ValueError(
-                    f'{path} cannot be decoded: the JPEG ends too early '
-                    f'({length} bytes). Get the file again, or leave it out.')
+                raise _undecodable(path, length, 'the JPEG ends too early')
         file.seek(0)
-        return _shown_size(open_image(file, path))
-
-
-def _shown_size(image: Image.Image) -> tuple[int, int]:
-    # Without EXIF data Pillow would decode a PNG to look for them in its end.
-    turned = 'exif' in image.info and _is_turned(image.format) and (
-        image.getexif().get(_EXIF_ORIENTATION, 1) >= 5)
-    return image.size if turned else image.size[::-1]
+        image = open_image(file, path)
+        # Without EXIF in its header, Pillow would decode a whole PNG for it.
+        turned = 'exif' in image.info and _is_turned(image.format) and (
+            image.getexif().get(_EXIF_ORIENTATION, 1) >= 5)
+        return image.size if turned else image.size[::-1]
 
 
 @cache
 def _is_turned(format: str) -> bool:
-    """Whether OpenCV turns such files as their EXIF data say."""
-    if format not in ('PNG', 'WEBP'):  # of which it depends on the version
+    """Whether this OpenCV applies the EXIF orientation of such files."""
+    if format not in ('PNG', 'WEBP'):  # these two depend on the version
         return format in ('JPEG', 'MPO')
     exif, file = Image.Exif(), BytesIO()
     exif[_EXIF_ORIENTATION] = 6
@@ -112,58 +108,57 @@ def _is_turned(format: str) -> bool:
 
 
 def is_truncated_jpeg(content: bytes) -> bool:
-    """Whether a JPEG lacks its end; OpenCV would show it partly grey."""
+    """Whether a JPEG lacks its end; OpenCV would fill it up with grey."""
     if content[:2] != b'\xff\xd8' or b'\xff\xd9' in content[-64:]:
         return False
-    # No end marker near the end: let a strict decoder judge.
-    try:
+    try:  # no end marker: a strict decoder decides
         open_image(content, 'JPEG').load()
-    except Exception:  # whatever Pillow raises, it is not a whole picture
+    except Exception:  # Pillow raises anything for a broken file
         return True
     return False
 
 
-def decode_image(content: bytes,
-                 where: str,
-                 backend: str | None = None) -> np.ndarray:
+def decode_image(content: bytes, where: str) -> np.ndarray:
     """Decode an image file as training and evaluation do.
 
-    It is turned as its EXIF orientation says, as viewers show it; sixteen
-    bits become eight, and transparency is ignored. OpenCV returns a truncated
-    JPEG with its lower part grey; here it is refused.
+    The EXIF orientation is applied, 16 bits become 8, and transparency is
+    ignored. Truncated JPEGs are refused.
 
     Args:
-        content (bytes): Of the file.
-        where (str): Its name in messages.
-        backend (str, optional): mmcv's, one for this process by default.
+        content (bytes): Content of the file.
+        where (str): Name of the image in messages.
 
     Returns:
         np.ndarray: BGR, uint8 ``(h, w, 3)``.
 
     Raises:
-        ValueError: If it is no image, broken, an animation, or of more than
-            ``cris.datasets.files.MAX_PIXELS`` pixels.
+        FileError: If it is not an image, broken or an animation
+            ('bad-image'), or too large ('image-too-large').
     """
     img = None
     if content and not is_truncated_jpeg(content):
-        header = open_image(content, where)  # refuses what is too large
+        header = open_image(content, where)
         if _is_animation(header):
-            raise ValueError(f'{where} is an animation ({header.format}): '
-                             'save the frame that is meant as PNG or JPEG')
-        img = mmcv.imfrombytes(content, backend=backend)
+            raise FileError(
+                f'{where} is an animation ({header.format}): save the frame '
+                'that is meant as PNG or JPEG', 'bad-image')
+        img = cv2.imdecode(
+            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if img is None:
-        raise ValueError(
-            f'{where} cannot be decoded: it is no image, or broken '
-            f'({len(content)} bytes). Get the file again, save it as PNG or '
-            'JPEG, or leave it out.')
+        raise _undecodable(where, len(content))
     return img
 
 
 def _is_animation(header: Image.Image) -> bool:
-    # Phones put a second view into a JPEG; that is none.
-    if header.format not in ('GIF', 'PNG', 'WEBP'):
-        return False
     try:
-        return getattr(header, 'is_animated', False)
-    except Exception:  # Pillow raises whatever a second frame provokes
+        return header.format in _CAN_BE_ANIMATED and header.is_animated
+    except Exception:  # Pillow raises anything for a broken second frame
         return False
+
+
+def _undecodable(where: str,
+                 length: int,
+                 reason: str = 'it is not an image, or broken') -> FileError:
+    return FileError(
+        f'{where} cannot be decoded: {reason} ({length} bytes). Get the file '
+        'again, save it as PNG or JPEG, or leave it out.', 'bad-image')

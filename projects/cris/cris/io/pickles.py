@@ -1,9 +1,9 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""What a pickle may ask for before it is unpickled.
+"""Pickles of plain data, read without running anything.
 
-An unpickler that admits plain data only runs nothing, and yet a few bytes can
-make it allocate gigabytes (the index of a memo) or end the process (nested
-tuples overflow the stack when they are hashed). One look at the opcodes tells.
+An unpickler that refuses every global cannot run code. Still, a few bytes can
+make it allocate gigabytes (a large memo index) or crash the process (nested
+tuples overflow the stack when they are hashed). The opcodes are checked first.
 """
 import pickle
 import re
@@ -11,17 +11,16 @@ from io import BytesIO
 from itertools import chain, islice
 from typing import Any
 
-from .files import without_gc
+from .files import FileError, without_gc
 
-#: Objects that can be referred to again; the unpickler allocates as many.
+#: Highest memo index; the unpickler allocates as many entries.
 MAX_MEMO = 0x7fffff
-#: Python's hash of a tuple in a tuple in a tuple ... recurses without limit:
-#: 150,000 of them end the process, with the usual stack of 8 MiB.
+#: Hashing nested tuples recurses: 150,000 overflow a stack of 8 MiB.
 MAX_TUPLES = 50_000
 MAX_DEPTH = 64
 _TUPLES = b't\x85\x86\x87\x91'
-# All other opcodes, up to the length of a string or long number. Repeated a
-# limited number of times, since re remembers each.
+# All opcodes but those of tuples and the end, up to the length of a string or
+# long integer. The repetition is limited because re remembers each match.
 _OPCODES = re.compile(
     rb'(?:[]N\x88\x89aelsu})(d012\x94\x8f\x90\x93Rbo\x81\x92Q\x97\x98]+'
     rb'|[Khq\x80\x82].|M..|[Jj\x84].{4}|[G\x95].{8}|\x83..'
@@ -31,18 +30,18 @@ _OPCODES = re.compile(
 
 
 def check_pickle(content: bytes | memoryview, start: int = 0) -> int:
-    """Verify that unpickling takes memory and stack in proportion.
+    """Check that unpickling needs memory and stack in proportion.
 
     Args:
-        content (bytes | mmap): Holds a pickle.
-        start (int): Where it begins. Defaults to 0.
+        content (bytes | mmap): Contains a pickle.
+        start (int): Offset of the pickle.
 
     Returns:
-        int: Where it ends.
+        int: Offset of its end.
 
     Raises:
-        ValueError: If it is no whole pickle, or asks for more than
-            ``MAX_MEMO`` references or ``MAX_TUPLES`` tuples.
+        ValueError: If the pickle is incomplete or broken, or needs more than
+            ``MAX_MEMO`` memo entries or ``MAX_TUPLES`` tuples.
     """
     tuples = 0
     while True:
@@ -64,22 +63,22 @@ def check_pickle(content: bytes | memoryview, start: int = 0) -> int:
         elif opcode in b'pr':
             raise ValueError(f'it refers to more than {MAX_MEMO} objects')
         else:
-            raise ValueError(f'byte {end} is no opcode: {opcode!r}')
+            raise ValueError(f'byte {end} is not an opcode: {opcode!r}')
         if tuples > MAX_TUPLES:
             raise ValueError(f'it has more than {MAX_TUPLES} tuples; write '
                              'lists')
 
 
 def check_tree(value: Any, most: int) -> None:
-    """Verify that containers are nested as in files that people write.
+    """Check that containers are nested as in files that people write.
 
-    A list that holds itself, or twice a list that holds twice a list ...,
-    takes a few bytes and has no end once it is walked through.
+    A list that contains itself, or twice a list that contains twice a list
+    ..., takes a few bytes but cannot be walked through.
 
     Args:
-        value: Of plain containers, numbers and strings.
-        most (int): Containers that it may have, those that occur again
-            counted again: for a pickle, its bytes.
+        value: Plain containers, numbers and strings.
+        most (int): Maximum number of containers, repeated ones counted
+            again. For a pickle: its length in bytes.
 
     Raises:
         ValueError: If there are more, or they are nested deeper than
@@ -102,7 +101,7 @@ def check_tree(value: Any, most: int) -> None:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Admits plain containers, numbers and strings: nothing can run."""
+    """Refuses every global, so that nothing can run."""
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(
@@ -111,35 +110,32 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def parse_plain_pickle(content: bytes, where: str) -> Any:
-    """Like :func:`load_plain_pickle`, of bytes that ``where`` names."""
+    """Unpickle plain containers, numbers and strings.
+
+    Args:
+        content (bytes): The pickle.
+        where (str): Name of its file in messages.
+
+    Raises:
+        FileError: If it is broken or asks for anything else ('bad-pickle');
+            nothing in it is executed.
+    """
     try:
-        # The files of RefCOCO were written by Python 2.
         check_pickle(content)
         with without_gc():
+            # Python 2 wrote the files of RefCOCO.
             value = _PlainUnpickler(
                 BytesIO(content), encoding='utf-8', errors='replace').load()
         check_tree(value, len(content))
         return value
-    except Exception as error:  # any broken byte ends in some exception
-        raise ValueError(f'{where} is not a pickle of plain data: {error}. '
-                         'Get the file again from its source, or write its '
-                         'numbers with int() and its texts with str().'
-                         ) from error
+    except Exception as error:  # broken bytes can raise anything
+        raise FileError(
+            f'{where} is not a pickle of plain data: {error}. Get the file '
+            'again from its source, or write its numbers with int() and its '
+            'texts with str().', 'bad-pickle') from error
 
 
 def load_plain_pickle(path: str) -> Any:
-    """Read a pickle that holds plain data.
-
-    Args:
-        path (str): The file.
-
-    Returns:
-        The object.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no pickle or asks for anything but plain data;
-            nothing in it is executed.
-    """
+    """Read a file for :func:`parse_plain_pickle`."""
     with open(path, 'rb') as file:
         return parse_plain_pickle(file.read(), path)

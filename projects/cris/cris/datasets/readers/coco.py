@@ -1,28 +1,26 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Own data: COCO instances with expressions.
 
-An annotation has ``expressions``, a string or a list of them. Without that
-key its category's name is the expression; then all instances of one category
-in an image are one ref, since the name means all of them.
+An annotation has ``expressions``, a string or a list of them. If no
+annotation has that key, the name of the category is the expression, and all
+instances of one category in an image are one ref: the name means all of them.
 Further keys of an annotation: ``ref_id``, ``ann_id``, ``sent_ids``.
 """
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
-from ..records import EntryError, RecordBuilder, Records
+from ..records import EntryError, RecordBuilder, Records, check_id, short
 from .shared import (
-    by_id,
-    category_names,
+    Instances,
     files_of_splits,
     flatten,
-    image_of,
-    load_instances,
-    sentence_ids,
+    joint_segmentation,
+    own_sent_ids,
 )
 
 
 def read_coco(ann_file: str,
               img_folder: str,
-              split: None | str | Sequence[str] = None) -> Records:
+              split: str | Sequence[str] | None = None) -> Records:
     """Read COCO instances with expressions, or with category names as such.
 
     Args:
@@ -31,99 +29,79 @@ def read_coco(ann_file: str,
         img_folder (str): Folder of the images.
         split (str | list[str], optional): One split or several.
 
-    Returns:
-        Records: Records and faults.
-
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file is broken or not in COCO format.
     """
     builder = RecordBuilder()
-    next_sentence = 0
     for path, name in files_of_splits(ann_file, split):
-        name = name or (split if isinstance(split, str) else 'all')
-        instances = load_instances(path)
-        images, twice_images = by_id(builder, instances['images'],
-                                     f'images of {path}')
-        anns, twice_anns = by_id(builder, instances['annotations'],
-                                 f'annotations of {path}')
-        categories = category_names(instances)
-        with_expressions = any('expressions' in ann for ann in anns.values())
-        builder.notes += _notes(path, images, anns, with_expressions)
-        for group in _groups(anns, with_expressions):
+        instances = Instances(path, img_folder, builder)
+        anns = list(instances.annotations.values())
+        with_expressions = [ann for ann in anns if 'expressions' in ann]
+        builder.notes += [
+            f'{path}: {note}'
+            for note in _notes(instances, with_expressions or anns)
+        ]
+        if with_expressions:
+            groups = [[ann] for ann in with_expressions]
+        else:
+            groups = _by_category(anns)
+        for group in groups:
             first = group[0]
+            image_id, category_id = map(first.get, ('image_id', 'category_id'))
             with builder.entry(f'{path}, annotation {first["id"]}'):
-                if isinstance(first.get('image_id'), (dict, list)):
-                    raise EntryError(
-                        'bad-entry', f'its image_id {first["image_id"]!r} is '
-                        'no number or text')
-                if first.get('image_id') in twice_images or any(
-                        ann['id'] in twice_anns for ann in group):
+                check_id('image_id', image_id)
+                check_id('category_id', category_id)
+                if instances.is_ambiguous(image_id,
+                                          (ann['id'] for ann in group)):
                     continue  # the fault is that of the id
-                category = categories.get(first.get('category_id'))
+                category = instances.category(category_id)
                 if with_expressions:
                     sentences = flatten(first['expressions'])
                 elif category is None:
                     raise EntryError(
                         'no-sentence', 'it has neither expressions nor a '
                         'category with a name: category_id '
-                        f'{first.get("category_id")!r}')
+                        f'{short(category_id)}')
                 else:
                     sentences = [category]
-                ids, next_sentence = sentence_ids(
-                    first.get('sent_ids'), next_sentence, len(sentences))
                 builder.add(
-                    image_of(images, first.get('image_id'), img_folder),
-                    dict(
-                        ref_id=first.get('ref_id', first['id']),
-                        ann_id=first.get('ann_id', first['id']),
-                        split=name,
-                        category=category,
-                        segmentation=_union(group),
-                        sent_ids=ids,
-                        sentences=sentences))
+                    instances.image(image_id),
+                    ref_id=first.get('ref_id', first['id']),
+                    ann_id=first.get('ann_id', first['id']),
+                    split=name,
+                    category=category,
+                    segmentation=joint_segmentation(group),
+                    sent_ids=own_sent_ids(first),
+                    sentences=sentences)
     return builder.records()
 
 
-def _groups(anns: dict[int | str, dict],
-            with_expressions: bool) -> list[list[dict]]:
-    """The annotations of each ref."""
-    if with_expressions:
-        return [[ann] for ann in anns.values() if 'expressions' in ann]
-    groups: dict = {}
-    for ann in anns.values():
-        groups.setdefault(
-            str((ann.get('image_id'), ann.get('category_id'))),
-            []).append(ann)
+def _by_category(anns: list[dict]) -> list[list[dict]]:
+    groups: dict[Hashable, list[dict]] = {}
+    for ann in anns:
+        key = ann.get('image_id'), ann.get('category_id')
+        if not all(isinstance(part, Hashable) for part in key):
+            key = ann['id']  # a fault
+        groups.setdefault(key, []).append(ann)
     return list(groups.values())
 
 
-def _union(anns: list[dict]) -> list:
-    parts = []
-    for ann in anns:
-        part = ann.get('segmentation', [])
-        if not part:
-            return []
-        if len(anns) == 1:
-            return part
-        parts += part if isinstance(part, list) else [part]
-    return parts
-
-
-def _notes(path: str, images: dict, anns: dict,
-           with_expressions: bool) -> list[str]:
+def _notes(instances: Instances, used: list[dict]) -> list[str]:
     """What is left out because it has no expressions."""
-    notes, used = [], list(anns.values())
-    what = 'annotation'
-    if with_expressions:
-        used = [ann for ann in used if 'expressions' in ann]
+    notes, what = [], 'annotation'
+    number, images = len(instances.annotations), instances.images
+    if len(used) < number:
         what = 'annotation with expressions'
-        if len(used) < len(anns):
-            notes.append(f'{len(anns) - len(used)} of {len(anns)} annotations '
-                         'have no expressions')
-    with_any = {str(ann.get('image_id')) for ann in used}
-    without = sum(str(image_id) not in with_any for image_id in images)
+        notes.append(
+            f'{number - len(used)} of {number} annotations have no '
+            'expressions')
+    with_any = {
+        image_id for image_id in (ann.get('image_id') for ann in used)
+        if isinstance(image_id, Hashable)
+    }
+    without = sum(image_id not in with_any for image_id in images)
     if without:
         notes.append(f'{without} of {len(images)} images have no {what} and '
                      'are not used')
-    return [f'{path}: {note}' for note in notes]
+    return notes

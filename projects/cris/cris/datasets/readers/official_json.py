@@ -1,32 +1,26 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""The official repository's own form, which community sets have taken over.
+"""The official repository's JSON, which community datasets use, too.
 
 ``anns/<split>.json``: a list of ``{img_name, segment_id, cat, bbox,
 sentences: [{idx, sent_id, sent}]}``; ``masks/<segment_id>.png``, or the file
-that ``mask_name`` says. In place of sentences there may be ``prompts``:
-strings in lists and dicts of any shape.
+that ``mask_name`` names. In place of sentences there may be ``prompts``:
+strings in nested lists and dicts.
 """
 import reprlib
 from collections.abc import Sequence
-from typing import Any
+from itertools import count
 
-from cris.io.files import load_json
+from cris.io.files import load_json, safe_join
 
 from ..masks import to_mask_files
-from ..records import EntryError, RecordBuilder, Records
-from .shared import (
-    ImageFolder,
-    files_of_splits,
-    flatten,
-    mask_path,
-    sentence_ids,
-)
+from ..records import EntryError, RecordBuilder, Records, short
+from .shared import ImageFolder, files_of_splits, flatten
 
 
 def read_official_json(ann_file: str,
                        img_folder: str,
                        mask_folder: str,
-                       split: None | str | Sequence[str] = None,
+                       split: str | Sequence[str] | None = None,
                        prompt_keys: Sequence[str] | None = None) -> Records:
     """Read ``anns/<split>.json`` with ``masks/*.png``.
 
@@ -35,51 +29,41 @@ def read_official_json(ann_file: str,
         img_folder (str): Folder of the images.
         mask_folder (str): Folder of the masks.
         split (str | list[str], optional): One split or several.
-        prompt_keys (list[str], optional): Which of the ``prompts`` to take;
-            all by default. Those that an entry lacks are passed over.
-
-    Returns:
-        Records: Records and faults.
+        prompt_keys (list[str], optional): Which of the ``prompts`` to take,
+            where an entry has them; all by default.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is broken or holds no list.
+        ValueError: If a file is broken or not a list.
     """
     builder, images = RecordBuilder(), ImageFolder(img_folder)
-    files: list[str] = []
-    next_id = next_sentence = 0
+    next_id = count()
     for path, name in files_of_splits(ann_file, split):
         entries = load_json(path)
         if not isinstance(entries, list):
             raise ValueError(
-                f'{path} holds a {type(entries).__name__}, not the list of '
+                f'{path} contains a {type(entries).__name__}, not the list of '
                 'entries of the official format')
         for number, entry in enumerate(entries):
-            next_id += 1
+            ref_id = next(next_id)
             with builder.entry(f'{path}, entry {number}'):
                 if not isinstance(entry, dict):
                     raise EntryError('bad-entry',
-                                     f'{reprlib.repr(entry)} is no dict')
-                image = images.image(
-                    entry.get('img_name'), entry.get('image_id'))
-                path_of_mask = mask_path(mask_folder, _mask_name(entry))
-                sentences, ids = _sentences(entry, prompt_keys)
-                ids, next_sentence = sentence_ids(ids, next_sentence,
-                                                  len(sentences))
-                files.append(path_of_mask)
+                                     f'{reprlib.repr(entry)} is not a dict')
+                mask = safe_join(mask_folder, _mask_name(entry))
                 category = entry.get('cat')
+                sentences, sent_ids = _sentences(entry, prompt_keys)
                 builder.add(
-                    image,
-                    dict(
-                        ref_id=entry.get('ref_id', next_id - 1),
-                        ann_id=entry.get('ann_id', entry.get('segment_id')),
-                        split=name or (
-                            split if isinstance(split, str) else 'all'),
-                        category=None if category is None else str(category),
-                        segmentation=to_mask_files(path_of_mask),
-                        sent_ids=ids,
-                        sentences=sentences))
-    return builder.records(files)
+                    images.image(
+                        entry.get('img_name'), entry.get('image_id')),
+                    ref_id=entry.get('ref_id', ref_id),
+                    ann_id=entry.get('ann_id', entry.get('segment_id')),
+                    split=name,
+                    category=None if category is None else short(category),
+                    segmentation=to_mask_files(mask),
+                    sent_ids=sent_ids,
+                    sentences=sentences)
+    return builder.records()
 
 
 def _mask_name(entry: dict) -> str:
@@ -88,21 +72,22 @@ def _mask_name(entry: dict) -> str:
     if not isinstance(entry.get('segment_id'), (int, str)):
         raise EntryError(
             'missing-mask', 'it has neither mask_name nor segment_id (a '
-            f'number or string): {entry.get("segment_id")!r}')
+            f'number or string): {reprlib.repr(entry.get("segment_id"))}')
     return f'{entry["segment_id"]}.png'
 
 
-def _sentences(entry: dict, prompt_keys: Sequence[str] | None) -> tuple:
-    """Sentences of an entry and their ids, None where it has none."""
+def _sentences(entry: dict,
+               prompt_keys: Sequence[str] | None) -> tuple[list[str],
+                                                           list | None]:
+    """Sentences of an entry and their ids, where all have one."""
     if 'sentences' in entry and not prompt_keys:
         sentences = entry['sentences']
-        if isinstance(sentences, list) and sentences and all(
+        if not isinstance(sentences, list) or not all(
                 isinstance(s, dict) and isinstance(s.get('sent'), str)
                 for s in sentences):
-            ids = [s.get('sent_id') for s in sentences]
-            return [s['sent'] for s in sentences], (
-                None if None in ids else ids)
-        return flatten(sentences), None
+            return flatten(sentences), None
+        ids = [s.get('sent_id') for s in sentences]
+        return [s['sent'] for s in sentences], None if None in ids else ids
     prompts = entry.get('prompts')
     if prompts is None:
         raise EntryError('no-sentence', 'it has neither sentences nor prompts')
@@ -111,10 +96,7 @@ def _sentences(entry: dict, prompt_keys: Sequence[str] | None) -> tuple:
         if not chosen:
             raise EntryError(
                 'no-sentence', f'its prompts have none of prompt_keys='
-                f'{list(prompt_keys)}; they have {_keys(prompts)}')
+                f'{list(prompt_keys)}; they have '
+                f'{", ".join(map(repr, prompts)) or "none at all"}')
         prompts = chosen
     return flatten(prompts), None
-
-
-def _keys(prompts: Any) -> str:
-    return ', '.join(map(repr, prompts)) or 'none at all'

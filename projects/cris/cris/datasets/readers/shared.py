@@ -1,20 +1,24 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""What the readers of own data share."""
+"""What several readers share."""
+import glob
 import os.path as osp
+import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
-from cris.io.files import load_json, safe_join
+from cris.io.files import FileError, load_json, safe_join
 from cris.io.images import check_pixels, image_size
 
-from ..masks import Segmentation
-from ..records import EntryError, RecordBuilder, as_splits
+from ..masks import Segmentation, mask_files, union
+from ..records import EntryError, RecordBuilder, as_splits, short
+
+_MAX_NESTED = 64  # lists and dicts around a sentence
 
 
 class ImageFolder:
-    """Sizes of the images of a folder, each header read once.
+    """Images of a folder, each header read once.
 
     Args:
         folder (str): The folder.
@@ -22,27 +26,31 @@ class ImageFolder:
 
     def __init__(self, folder: str):
         self.folder = folder
-        self._sizes: dict[str, Any] = {}
+        self._sizes: dict[str, tuple[int, int] | ValueError] = {}
 
     def image(self, name: Any, img_id: Any = None) -> dict:
-        """The image of an entry, as records have it, without refs.
+        """The image of an entry, as in records, without refs.
 
         Args:
             name (str): File name, relative to the folder.
-            img_id (int | str, optional): Its id; the name by default.
+            img_id (int | str, optional): The name by default.
 
         Raises:
-            EntryError: If the name leaves the folder, or the file is missing,
-                no image, broken or too large.
+            EntryError: If the file does not exist.
+            FileError: If the name leaves the folder, or the file is not an
+                image, broken or too large.
         """
-        try:
-            path = safe_join(self.folder, name)
-        except ValueError as error:
-            raise EntryError('unsafe-name', f'its image: {error}') from error
+        path = safe_join(self.folder, name)
         if name not in self._sizes:
-            self._sizes[name] = _size_or_error(path)
+            try:
+                self._sizes[name] = image_size(path)
+            except FileError as error:
+                self._sizes[name] = error
+            except OSError:
+                self._sizes[name] = EntryError(
+                    'missing-image', f'image file {path} does not exist')
         size = self._sizes[name]
-        if isinstance(size, EntryError):
+        if isinstance(size, ValueError):
             raise size
         return dict(
             file_name=name,
@@ -51,108 +59,93 @@ class ImageFolder:
             width=size[1])
 
 
-def _size_or_error(path: str) -> Any:
-    try:
-        return image_size(path)
-    except OSError:
-        return EntryError('missing-image', f'image file {path} does not exist')
-    except ValueError as error:
-        kind = 'image-too-large' if 'limit' in str(error) else 'bad-image'
-        return EntryError(kind, str(error))
+class Instances:
+    """A COCO file: images, annotations and categories by id.
 
-
-def mask_path(folder: str, name: Any) -> str:
-    """The path of a mask file that an entry names.
-
-    Raises:
-        EntryError: If the name leaves the folder of masks.
-    """
-    try:
-        return safe_join(folder, name)
-    except ValueError as error:
-        raise EntryError('unsafe-name', f'its mask: {error}') from error
-
-
-def flatten(value: Any) -> list[str]:
-    """All strings in lists and dicts of any depth, in their order.
-
-    Raises:
-        EntryError: If there is anything else among them.
-    """
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if not isinstance(value, list):
-        raise EntryError('bad-sentence', f'{reprlib.repr(value)} among its '
-                         'sentences is no string, list or dict')
-    return [text for item in value for text in flatten(item)]
-
-
-def sentence_ids(ids: Sequence | None, first: int,
-                 count: int) -> tuple[list, int]:
-    """Ids of an entry's sentences and the next free one.
+    Where two entries have one id, it is unknown which is meant: that is a
+    fault, and refs to them are left out.
 
     Args:
-        ids (list, optional): What the entry says.
-        first (int): The id to go on with where it says nothing.
-        count (int): How many sentences it has.
-    """
-    if ids is None:
-        return list(range(first, first + count)), first + count
-    if not isinstance(ids, list):
-        raise EntryError('bad-sentence', f'its sent_ids {reprlib.repr(ids)} '
-                         'are no list')
-    return ids, first
-
-
-def load_instances(path: str) -> dict:
-    """Read a COCO file and check its outer form.
+        path (str): The file.
+        img_folder (str): Folder of the images.
+        builder (RecordBuilder): Gets the faults.
 
     Raises:
-        ValueError: If it is broken or something else.
+        FileError: If the file is broken.
+        ValueError: If it is not in COCO format.
     """
-    instances = load_json(path)
-    if not isinstance(instances, dict) or not all(
-            isinstance(instances.get(key), list)
-            for key in ('images', 'annotations')):
-        raise ValueError(f'{path} is not in COCO format: it needs a dict '
-                         'with the lists "images" and "annotations"')
-    return instances
+
+    def __init__(self, path: str, img_folder: str, builder: RecordBuilder):
+        content = load_json(path)
+        if not isinstance(content, dict) or not all(
+                isinstance(content.get(key), list)
+                for key in ('images', 'annotations')):
+            raise ValueError(f'{path} is not in COCO format: it needs a dict '
+                             'with the lists "images" and "annotations"')
+        self._folder = img_folder
+        self._checked: dict[int | str, dict] = {}
+        self.images, self._twice_images = _by_id(
+            content['images'], f'images of {path}', builder)
+        self.annotations, self._twice_anns = _by_id(
+            content['annotations'], f'annotations of {path}', builder)
+        categories = content.get('categories')
+        self._categories = {
+            c['id']: c['name']
+            for c in (categories if isinstance(categories, list) else ())
+            if isinstance(c, dict) and isinstance(c.get('id'), (int, str))
+            and isinstance(c.get('name'), str)
+        }
+
+    def is_ambiguous(self, image_id: Any, ann_ids: Iterable) -> bool:
+        """Whether one of the ids belongs to two entries."""
+        return image_id in self._twice_images or any(
+            ann_id in self._twice_anns for ann_id in ann_ids)
+
+    def category(self, category_id: Any) -> str | None:
+        """Name of a category, if it has one."""
+        if not isinstance(category_id, Hashable):
+            return None
+        return self._categories.get(category_id)
+
+    def image(self, image_id: Any) -> dict:
+        """An image, as in records, without refs.
+
+        Raises:
+            EntryError: If there is no such image, or its size is not one.
+            FileError: If it is too large or its name leaves the folder.
+        """
+        if image_id not in self._checked:
+            self._checked[image_id] = self._check(image_id)
+        return self._checked[image_id]
+
+    def _check(self, image_id: Any) -> dict:
+        image = self.images.get(image_id)
+        if image is None:
+            raise EntryError('missing-image-entry',
+                             f'its image_id {image_id!r} does not exist')
+        for key in ('height', 'width'):
+            if not isinstance(image.get(key), int) or image[key] < 1:
+                raise EntryError(
+                    'bad-size', f'its image {image_id!r} has {key} '
+                    f'{short(image.get(key))}, not a positive integer')
+        check_pixels(image['height'], image['width'],
+                     f'its image {image_id!r}')
+        safe_join(self._folder, image.get('file_name'))
+        return dict(
+            file_name=image['file_name'],
+            img_id=image_id,
+            height=image['height'],
+            width=image['width'])
 
 
-def check_splits(entries: Sequence[dict], split: None | str | Sequence[str],
-                 path: str) -> list[str] | None:
-    """The splits that are asked for, as a list; None stays None.
-
-    Raises:
-        ValueError: If one does not exist; the message lists those that do.
-    """
-    splits = as_splits(split)
-    present = Counter(_short(entry.get('split')) for entry in entries)
-    for name in splits or ():
-        if name not in present:
-            known = ', '.join(f'{k} ({n} refs)' for k, n in present.items())
-            raise ValueError(f'{path} has no split {name!r}; it has '
-                             f'{known or "no refs at all"}')
-    return splits
-
-
-def by_id(builder: RecordBuilder, entries: list[dict], where: str) -> tuple:
-    """Entries by their ids, and the ids that are not unique.
-
-    The entries of the latter are left out, with a fault for each such id:
-    which of them is meant cannot be known.
-
-    Raises:
-        ValueError: If an entry is no dict with an id.
-    """
+def _by_id(entries: list, where: str, builder: RecordBuilder) -> tuple:
+    """Entries by id, and the ids that are not unique."""
     found, twice = {}, set()
     for entry in entries:
         number = entry.get('id') if isinstance(entry, dict) else None
         if not isinstance(number, (int, str)):
-            raise ValueError(f'{where}: {reprlib.repr(entry)} is no dict with '
-                             'an id')
+            raise ValueError(f'{where}: {reprlib.repr(entry)} is not a dict '
+                             'with an id')
         if number in found:
             twice.add(number)
         found[number] = entry
@@ -162,76 +155,119 @@ def by_id(builder: RecordBuilder, entries: list[dict], where: str) -> tuple:
     return found, twice
 
 
-def category_names(instances: dict) -> dict[Any, str]:
-    """Names of the categories of a COCO file, by id."""
-    categories = instances.get('categories')
-    return {
-        c['id']: c['name']
-        for c in (categories if isinstance(categories, list) else ())
-        if isinstance(c, dict) and isinstance(c.get('id'), (int, str)) and (
-            isinstance(c.get('name'), str))
-    }
+def joint_segmentation(anns: list[dict]) -> Segmentation:
+    """Union of the segmentations of annotations; empty if one is missing."""
+    return inline_segmentation(
+        union(ann.get('segmentation', []) for ann in anns))
 
 
-def image_of(images: dict, image_id: Any, folder: str) -> dict:
-    """The image of a ref, verified: without refs, as records have it."""
-    image = images.get(image_id)
-    if image is None:
-        raise EntryError('missing-image-entry',
-                         f'its image_id {image_id!r} does not exist')
-    for key in ('height', 'width'):
-        if not isinstance(image.get(key), int) or image[key] < 1:
-            raise EntryError(
-                'bad-size', f'its image {image_id!r} has {key} '
-                f'{image.get(key)!r}, not a positive integer')
-    try:
-        check_pixels(image['height'], image['width'],
-                     f'its image {image_id!r}')
-    except ValueError as error:
-        raise EntryError('image-too-large', str(error)) from error
-    try:
-        safe_join(folder, image.get('file_name'))
-    except ValueError as error:
-        raise EntryError(
-            'unsafe-name', f'its image {image_id!r}: {error} '
-            '(it leaves the image folder, or is no name)') from error
-    return dict(
-        file_name=image['file_name'],
-        img_id=image_id,
-        height=image['height'],
-        width=image['width'])
-
-
-def files_of_splits(ann_file: str, split: None | str | Sequence[str]
-                    ) -> Iterator[tuple[str, None | str]]:
-    """Annotation files to read, with their split where it is in the name.
+def inline_segmentation(segmentation: Any) -> Segmentation:
+    """A segmentation inside an annotation file, which names no other file.
 
     Raises:
-        FileNotFoundError: If one is missing.
+        EntryError: If it does: the path has not been checked.
+    """
+    if mask_files(segmentation):
+        raise EntryError(
+            'bad-mask', 'its mask has the key mask_file, which is not read '
+            'from annotations; in JSON lines, give the file name as a string')
+    return segmentation
+
+
+def require(entry: dict, *keys: str) -> None:
+    """Refuse an entry that lacks a key."""
+    missing = [key for key in keys if key not in entry]
+    if missing:
+        raise EntryError('bad-entry', f'it has no {", ".join(missing)}')
+
+
+def flatten(value: Any, depth: int = 0) -> list[str]:
+    """All strings in nested lists and dicts, in their order.
+
+    Raises:
+        EntryError: If there is anything else among them.
+    """
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list) or depth > _MAX_NESTED:
+        raise EntryError('bad-sentence', f'{reprlib.repr(value)} among its '
+                         'sentences is not a string, list or dict')
+    return [text for item in value for text in flatten(item, depth + 1)]
+
+
+def own_sent_ids(entry: dict) -> list | None:
+    """The ``sent_ids`` of an entry, if it has any."""
+    ids = entry.get('sent_ids')
+    if not isinstance(ids, list | None):
+        raise EntryError(
+            'bad-sentence', f'its sent_ids {reprlib.repr(ids)} are not a list')
+    return ids
+
+
+def check_splits(entries: Sequence[dict], split: str | Sequence[str] | None,
+                 path: str) -> list[str] | None:
+    """The wanted splits as a list; None stays.
+
+    Raises:
+        ValueError: If one does not exist; the message lists those that do.
+    """
+    splits = as_splits(split)
+    present = Counter(short(entry.get('split')) for entry in entries)
+    for name in splits or ():
+        if name not in present:
+            known = ', '.join(f'{k} ({n} refs)' for k, n in present.items())
+            raise ValueError(f'{path} has no split {name!r}; it has '
+                             f'{known or "no refs at all"}')
+    return splits
+
+
+def files_of_splits(
+        ann_file: str,
+        split: str | Sequence[str] | None) -> Iterator[tuple[str, str]]:
+    """Annotation files, each with the name of its split.
+
+    Args:
+        ann_file (str): With ``{split}`` in its name there is one file per
+            split; otherwise all of it is the split.
+        split (str | list[str], optional): One split or several.
+
+    Raises:
+        FileNotFoundError: If one is missing; the message lists the splits
+            that have files.
         ValueError: If the name needs a split and none is given.
     """
+    splits = as_splits(split)
     if '{split}' not in ann_file:
-        pairs = [(ann_file, None)]
-    elif split is None:
+        name = splits[0] if splits and len(splits) == 1 else 'all'
+        pairs = [(ann_file, name)]
+    elif splits is None:
         raise ValueError(f'{ann_file} needs a split')
     else:
-        pairs = [(ann_file.replace('{split}', name), name)
-                 for name in as_splits(split)]
+        pairs = [(ann_file.replace('{split}', name), name) for name in splits]
     for path, name in pairs:
-        if not (osp.isfile(path) or osp.isdir(path)):  # a pipe would block
-            raise FileNotFoundError(f'annotation file {path} does not exist: '
-                                    'check data_root, ann_file and split')
+        if not osp.isfile(path):
+            there = ', '.join(splits_on_disk(ann_file))
+            raise FileNotFoundError(
+                f'annotation file {path} does not exist: ' +
+                (f'there are files of the splits {there}'
+                 if there else 'check data_root, ann_file and split'))
         yield path, name
 
 
-def mask_files(segmentation: Segmentation) -> list[str]:
-    """Paths of the mask files of a segmentation."""
-    parts = segmentation if isinstance(segmentation, list) else [segmentation]
-    return [
-        part['mask_file'] for part in parts
-        if isinstance(part, dict) and 'mask_file' in part
-    ]
+def splits_on_disk(ann_file: str) -> list[str]:
+    """Splits that have a file, training first.
 
-
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else reprlib.repr(value)
+    Args:
+        ann_file (str): Path with ``{split}`` in it; without, there is none.
+    """
+    start, *rest = ann_file.split('{split}')
+    if not rest:
+        return []
+    found = glob.glob('*'.join(map(glob.escape, [start, *rest])))
+    pattern = re.escape(start) + '(.+)' + r'\1'.join(map(re.escape, rest))
+    matches = (re.fullmatch(pattern, path) for path in found)
+    names = [match[1] for match in matches if match]
+    return sorted(
+        names, key=lambda s: (s != 'train', not s.startswith('val'), s))
