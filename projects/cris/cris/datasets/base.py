@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.logging import print_log
-from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg.registry import TRANSFORMS
 from torch.utils.data import Dataset
 
 from cris.io.files import without_gc
 
 from .cache import cached
+from .exclude import without_excluded
 from .headers import check_headers
 from .randomness import WorkerState
 from .readers import READERS
@@ -69,6 +70,7 @@ class ReferDataset(BaseDataset):
     """
     reader: str  # a key of READERS
     folders = dict(img_path='images')  # defaults of data_prefix
+    main_file = 'ann_file'  # named in messages
 
     def __init__(self,
                  data_root: str | None = '',
@@ -130,8 +132,12 @@ class ReferDataset(BaseDataset):
                 records.notes
             ], None if mendable else records.files
 
+        files = [
+            file for key in ('ann_file', 'split_file') if key in args
+            for file in self._files(args[key])
+        ]
         images, faults, notes = self._cached(
-            [self.reader, json.dumps(args), splits], self._files(), compute)
+            [self.reader, json.dumps(args), splits], files, compute)
         return Records(images, [Fault(*f) for f in faults], notes=notes)
 
     @without_gc()
@@ -139,10 +145,11 @@ class ReferDataset(BaseDataset):
         """One dict per sample: image, its size and its refs."""
         images, faults, _, notes = self.read()
         for note in notes:
-            print_log(note, 'current', level=logging.WARNING)
+            _warn(note)
         self._take(faults, self._source())
-        images = self._without_excluded(images)
-        images = self._with_files(images)
+        images = self._with_files(
+            without_excluded(images, self.exclude,
+                             self.data_prefix['img_path']))
         self._report(images)
         samples = []
         for image in images:
@@ -155,8 +162,9 @@ class ReferDataset(BaseDataset):
                 samples.append(dict(image, refs=refs))
             elif self.test_mode:
                 samples += [
-                    dict(image, refs=[own]) for ref in refs
-                    for own in _single_sentences(ref)
+                    dict(image, refs=[dict(ref, sent_ids=[i], sentences=[s])])
+                    for ref in refs for i, s in zip(
+                        ref['sent_ids'], ref['sentences'], strict=True)
                 ]
             else:
                 k = self.num_expressions
@@ -180,28 +188,19 @@ class ReferDataset(BaseDataset):
             if self.test_mode or self.on_error == 'raise':
                 raise
             self.num_skipped += 1
-            print_log(
-                f'sample {idx} is skipped (skipped so far in this process: '
-                f'{self.num_skipped}): {error}',
-                'current',
-                level=logging.WARNING)
+            _warn(f'sample {idx} is skipped, {self.num_skipped} so far in '
+                  f'this process: {error}')
             return None
 
-    def _files(self) -> list[str]:
-        """The annotation files."""
-        args = self.reader_args()
-        files = [
-            args[key].replace('{split}', split)
-            for split in as_splits(self.split)
-            for key in ('ann_file', 'split_file') if key in args
-        ]
-        return list(dict.fromkeys(files))
+    def _files(self, path: str) -> list[str]:
+        """The files of the splits, or the one file of all."""
+        splits = as_splits(self.split)
+        return list(dict.fromkeys(path.replace('{split}', s) for s in splits))
 
     def _source(self) -> str:
-        """Names of the annotation files and the split, for messages."""
-        # Of the REFER layout, the file of the splits comes second.
-        files = self._files()[-1:] if self.reader == 'refer' else self._files()
-        return f'{", ".join(files)}, split {self.split!r}'
+        """Names of the files and the split, for messages."""
+        files = ', '.join(self._files(getattr(self, self.main_file)))
+        return f'{files}, split {self.split!r}'
 
     def _cached(self, asked: list, files: list, compute: Callable) -> list:
         folder = self.cache_dir
@@ -217,34 +216,8 @@ class ReferDataset(BaseDataset):
         if not faults:
             return
         self.faults += faults
-        print_log(
-            f'{len(faults)} fault(s) in {where} are skipped, the first: '
-            f'{faults[0]}',
-            'current',
-            level=logging.WARNING)
-
-    def _without_excluded(self, images: list[dict]) -> list[dict]:
-        plain = {i for i in self.exclude if isinstance(i, (int, str))}
-        basenames = set()
-        for item in self.exclude:
-            if not isinstance(item, dict):
-                continue
-            other = DATASETS.build(dict(item, lazy_init=True))
-            names = {image['file_name'] for image in other.read().images}
-            # Another folder may have the same images at other paths.
-            if other.data_prefix['img_path'] == self.data_prefix['img_path']:
-                plain |= names
-            else:
-                basenames |= {osp.basename(name) for name in names}
-        kept = [
-            image for image in images
-            if osp.basename(image['file_name']) not in basenames and not plain
-            & {image['img_id'], image['file_name']}
-        ]
-        if len(kept) < len(images):
-            print_log(f'{len(images) - len(kept)} of {len(images)} images are '
-                      'excluded', 'current')
-        return kept
+        _warn(f'{len(faults)} fault(s) in {where} are skipped, the first: '
+              f'{faults[0]}')
 
     def _with_files(self, images: list[dict]) -> list[dict]:
         """The images whose files exist and have the annotated size."""
@@ -260,10 +233,9 @@ class ReferDataset(BaseDataset):
                     ], [osp.join(folder, i['file_name']) for i in images]
 
         asked = [(i['file_name'], i['height'], i['width']) for i in images]
-        faults = [
-            Fault(*f) for f in self._cached(
-                ['images', folder, self.check_images, asked], [], compute)
-        ]
+        faults = self._cached(
+            ['images', folder, self.check_images, asked], [], compute)
+        faults = [Fault(*fault) for fault in faults]
         self._take(faults, f'the images of {self._source()}')
         bad = {fault.where for fault in faults}
         return [i for i in images if i['file_name'] not in bad]
@@ -282,18 +254,12 @@ class ReferDataset(BaseDataset):
         empty = [ref['ref_id'] for ref in refs
                  if not all(s.strip() for s in ref['sentences'])]
         if empty:
-            print_log(
-                f'{len(empty)} refs have an empty sentence, e.g. ref '
-                f'{empty[0]}; it is kept, but means no object',
-                'current',
-                level=logging.WARNING)
+            _warn(f'{len(empty)} refs have an empty sentence, e.g. ref '
+                  f'{empty[0]}; it is kept, but means no object')
 
 
-def _single_sentences(ref: dict) -> Iterator[dict]:
-    """The ref, once for each of its sentences."""
-    for sent_id, sentence in zip(
-            ref['sent_ids'], ref['sentences'], strict=True):
-        yield dict(ref, sent_ids=[sent_id], sentences=[sentence])
+def _warn(message: str) -> None:
+    print_log(message, 'current', level=logging.WARNING)
 
 
 def refer_datasets(dataset: Dataset) -> Iterator[ReferDataset]:

@@ -186,9 +186,10 @@ def _encode_rle(rle: dict, height: int, width: int) -> dict:
         raise MaskError(f'neither polygon nor RLE: {reprlib.repr(rle)}')
     if not (runs >= 0).all():
         raise MaskError('the RLE has a negative run')
-    if runs.sum() != height * width:
-        raise MaskError(f'the RLE counts {runs.sum():.0f} pixels, the image '
-                        f'has {height * width}')
+    total = sum(runs.tolist())
+    if total != height * width:
+        raise MaskError(f'the RLE counts {total:.0f} pixels, the image has '
+                        f'{height * width}')
     rle = dict(size=[height, width], counts=counts)
     if isinstance(counts, list):
         return coco_mask.frPyObjects(rle, height, width)

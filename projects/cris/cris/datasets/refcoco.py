@@ -21,6 +21,7 @@ class RefCOCODataset(ReferDataset):
         **kwargs: Of :class:`cris.datasets.base.ReferDataset`.
     """
     reader = 'refer'
+    main_file = 'split_file'
 
     def __init__(self,
                  data_root: str | None = '',

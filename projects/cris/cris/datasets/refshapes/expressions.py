@@ -1,34 +1,29 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Referring expressions of RefShapes: from a scene to true sentences.
 
-Pure functions over the objects of one picture. An expression is true of
-exactly one object, and clearly so. With ``MARGIN`` (8 %) of the picture side
-along the axis in question (width for left and right, height for top and
-bottom), and positions taken at the centres of the visible masks:
+An expression is true of exactly one object, and clearly so. Positions are the
+centres of the visible masks; the margin is ``MARGIN`` (8 %) of the picture's
+side along the axis (width for left and right, height for top and bottom).
 
 * A *noun phrase* is an optional size, an optional colour and a shape or a
-  general head ('thing', 'one'). It matches the objects having all that it
+  general head ('thing', 'one'). It matches the objects that have all that it
   names. Sizes are the two classes small and large, not comparisons.
-* *Attribute* ('small red circle'): a noun phrase matching one object only.
+* *Attribute* ('small red circle'): the noun phrase matches one object only.
 * *Place, superlative* ('leftmost square', 'square furthest to the left'):
-  the noun phrase matches two objects or more, and the one that is meant
-  comes before all the others by the margin.
-* *Place, zone* ('triangle at the bottom', 'square on the far left'): the
-  above, and moreover the one that is meant lies in that half of the picture
-  and all other matching objects lie in the opposite half.
+  the noun phrase matches several objects, and the target comes before all
+  others by the margin.
+* *Place, zone* ('triangle at the bottom', 'square on the far left'): besides,
+  the target lies in that half of the picture and all other matching objects
+  in the opposite half.
 * *Relation* ('circle left of the blue square'): the anchor phrase is unique.
-  The object that is meant lies on the named side of the anchor by the margin,
-  and its offset along the axis (pixels) is no smaller than that across. Every
-  other object that the target phrase matches, the anchor left aside, lies on
-  the opposite side by the margin.
+  The target lies on the named side of the anchor by the margin, and its offset
+  along the axis (pixels) is no smaller than that across. Every other object
+  that the target phrase matches, except the anchor, lies on the opposite side
+  by the margin.
 """
-
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,12 +31,14 @@ ATTRIBUTE, PLACE, RELATION = KINDS = ('attribute', 'place', 'relation')
 MARGIN = 0.08
 SPLIT_KINDS = {'train': KINDS, 'val': KINDS, 'testA': (ATTRIBUTE,),
                'testB': (PLACE, RELATION)}
-# Turns the kinds, by how often each is possible, into about equal shares.
+# They make the shares of the kinds about equal.
 KIND_WEIGHTS = {ATTRIBUTE: 5.0, PLACE: 1.0, RELATION: 5.0}
 
-# Direction -> axis (0 is x, 1 is y) and the sign of the way it points.
+# Direction -> axis (0 is x, 1 is y) and sign.
 DIRECTIONS = {'left': (0, -1), 'right': (0, 1), 'top': (1, -1),
               'bottom': (1, 1)}
+OPPOSITE = {'left': 'right', 'right': 'left', 'top': 'bottom',
+            'bottom': 'top'}
 SIZE_WORDS = {'small': ('small', 'small', 'little'),
               'large': ('large', 'large', 'big')}
 SUPERLATIVE_WORDS = {
@@ -64,51 +61,35 @@ RELATION_WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Item:
-    """What expressions can say of one object.
-
-    Args:
-        color: Colour name.
-        shape: Shape name.
-        size: Size class, 'small' or 'large'.
-        center: Centre (x, y) of the visible mask, in pixels.
-    """
-
+class Item(NamedTuple):
+    """An object: its attributes and its centre (x, y) in pixels."""
     color: str
     shape: str
     size: str
     center: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class Phrase:
-    """Meaning of a noun phrase; ``None`` leaves an attribute unnamed."""
-
+class Phrase(NamedTuple):
+    """Meaning of a noun phrase; ``None`` leaves an attribute out."""
     size: str | None
     color: str | None
     shape: str | None
 
     def matches(self, item: Item) -> bool:
-        """Tell whether the item has all that the phrase names."""
         return (self.size in (None, item.size)
                 and self.color in (None, item.color)
                 and self.shape in (None, item.shape))
 
 
-@dataclass(frozen=True)
-class Meaning:
-    """Meaning of one expression, before it is put into words.
+class Meaning(NamedTuple):
+    """Meaning of an expression.
 
     Args:
-        kind: One of ``KINDS``.
         target: Phrase for the object that is meant.
         direction: Key of ``DIRECTIONS``; empty for an attribute expression.
-        zone: For a place: whether the zone rule holds, too.
-        anchor: For a relation: the phrase for the other object.
+        zone: For a place: whether it is a zone rather than a superlative.
+        anchor: For a relation: phrase for the other object.
     """
-
-    kind: str
     target: Phrase
     direction: str = ''
     zone: bool = False
@@ -116,41 +97,30 @@ class Meaning:
 
 
 def phrases_of(item: Item) -> list[Phrase]:
-    """List all noun phrases that match an item, the bare 'thing' last."""
+    """All noun phrases that match an item, the bare 'thing' last."""
     return [Phrase(*words) for words in product(
         (item.size, None), (item.color, None), (item.shape, None))]
 
 
 def matching(phrase: Phrase, items: Sequence[Item]) -> list[int]:
-    """List the indices of the items that a noun phrase matches."""
+    """Indices of the items that a noun phrase matches."""
     return [i for i, item in enumerate(items) if phrase.matches(item)]
 
 
 def attribute_meanings(items: Sequence[Item], index: int) -> list[Meaning]:
-    """List the attribute expressions that are true of one item only.
-
-    Args:
-        items: All objects of the picture.
-        index: Which of them is meant.
-
-    Returns:
-        The meanings; empty if another object has the same attributes.
-    """
-    return [Meaning(ATTRIBUTE, phrase) for phrase in phrases_of(items[index])
+    """Attribute expressions that are true of one item only."""
+    return [Meaning(phrase) for phrase in phrases_of(items[index])
             if matching(phrase, items) == [index]]
 
 
 def place_meanings(items: Sequence[Item], index: int,
                    sides: tuple[int, int]) -> list[Meaning]:
-    """List the place expressions that are clearly true of one item only.
+    """Place expressions that are clearly true of one item only.
 
     Args:
         items: All objects of the picture.
         index: Which of them is meant.
         sides: Width and height of the picture in pixels.
-
-    Returns:
-        The meanings, of both the superlative and the zone sort.
     """
     found = []
     for phrase in phrases_of(items[index]):
@@ -158,38 +128,28 @@ def place_meanings(items: Sequence[Item], index: int,
         if not others:
             continue
         for direction, (axis, sign) in DIRECTIONS.items():
-            # Signed position: grows towards the direction, 0 in the middle.
+            # It grows towards the direction and is 0 in the middle.
             mine, *theirs = (
                 sign * (item.center[axis] / sides[axis] - 0.5)
                 for item in (items[index], *others))
             if mine - max(theirs) < MARGIN:
                 continue
-            found.append(Meaning(PLACE, phrase, direction))
+            found.append(Meaning(phrase, direction))
             if mine > 0 > max(theirs):
-                found.append(Meaning(PLACE, phrase, direction, zone=True))
+                found.append(Meaning(phrase, direction, zone=True))
     return found
 
 
 def is_clearly_beside(item: Item, anchor: Item, direction: str,
                       sides: tuple[int, int]) -> bool:
-    """Tell whether an item lies on a side of the anchor by the margin.
-
-    Args:
-        item: The object whose place is asked.
-        anchor: The object that it is compared with.
-        direction: Key of ``DIRECTIONS``.
-        sides: Width and height of the picture in pixels.
-
-    Returns:
-        True if the offset along the axis is at least ``MARGIN`` of the side.
-    """
+    """Whether an item lies on a side of the anchor by the margin."""
     axis, sign = DIRECTIONS[direction]
     offset = sign * (item.center[axis] - anchor.center[axis])
     return offset >= MARGIN * sides[axis]
 
 
 def is_mainly_along(item: Item, anchor: Item, direction: str) -> bool:
-    """Tell whether the offset along the axis is no smaller than across."""
+    """Whether the offset along the axis is no smaller than across."""
     axis = DIRECTIONS[direction][0]
     offsets = np.abs(np.subtract(item.center, anchor.center))
     return bool(offsets[axis] >= offsets[1 - axis])
@@ -197,24 +157,15 @@ def is_mainly_along(item: Item, anchor: Item, direction: str) -> bool:
 
 def relation_meanings(items: Sequence[Item], index: int,
                       sides: tuple[int, int]) -> list[Meaning]:
-    """List the relation expressions that are clearly true of one item only.
+    """Relation expressions that are clearly true of one item only.
 
-    Where some of them need the relation (the target phrase alone matches
-    several objects), only those are returned.
-
-    Args:
-        items: All objects of the picture.
-        index: Which of them is meant.
-        sides: Width and height of the picture in pixels.
-
-    Returns:
-        The meanings.
+    Arguments as of :func:`place_meanings`. If some expressions need the
+    relation, because the target phrase alone matches several objects, only
+    those are returned.
     """
-    opposite = {'left': 'right', 'right': 'left', 'top': 'bottom',
-                'bottom': 'top'}
     needed, spare = [], []
     for other, anchor in enumerate(items):
-        # A bare 'thing' is no anchor, hence the last phrase is left out.
+        # A bare 'thing', the last phrase, is not an anchor.
         names = [phrase for phrase in phrases_of(anchor)[:-1]
                  if matching(phrase, items) == [other]]
         if other == index or not names:
@@ -226,26 +177,19 @@ def relation_meanings(items: Sequence[Item], index: int,
             for target in phrases_of(items[index]):
                 same = matching(target, items)
                 rest = (items[i] for i in same if i not in (index, other))
-                if all(is_clearly_beside(item, anchor, opposite[direction],
+                if all(is_clearly_beside(item, anchor, OPPOSITE[direction],
                                          sides) for item in rest):
                     found = needed if len(same) > 1 else spare
-                    found += [Meaning(RELATION, target, direction,
-                                      anchor=name) for name in names]
+                    found += [Meaning(target, direction, anchor=name)
+                              for name in names]
     return needed or spare
 
 
 def word_phrase(phrase: Phrase, rng: np.random.Generator,
                 is_anchor: bool = False) -> str:
-    """Put a noun phrase into words, without an article.
+    """Put a noun phrase into words, e.g. 'small red circle' or 'thing'.
 
-    Args:
-        phrase: The meaning.
-        rng: Source of the choice among synonyms.
-        is_anchor: Leave out the head 'one', which after another noun would
-            read as a repetition of that noun.
-
-    Returns:
-        For example 'small red circle', 'yellow one' or 'thing'.
+    An anchor is never a 'one', which would seem to repeat the noun before.
     """
     words = []
     if phrase.size:
@@ -260,15 +204,7 @@ def word_phrase(phrase: Phrase, rng: np.random.Generator,
 
 
 def word_meaning(meaning: Meaning, rng: np.random.Generator) -> str:
-    """Put a meaning into words.
-
-    Args:
-        meaning: The meaning.
-        rng: Source of the choice among wordings.
-
-    Returns:
-        A lower-case sentence without punctuation.
-    """
+    """Put a meaning into words, in lower case without punctuation."""
     text = word_phrase(meaning.target, rng)
     if meaning.anchor is not None:
         article = 'the ' if rng.random() < 0.8 else ''
@@ -283,17 +219,9 @@ def word_meaning(meaning: Meaning, rng: np.random.Generator) -> str:
 
 def draw_meaning(meanings: Sequence[Meaning],
                  rng: np.random.Generator) -> Meaning:
-    """Draw a meaning: first the target phrase, then the rest.
+    """Draw the target phrase, often one with a shape, then the rest.
 
-    A uniform draw would favour the target phrases that go with many anchors,
-    and name the shape no more often than not.
-
-    Args:
-        meanings: What to draw from; not empty.
-        rng: Source of the draw.
-
-    Returns:
-        One of the meanings.
+    A uniform draw would favour target phrases that go with many anchors.
     """
     targets = list(dict.fromkeys(meaning.target for meaning in meanings))
     shapes = [target for target in targets if target.shape]
@@ -309,16 +237,11 @@ def sentences_for(items: Sequence[Item], index: int, sides: tuple[int, int],
                   rng: np.random.Generator) -> list[str]:
     """Write different sentences that all mean the same object.
 
-    Args:
-        items: All objects of the picture.
-        index: Which of them is meant.
-        sides: Width and height of the picture in pixels.
-        kinds: Which of ``KINDS`` may be used.
-        rng: Source of all choices.
+    Arguments as of :func:`place_meanings`, and the ``KINDS`` to use.
 
     Returns:
-        2 to 4 sentences, of as many kinds as there are, or fewer where the
-        object cannot be told so often; empty if it cannot be told at all.
+        2 to 4 sentences, of as many kinds as there are, or fewer where there
+        are not as many; none if the object cannot be told from the others.
     """
     pools = {ATTRIBUTE: attribute_meanings(items, index),
              PLACE: place_meanings(items, index, sides),
@@ -331,7 +254,7 @@ def sentences_for(items: Sequence[Item], index: int, sides: tuple[int, int],
     order = rng.choice(usable, len(usable), replace=False,
                        p=weights / weights.sum())
     sentences: list[str] = []
-    # Twelve turns are ample: some objects allow one or two wordings only.
+    # Some objects allow one or two wordings only, so the turns are limited.
     for turn in range(12):
         pool = pools[order[turn % len(order)]]
         sentence = word_meaning(draw_meaning(pool, rng), rng)
@@ -343,25 +266,24 @@ def sentences_for(items: Sequence[Item], index: int, sides: tuple[int, int],
     return sentences
 
 
-def make_refs(annotations: Sequence[dict[str, Any]],
-              image: dict[str, Any], split: str,
-              rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Write the refs of one picture.
+def make_refs(annotations: Sequence[dict[str, Any]], image: dict[str, Any],
+              split: str, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Write the refs of a picture.
 
     Args:
         annotations: All COCO annotations of the picture.
         image: COCO entry of the picture.
-        split: One of ``SPLITS``; it decides on the kinds of sentences.
+        split: Key of ``SPLIT_KINDS``.
         rng: Source of the wording.
 
     Returns:
         One ref for each object that can be told from the others.
     """
     items = [Item(**annotation['attributes']) for annotation in annotations]
+    sides = image['width'], image['height']
     refs = []
     for index, annotation in enumerate(annotations):
-        texts = sentences_for(items, index, (image['width'], image['height']),
-                              SPLIT_KINDS[split], rng)
+        texts = sentences_for(items, index, sides, SPLIT_KINDS[split], rng)
         sentences = []
         for number, sent in enumerate(texts):
             raw = f'{sent.capitalize()}.' if rng.random() < 0.2 else sent

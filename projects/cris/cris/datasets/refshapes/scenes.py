@@ -3,11 +3,7 @@
 
 Coordinates are continuous: the pixel in column i covers [i, i + 1).
 """
-
-from __future__ import annotations
-
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -32,25 +28,16 @@ MIN_AGREEMENT = 0.955  # IoU of an object as drawn and as COCO decodes it
 BORDER = 4  # pixels between an object and the edge of the picture
 SUPERSAMPLING = 8
 
-@dataclass(frozen=True)
-class SceneObject:
-    """One object of a scene.
 
-    Args:
-        color: Key of ``COLORS``.
-        shape: One of ``SHAPES``.
-        size: Key of ``SIZE_BOUNDS``.
-        polygon: Outline of the whole object, (N, 2) in pixels.
-    """
-
+class SceneObject(NamedTuple):
+    """An object: its attributes and its outline, (N, 2) in pixels."""
     color: str
     shape: str
     size: str
     polygon: np.ndarray
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """A scene that is laid out, but not painted.
 
     Args:
@@ -59,7 +46,6 @@ class Scene:
             background, i + 1 is ``objects[i]``.
         areas: Number of pixels of each whole object, covered ones included.
     """
-
     objects: tuple[SceneObject, ...]
     labels: np.ndarray
     areas: tuple[int, ...]
@@ -67,17 +53,7 @@ class Scene:
 
 def sample_outline(shape: str, size: str, picture_area: int,
                    rng: np.random.Generator) -> np.ndarray:
-    """Draw the outline of an object around the origin, slightly rotated.
-
-    Args:
-        shape: One of ``SHAPES``.
-        size: Key of ``SIZE_BOUNDS``.
-        picture_area: Number of pixels of the picture.
-        rng: Source of the area and the rotation.
-
-    Returns:
-        Vertices (N, 2) in pixels, y pointing down.
-    """
+    """Outline (N, 2) around the origin in pixels, slightly rotated."""
     corners = {'circle': 40, 'square': 4, 'triangle': 3, 'star': 10}[shape]
     radii = np.ones(corners)
     if shape == 'star':
@@ -94,15 +70,9 @@ def sample_outline(shape: str, size: str, picture_area: int,
 
 def sample_attributes(count: int,
                       rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """Draw colour, shape and size of the objects, with many distractors.
+    """Draw (color, shape, size) of the objects, with many distractors.
 
-    Args:
-        count: Number of objects.
-        rng: Source of the draw.
-
-    Returns:
-        (color, shape, size) of each. An object often has the colour or the
-        shape, or both, of an earlier one.
+    An object often has the colour or the shape, or both, of an earlier one.
     """
     drawn: list[tuple[str, str, str]] = []
     for _ in range(count):
@@ -127,7 +97,7 @@ def rasterize(polygon: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
         polygon: Outline (N, 2) in pixels, at least ``BORDER`` from the edge.
 
     Returns:
-        The rows and columns of a window around the polygon, and the covered
+        Rows and columns of a window around the polygon, and the covered
         fraction of each pixel in it, float32.
     """
     left, top = np.floor(polygon.min(0)).astype(int) - 3
@@ -138,7 +108,7 @@ def rasterize(polygon: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
     points = (polygon - (left, top)) * SUPERSAMPLING - 0.5
     points = [np.rint(points * 16).astype(np.int32)]
     cv2.fillPoly(fine, points, 255, shift=4)
-    # The line of the edge is filled, too, though half of it is outside.
+    # fillPoly fills the line of the edge, though half of it is outside.
     cv2.polylines(fine, points, True, 128, shift=4)
     cover = cv2.resize(fine, shape[::-1], interpolation=cv2.INTER_AREA)
     window = (slice(top, bottom), slice(left, right))
@@ -146,14 +116,14 @@ def rasterize(polygon: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
 
 
 def mask_center(mask: np.ndarray) -> tuple[float, float]:
-    """Return the centre (x, y) of a non-empty mask in pixels."""
+    """Centre (x, y) of a non-empty mask in pixels."""
     sums = cv2.moments(mask.astype(np.uint8), binaryImage=True)
     return sums['m10'] / sums['m00'] + 0.5, sums['m01'] / sums['m00'] + 0.5
 
 
 def encode_outline(polygon: np.ndarray,
                    sides: tuple[int, int]) -> dict[str, Any]:
-    """Rasterize an outline as COCO does, in a picture (H, W), to an RLE."""
+    """RLE of an outline in a picture (H, W), as COCO rasterizes it."""
     return mask_utils.frPyObjects([polygon.ravel().tolist()], *sides)[0]
 
 
@@ -180,12 +150,12 @@ def try_position(scene: Scene, item: SceneObject, overlap: bool,
     Args:
         scene: The scene so far; it is not changed.
         item: The object, its outline around the origin.
-        overlap: Cover a part of one earlier object, of another colour;
-            otherwise the object has to stand free.
+        overlap: Whether it covers a part of one earlier object, of another
+            colour, or has to stand free.
         rng: Source of the position.
 
     Returns:
-        The larger scene, or None if the position is no good.
+        The larger scene, or None if the position is not good.
     """
     low = BORDER - item.polygon.min(0)
     high = np.array(scene.labels.shape[::-1]) - BORDER - item.polygon.max(0)
@@ -216,20 +186,13 @@ def try_position(scene: Scene, item: SceneObject, overlap: bool,
     drawn = labels == len(scene.objects) + 1
     if (coco & drawn).sum() < MIN_AGREEMENT * (coco | drawn).sum():
         return None
-    larger = Scene((*scene.objects, replace(item, polygon=polygon)), labels,
+    larger = Scene((*scene.objects, item._replace(polygon=polygon)), labels,
                    (*scene.areas, int(inside.sum())))
     return larger if is_well_visible(larger) else None
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Lay out a scene of 3 to 6 objects, some of them overlapping.
-
-    Args:
-        rng: Source of all draws.
-
-    Returns:
-        The scene.
-    """
+    """Lay out a scene of 3 to 6 objects, some of them overlapping."""
     while True:
         sides = rng.integers(SIDE_RANGE[0], SIDE_RANGE[1] + 1, 2)
         scene: Scene | None = Scene((), np.zeros(sides, np.int32), ())
@@ -257,11 +220,6 @@ def hsv_to_bgr(hue: float, saturation: float, value: float) -> np.ndarray:
 def paint_background(height: int, width: int,
                      rng: np.random.Generator) -> np.ndarray:
     """Paint a muted texture: clouds, stripes, checks or a gradient.
-
-    Args:
-        height: Height in pixels.
-        width: Width in pixels.
-        rng: Source of all draws.
 
     Returns:
         Picture (H, W, 3), float32, BGR, 0 to 1.

@@ -1,15 +1,10 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""RefShapes: a synthetic data set for referring image segmentation.
+"""RefShapes: a synthetic dataset for referring image segmentation.
 
-Pictures of coloured shapes on muted textures, written in the layout of the
-REFER data sets (``instances.json`` in COCO format and ``refs(unc).p``), so
-that the reader for RefCOCO reads them, too. The pictures come from
-:mod:`cris.datasets.refshapes.scenes`; what the sentences mean is defined in
-:mod:`cris.datasets.refshapes.expressions`.
+Pictures of coloured shapes on muted textures, written in the REFER layout
+(``instances.json`` in COCO format and ``refs(unc).p``) and read like RefCOCO.
+See scenes.py for the pictures and expressions.py for the sentences.
 """
-
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -41,13 +36,13 @@ def sample_picture(seed: int, split: str, number: int) -> tuple[
     """Make one picture, independently of all others.
 
     Args:
-        seed: Seed of the data set.
+        seed: Seed of the dataset.
         split: One of ``SPLITS``.
         number: Number of the picture in its split, from 0.
 
     Returns:
-        The scene, its picture (H, W, 3) in BGR, and the random generator to
-        go on with for the sentences.
+        The scene, its picture (H, W, 3) in BGR, and the random generator for
+        the sentences.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     scene = sample_scene(rng)
@@ -55,15 +50,10 @@ def sample_picture(seed: int, split: str, number: int) -> tuple[
 
 
 def annotate(scene: Scene, image_id: int) -> list[dict[str, Any]]:
-    """Describe the objects of a scene as COCO annotations.
+    """COCO annotations of a scene, with ``attributes`` as an extra key.
 
-    Args:
-        scene: The scene.
-        image_id: Id of its picture; annotation ids derive from it.
-
-    Returns:
-        Annotations, with ``attributes`` as an extra key. The segmentation is
-        a polygon, or for an object that is partly hidden a compressed RLE.
+    The segmentation is a polygon, or a compressed RLE where an object is
+    partly hidden. Annotation ids derive from the image id.
     """
     annotations = []
     for i, item in enumerate(scene.objects):
@@ -94,18 +84,18 @@ def write_refshapes(
         seed: int = 0,
         progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> dict[str, dict[str, int]]:
-    """Write a RefShapes data set in the REFER layout.
+    """Write a RefShapes dataset in the REFER layout.
 
-    The pictures come first and the annotations last, so that a set without
-    annotations is one that was not finished; it may be written again.
+    The annotations are written last, so a folder without them is incomplete
+    and may be written again.
 
     Args:
         out_dir: Directory to write to; made if missing.
         num_train: Number of pictures in train, at least 1.
         num_eval: Number of pictures in each of val, testA and testB, at
             least 1.
-        seed: Seed, at least 0. The same seed gives the same bytes, and the
-            pictures of a split do not depend on the numbers of pictures.
+        seed: At least 0. The same seed gives the same bytes, and the pictures
+            of a split do not depend on the numbers of pictures.
         progress: Wraps the list of pictures to do, e.g. ``tqdm.tqdm``.
 
     Returns:
@@ -113,7 +103,7 @@ def write_refshapes(
 
     Raises:
         ValueError: If a number is out of range.
-        FileExistsError: If the directory holds annotations already.
+        FileExistsError: If the directory has annotations already.
     """
     out_dir = Path(out_dir)
     counts = dict.fromkeys(SPLITS, num_eval) | {'train': num_train}
@@ -128,12 +118,14 @@ def write_refshapes(
             raise FileExistsError(f'{out_dir / name} exists already: remove '
                                   f'it or choose another directory')
     (out_dir / 'images').mkdir(parents=True, exist_ok=True)
+    summary = {split: {'images': counts[split], 'refs': 0, 'sentences': 0}
+               for split in SPLITS}
     images, annotations, refs = [], [], []
     jobs = [(split, i) for split in SPLITS for i in range(counts[split])]
     for split, number in progress(jobs):
         scene, picture, rng = sample_picture(seed, split, number)
         height, width = scene.labels.shape
-        # Ids by split, so that the size of one leaves the others alone.
+        # Ids by split, so that they do not depend on the other sizes.
         image = {'id': (SPLITS.index(split) + 1) * MAX_IMAGES + number,
                  'file_name': f'{split}_{number:06d}.jpg',
                  'height': height, 'width': width}
@@ -143,7 +135,10 @@ def write_refshapes(
         found = annotate(scene, image['id'])
         images.append(image)
         annotations += found
-        refs += make_refs(found, image, split, rng)
+        own = make_refs(found, image, split, rng)
+        refs += own
+        summary[split]['refs'] += len(own)
+        summary[split]['sentences'] += sum(len(r['sentences']) for r in own)
     instances = {
         'info': {'description': 'RefShapes', 'seed': seed},
         'images': images, 'annotations': annotations,
@@ -156,9 +151,4 @@ def write_refshapes(
         part = out_dir / f'{name}.part'
         part.write_bytes(content)
         part.replace(out_dir / name)
-    summary = {split: {'images': counts[split], 'refs': 0, 'sentences': 0}
-               for split in SPLITS}
-    for ref in refs:
-        summary[ref['split']]['refs'] += 1
-        summary[ref['split']]['sentences'] += len(ref['sentences'])
     return summary
