@@ -15,13 +15,13 @@ default_hooks = dict(
         save_best='mIoU',
         rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # Pictures of validations: default_hooks.visualization.num_images=8.
+    # Pictures of the validation: default_hooks.visualization.num_images=8.
     visualization=dict(type='ReferVisualizationHook', num_images=0),
     exact_resume=dict(type='ExactResumeHook'),
     preemption=dict(type='PreemptionHook'),
     check_loss=dict(type='CheckLossHook', action='stop'),
     data_timeout=dict(type='DataTimeoutHook', seconds=600))
-# Ranks without SyncBN see other batches: one set of statistics for all.
+# Without SyncBN the ranks' batch statistics differ: average them.
 custom_hooks = [dict(type='SyncBuffersHook')]
 visualizer = dict(
     type='ReferLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])

@@ -1,4 +1,4 @@
-# The small model on the embedded set; what tools/quickstart.sh runs.
+# The small model on RefShapes; tools/quickstart.sh runs this.
 #   python tools/train.py configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py --amp
 # Hardware: 2 CPU cores, about 8 minutes with bfloat16 and 15 without. 1 x 8
 # images x 6 expressions = 48. Expected: val mIoU 63.

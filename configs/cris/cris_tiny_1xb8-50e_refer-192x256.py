@@ -3,8 +3,8 @@
 #       --amp --cfg-options train_dataloader.dataset.data_root=DIR \
 #       val_dataloader.dataset.data_root=DIR
 # Hardware: 2 CPU cores with bfloat16, about 10 minutes for 120 pictures with
-# 815 refs. 1 x 8 images x 8 expressions = 64. Expected: it depends on the
-# data; mIoU 52 on 40 other street photographs.
+# 815 refs. 1 x 8 images x 8 expressions = 64. Expected mIoU: it depends on
+# the data; 52 on 40 other street photographs.
 _base_ = [
     '../_base_/models/cris_tiny.py', '../_base_/datasets/refer.py',
     '../_base_/schedules/schedule_scratch.py', '../_base_/default_runtime.py'

@@ -1,5 +1,5 @@
 # RefClef (unc): train, val, testA, testB, testC, testAB, testBC. REFER's
-# reader lets testA mean testA and testAB; here: split=['testA', 'testAB'].
+# reader takes testA and testAB for testA: here split=['testA', 'testAB'].
 _base_ = './refcoco.py'
 data_root = 'data/refclef'
 dataset = dict(

@@ -1,4 +1,4 @@
-# RefCOCO, google splits: train, val, test. Train shares images with both.
+# RefCOCO, google splits: train, val, test. Train shares images with val and test.
 _base_ = './refcoco.py'
 split_file = 'refs(google).p'
 train_dataloader = dict(dataset=dict(split_file=split_file))

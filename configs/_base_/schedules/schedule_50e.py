@@ -1,7 +1,6 @@
 # The paper's recipe: fp16, Adam without weight decay, CLIP at a tenth of the
-# rate; positional embeddings, CLIP's too, are in the group of the full rate.
-# (Fused Adam on a CPU needs torch >= 2.4, before which tools/train.py does
-# without.)
+# rate except for its positional embeddings. tools/train.py switches fused off
+# where torch cannot do it (on a CPU before 2.4).
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='Adam', lr=1e-4, fused=True),

@@ -1,6 +1,5 @@
-# From scratch on little data: one rate for all parts, warm-up, then down to
-# zero along a cosine. (Fused AdamW on a CPU needs torch >= 2.4, before which
-# tools/train.py does without.)
+# From scratch on little data: one rate for all parts, warm-up, then a cosine
+# down to zero.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1.2e-3, weight_decay=0.01, fused=True),

@@ -6,5 +6,5 @@ optim_wrapper = dict(use_fsdp=True)
 runner_type = 'FlexibleRunner'
 strategy = dict(
     type='FSDPStrategy',
-    state_dict_cfg='full',  # checkpoints as those of other runs
+    state_dict_cfg='full',  # the same checkpoints as without sharding
     model_wrapper=dict(type='MMFullyShardedDataParallel', use_orig_params=True))
