@@ -38,3 +38,25 @@ def animation(format):
     frames = [Image.new('RGB', (40, 30), c) for c in ('red', 'blue')]
     return encoded(
         frames[0], format=format, save_all=True, append_images=frames[1:])
+
+
+#: What a value of an annotation file may be instead of what it should be.
+VALUES = [
+    None, True, -1, 0, 1.5, 2**64, 10**400, float('nan'), float('inf'), '',
+    ' ', '../x', '/etc/passwd', '\0', '\ud800', 'a' * 10_000, [], {}, [[]],
+    [None], ['a', 5], [[1e308] * 6], [['a'] * 6], [[[0, 0]] * 6],
+    dict(mask_file='/etc/passwd'), dict(size=[40, 60], counts='0'),
+    dict(size=[40, 60], counts=[1e308] * 3), dict(size=9, counts=[9])
+]
+
+
+def variants(value):
+    """Copies with a hostile value at one place, for all values and places."""
+    yield from VALUES
+    places = value if isinstance(value, dict) else range(
+        len(value) if isinstance(value, list) else 0)
+    for place in places:
+        for changed in variants(value[place]):
+            copy = value.copy()
+            copy[place] = changed
+            yield copy

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import zlib
 
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import REPO
+from hostile import variants
 from lmdb_to_json import parse_value
 from mmengine.dataset import pseudo_collate
 from mmseg.registry import DATASETS
@@ -209,17 +211,17 @@ class TestJSONL:
 
 
 class TestCOCO:
+    categories = [dict(id=7, name='dog')]
 
-    def write(self, root, annotations, **extra):
+    def write(self, root, annotations):
         own_jsonl(root)
         images = [
             dict(id=i, file_name=f'{i}.jpg', height=40, width=60)
             for i in range(2)
         ]
-        content = dict(
+        (root / 'train.json').write_text(json.dumps(dict(
             images=images, annotations=annotations,
-            categories=[dict(id=7, name='dog')])
-        (root / 'train.json').write_text(json.dumps(dict(content, **extra)))
+            categories=self.categories)))
         return root
 
     def square(self, x, **more):
@@ -624,3 +626,94 @@ class TestKindsOfFaults:
             fault = only_fault(read_own(root, 'coco'))
             assert fault.kind == 'bad-mask' and 'mask_file' in fault.message
             assert 'passwd' not in fault.message
+
+    def test_errors_survive_a_data_worker(self, refer_set):
+        """It makes them anew, of their message alone."""
+        dataset = DATASETS.build(dict(
+            type='RefCOCODataset', data_root=str(refer_set.root),
+            pipeline=TEST_PIPELINE))
+        (refer_set.root / 'images/1.jpg').write_bytes(b'broken')
+        with pytest.raises(ValueError, match='1.jpg cannot be decoded'):
+            next(iter(DataLoader(dataset, num_workers=1)))
+
+
+FORMS = dict(
+    jsonl=dict(image='0.jpg', mask='0.png', expressions=['a'], image_id=3,
+               ref_id=1, ann_id=2, sent_ids=[4], category='x', split='train'),
+    coco=dict(id=1, image_id=0, category_id=7, expressions=['a'], ref_id=4,
+              ann_id=5, sent_ids=[6], segmentation=[[1, 1, 9, 1, 9, 9]]),
+    names=dict(id=1, image_id=0, category_id=7,
+               segmentation=dict(size=[40, 60], counts=[100, 2300])),
+    images=dict(id=0, file_name='0.jpg', height=40, width=60),
+    entries=dict(img_name='0.jpg', segment_id=0, cat=3, image_id=5, ref_id=9,
+                 sentences=[dict(sent_id=1, sent='a')]),
+    prompts=dict(img_name='0.jpg', mask_name='0.png',
+                 prompts=dict(a='x', b=['y', dict(z='k')])),
+    refs=dict(ref_id=1, ann_id=[1], image_id=0, split='train',
+              sentences=[dict(sent_id=1, sent='a')], category_id=7))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_hostile_values_are_faults(tmp_path, form):
+    """Of every kind at every place; only ValueErrors come out."""
+    root, coco = own_jsonl(tmp_path / 'own'), TestCOCO()
+    (root / 'anns').mkdir()
+    good = FORMS[form]
+    path = str(root / 'train.json')
+    for value in (good, *variants(good)):
+        if form == 'jsonl':
+            (root / 'train.jsonl').write_text(json.dumps(value))
+        elif form in ('entries', 'prompts'):
+            (root / 'anns/train.json').write_text(json.dumps([value]))
+        else:
+            images = [value if form == 'images' else FORMS['images']]
+            anns = [value if form in ('coco', 'names') else FORMS['coco']]
+            (root / 'train.json').write_text(json.dumps(dict(
+                images=images, annotations=anns, categories=coco.categories)))
+        try:
+            if form == 'refs':
+                (root / 'refs.json').write_text(json.dumps([value]))
+                records = read_refer(path, f'{root}/refs.json')
+            elif form in ('coco', 'names', 'images'):
+                records = read_own(root, 'coco')
+            else:
+                records = read_own(
+                    root, 'jsonl' if form == 'jsonl' else 'official-json')
+        except ValueError as error:
+            # The file as a whole cannot be used, or has no such split.
+            assert re.search('train|refs', str(error))
+        else:
+            found = sum(len(image['refs']) for image in records.images)
+            assert found + len(records.faults) == 1
+            assert value != good or found == 1
+
+
+class TestSplits:
+
+    @pytest.mark.parametrize('form, name', [
+        ('ReferJSONLDataset', '{}.jsonl'), ('ReferCOCODataset', '{}.json'),
+        ('OfficialCRISDataset', 'anns/{}.json')])
+    def test_the_splits_that_have_files_are_listed(self, tmp_path, form, name):
+        (tmp_path / 'anns').mkdir()
+        for split in ('val', 'train', 'a test [1]'):
+            (tmp_path / name.format(split)).write_text('')
+        with pytest.raises(FileNotFoundError) as error:
+            DATASETS.build(dict(
+                type=form, data_root=str(tmp_path), split='vall'))
+        assert str(error.value) == (
+            f'annotation file {tmp_path / name.format("vall")} does not '
+            'exist: there are files of the splits train, val, a test [1]')
+
+    def test_messages_name_the_file(self, tmp_path, monkeypatch):
+        messages = []
+        monkeypatch.setattr(
+            'cris.datasets.base.print_log',
+            lambda message, *args, **kwargs: messages.append(message))
+        root = own_jsonl(tmp_path / 'own')
+        shutil.copy(root / 'train.jsonl', root / 'val.jsonl')
+        DATASETS.build(dict(
+            type='ReferJSONLDataset', data_root=str(root),
+            split=['train', 'val'], on_error='skip'))
+        where = (f"{root}/train.jsonl, {root}/val.jsonl, split ['train', "
+                 "'val']")
+        assert messages[-1] == f'{where}: 2 images, 6 refs, 8 sentences'

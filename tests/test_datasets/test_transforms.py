@@ -151,3 +151,12 @@ def test_a_pipeline_without_its_loaders():
     ]
     assert without_loading(pipeline) == [
         pipeline[k] for k in (2, 4, 5)]
+
+
+@pytest.mark.parametrize('name, option', [
+    ('LoadReferImage', dict(backend_args=dict(backend='petrel'))),
+    ('LoadReferImage', dict(imdecode_backend='pillow')),
+    ('PackReferInputs', dict(meta_keys=('img_path', )))])
+def test_unknown_arguments_are_refused(name, option):
+    with pytest.raises(TypeError, match=f'{name}.* no arguments'):
+        build(name, **option)

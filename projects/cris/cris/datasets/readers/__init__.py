@@ -1,7 +1,16 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""One reader per form of annotation files; all return the same records.
+"""One reader per form of annotation files.
 
-No reader knows anything of mmengine.
+All return :class:`cris.datasets.records.Records` and take:
+
+* ann_file (str): The annotations. With ``{split}`` in its name there is one
+  file per split.
+* img_folder (str), for mask files mask_folder (str): Folders.
+* split (str | list[str], optional): One split, several, or all that the one
+  file has.
+
+They raise FileNotFoundError if a file is missing, and ValueError if one is
+broken or has no such split. What is wrong with an entry is a fault.
 """
 from .coco import read_coco
 from .jsonl import read_jsonl
@@ -16,6 +25,5 @@ READERS = {
 }
 
 __all__ = [
-    'READERS', 'read_coco', 'read_jsonl', 'read_official_json',
-    'read_refer'
+    'READERS', 'read_coco', 'read_jsonl', 'read_official_json', 'read_refer'
 ]

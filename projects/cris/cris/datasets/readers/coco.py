@@ -9,29 +9,16 @@ Further keys of an annotation: ``ref_id``, ``ann_id``, ``sent_ids``.
 from collections.abc import Hashable, Sequence
 
 from ..records import EntryError, RecordBuilder, Records, check_id, short
-from .shared import (
-    Instances,
-    files_of_splits,
-    flatten,
-    joint_segmentation,
-    own_sent_ids,
-)
+from .instances import Instances, joint_segmentation
+from .shared import files_of_splits, flatten, own_sent_ids
 
 
 def read_coco(ann_file: str,
               img_folder: str,
               split: str | Sequence[str] | None = None) -> Records:
-    """Read COCO instances with expressions, or with category names as such.
+    """Read COCO instances; see the top of readers/__init__.py.
 
-    Args:
-        ann_file (str): COCO annotations. With ``{split}`` in its name there
-            is one file per split; otherwise all of it is the split.
-        img_folder (str): Folder of the images.
-        split (str | list[str], optional): One split or several.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is broken or not in COCO format.
+    A file without ``{split}`` in its name is the split, whatever its name.
     """
     builder = RecordBuilder()
     for path, name in files_of_splits(ann_file, split):

@@ -32,20 +32,10 @@ def read_jsonl(ann_file: str,
                img_folder: str,
                mask_folder: str,
                split: str | Sequence[str] | None = None) -> Records:
-    """Read images with masks and expressions from JSON lines.
+    """Read JSON lines; see the top of readers/__init__.py.
 
-    Args:
-        ann_file (str): The lines. With ``{split}`` in its name there is one
-            file per split; otherwise lines may have the key ``split``, and
-            those without it belong to every split.
-        img_folder (str): Folder of the images.
-        mask_folder (str): Folder of the masks.
-        split (str | list[str], optional): One split, several, or all that
-            the one file has.
-
-    Raises:
-        FileNotFoundError: If a file of lines is missing.
-        ValueError: If it is not text, or has no line of the split.
+    Where there is one file for all splits, lines without the key ``split``
+    belong to every split.
     """
     builder, images = RecordBuilder(), ImageFolder(img_folder)
     next_id = count()

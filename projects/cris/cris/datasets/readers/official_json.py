@@ -22,19 +22,11 @@ def read_official_json(ann_file: str,
                        mask_folder: str,
                        split: str | Sequence[str] | None = None,
                        prompt_keys: Sequence[str] | None = None) -> Records:
-    """Read ``anns/<split>.json`` with ``masks/*.png``.
+    """Read the official JSON; see the top of readers/__init__.py.
 
     Args:
-        ann_file (str): The list of entries, with ``{split}`` in its name.
-        img_folder (str): Folder of the images.
-        mask_folder (str): Folder of the masks.
-        split (str | list[str], optional): One split or several.
         prompt_keys (list[str], optional): Which of the ``prompts`` to take,
             where an entry has them; all by default.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is broken or not a list.
     """
     builder, images = RecordBuilder(), ImageFolder(img_folder)
     next_id = count()

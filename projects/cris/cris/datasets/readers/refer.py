@@ -22,28 +22,24 @@ from ..records import (
     raise_faults,
     short,
 )
-from .shared import Instances, check_splits, joint_segmentation, require
+from .instances import Instances, joint_segmentation
+from .shared import check_splits, require
 
 _NO_TARGET = [-1]
 
 
 def load_refer(ann_file: str, split_file: str, split: str) -> list[dict]:
-    """Read one split of a dataset in the REFER layout.
+    """The records of one split, one per image that has a ref in it.
 
     Args:
         ann_file (str): Path of ``instances.json``.
         split_file (str): Path of ``refs(<split_by>).p``, or ``.json``.
         split (str): E.g. ``'train'``, ``'val'``, ``'testA'``.
 
-    Returns:
-        list[dict]: The records (see records.py), one per image that has a ref
-        in the split, in the order of the split file.
-
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file is broken, the split does not exist (the message
-            lists those that do), or refs are at fault (the message lists
-            them): no annotation, no image, no sentence, an empty mask.
+            lists those that do), or refs are at fault (it lists them).
     """
     records = read_refer(ann_file, split_file, split)
     raise_faults(records.faults,
@@ -57,19 +53,12 @@ def read_refer(ann_file: str,
                split: str | Sequence[str] | None = None,
                img_folder: str = 'images',
                skip_images: Sequence[int | str] = ()) -> Records:
-    """Like :func:`load_refer`, but collects the faults of single entries.
+    """Read the REFER layout; see the top of readers/__init__.py.
 
     Args:
-        ann_file (str): Path of ``instances.json``.
         split_file (str): Path of ``refs(<split_by>).p``, or ``.json``.
-        split (str | list[str], optional): One split, several, or all.
-        img_folder (str): Folder of the images.
         skip_images (Sequence[int | str]): Ids of images whose refs are left
             out, without a fault.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is broken or a split does not exist.
     """
     for path, what in ((ann_file, 'instances (COCO annotations)'),
                        (split_file, 'refs (expressions and splits)')):

@@ -5,14 +5,15 @@ import os.path as osp
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
-from cris.io.files import FileError, load_json, safe_join
-from cris.io.images import check_pixels, image_size
+from cris.io.files import safe_join
+from cris.io.images import image_size
 
-from ..masks import Segmentation, mask_files, union
-from ..records import EntryError, RecordBuilder, as_splits, short
+from ..masks import Segmentation, mask_files
+from ..records import EntryError, as_splits, short
 
 _MAX_NESTED = 64  # lists and dicts around a sentence
 
@@ -26,7 +27,7 @@ class ImageFolder:
 
     def __init__(self, folder: str):
         self.folder = folder
-        self._sizes: dict[str, tuple[int, int] | ValueError] = {}
+        self._size = cache(image_size)
 
     def image(self, name: Any, img_id: Any = None) -> dict:
         """The image of an entry, as in records, without refs.
@@ -41,124 +42,16 @@ class ImageFolder:
                 image, broken or too large.
         """
         path = safe_join(self.folder, name)
-        if name not in self._sizes:
-            try:
-                self._sizes[name] = image_size(path)
-            except FileError as error:
-                self._sizes[name] = error
-            except OSError:
-                self._sizes[name] = EntryError(
-                    'missing-image', f'image file {path} does not exist')
-        size = self._sizes[name]
-        if isinstance(size, ValueError):
-            raise size
+        try:
+            height, width = self._size(path)
+        except OSError as error:
+            raise EntryError('missing-image', f'image file {path} does not '
+                             'exist') from error
         return dict(
             file_name=name,
             img_id=name if img_id is None else img_id,
-            height=size[0],
-            width=size[1])
-
-
-class Instances:
-    """A COCO file: images, annotations and categories by id.
-
-    Where two entries have one id, it is unknown which is meant: that is a
-    fault, and refs to them are left out.
-
-    Args:
-        path (str): The file.
-        img_folder (str): Folder of the images.
-        builder (RecordBuilder): Gets the faults.
-
-    Raises:
-        FileError: If the file is broken.
-        ValueError: If it is not in COCO format.
-    """
-
-    def __init__(self, path: str, img_folder: str, builder: RecordBuilder):
-        content = load_json(path)
-        if not isinstance(content, dict) or not all(
-                isinstance(content.get(key), list)
-                for key in ('images', 'annotations')):
-            raise ValueError(f'{path} is not in COCO format: it needs a dict '
-                             'with the lists "images" and "annotations"')
-        self._folder = img_folder
-        self._checked: dict[int | str, dict] = {}
-        self.images, self._twice_images = _by_id(
-            content['images'], f'images of {path}', builder)
-        self.annotations, self._twice_anns = _by_id(
-            content['annotations'], f'annotations of {path}', builder)
-        categories = content.get('categories')
-        self._categories = {
-            c['id']: c['name']
-            for c in (categories if isinstance(categories, list) else ())
-            if isinstance(c, dict) and isinstance(c.get('id'), (int, str))
-            and isinstance(c.get('name'), str)
-        }
-
-    def is_ambiguous(self, image_id: Any, ann_ids: Iterable) -> bool:
-        """Whether one of the ids belongs to two entries."""
-        return image_id in self._twice_images or any(
-            ann_id in self._twice_anns for ann_id in ann_ids)
-
-    def category(self, category_id: Any) -> str | None:
-        """Name of a category, if it has one."""
-        if not isinstance(category_id, Hashable):
-            return None
-        return self._categories.get(category_id)
-
-    def image(self, image_id: Any) -> dict:
-        """An image, as in records, without refs.
-
-        Raises:
-            EntryError: If there is no such image, or its size is not one.
-            FileError: If it is too large or its name leaves the folder.
-        """
-        if image_id not in self._checked:
-            self._checked[image_id] = self._check(image_id)
-        return self._checked[image_id]
-
-    def _check(self, image_id: Any) -> dict:
-        image = self.images.get(image_id)
-        if image is None:
-            raise EntryError('missing-image-entry',
-                             f'its image_id {image_id!r} does not exist')
-        for key in ('height', 'width'):
-            if not isinstance(image.get(key), int) or image[key] < 1:
-                raise EntryError(
-                    'bad-size', f'its image {image_id!r} has {key} '
-                    f'{short(image.get(key))}, not a positive integer')
-        check_pixels(image['height'], image['width'],
-                     f'its image {image_id!r}')
-        safe_join(self._folder, image.get('file_name'))
-        return dict(
-            file_name=image['file_name'],
-            img_id=image_id,
-            height=image['height'],
-            width=image['width'])
-
-
-def _by_id(entries: list, where: str, builder: RecordBuilder) -> tuple:
-    """Entries by id, and the ids that are not unique."""
-    found, twice = {}, set()
-    for entry in entries:
-        number = entry.get('id') if isinstance(entry, dict) else None
-        if not isinstance(number, (int, str)):
-            raise ValueError(f'{where}: {reprlib.repr(entry)} is not a dict '
-                             'with an id')
-        if number in found:
-            twice.add(number)
-        found[number] = entry
-    for number in sorted(twice, key=str):
-        builder.fault('duplicate-id', where,
-                      f'two have the id {number!r}; give each its own')
-    return found, twice
-
-
-def joint_segmentation(anns: list[dict]) -> Segmentation:
-    """Union of the segmentations of annotations; empty if one is missing."""
-    return inline_segmentation(
-        union(ann.get('segmentation', []) for ann in anns))
+            height=height,
+            width=width)
 
 
 def inline_segmentation(segmentation: Any) -> Segmentation:
