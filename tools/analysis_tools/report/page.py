@@ -12,26 +12,21 @@ from io import BytesIO
 
 import matplotlib
 import numpy as np
-from breakdown import (
-    Bin,
-    by_area,
-    by_length,
-    choose_samples,
-    score,
-    target_share,
-    worst_words,
-)
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
 from cris.datasets.masks import decode_mask
+from cris.evaluation.refseg_metric import COUNTS, compute_scores
 from cris.evaluation.results import read_results_file
 from cris.io.files import safe_join
 from cris.io.images import check_pixels
 from cris.version import __version__
 from cris.visualization.draw import cut, thumbnail
 
-#: What the filter by word can find; of more expressions, evenly chosen.
+from . import breakdown
+from .breakdown import Bin
+
+#: Expressions that the filter by word searches, evenly chosen.
 MAX_FILTERED = 50_000
 _LONGEST = 200  # characters of a sentence on the page
 _FILTER_PICTURES = 120
@@ -45,28 +40,27 @@ def write_report(results: str,
     """Write a self-contained HTML page about a results file.
 
     Args:
-        results (str): What ``tools/test.py --results`` wrote.
-        out (str): The page; missing folders are made.
-        img_root (str, optional): Where the images are now, by their file
-            names. None looks where the results say. Defaults to None.
-        num_samples (int): Of the best, median and worst, each.
+        results (str): Written by ``tools/test.py --results``.
+        out (str): Page to write; missing folders are made.
+        img_root (str, optional): Folder of the images, by file name. None
+            uses the paths in the results. Defaults to None.
+        num_samples (int): Number of best, median and worst samples, each.
             Defaults to 8.
-        title (str, optional): For instance the model and the split. Defaults
-            to the name of the file.
+        title (str, optional): Defaults to the name of the results file.
 
     Returns:
-        list[str]: Why pictures are missing, a line for each.
+        list[str]: Why pictures are missing.
 
     Raises:
         FileNotFoundError: If the results do not exist.
-        ValueError: If they are not what ``tools/test.py`` writes.
+        ValueError: If it is not a results file.
     """
-    records = read_results_file(results)
+    records, conventions = read_results_file(results)
     iou = np.array([record['iou'] for record in records])
     faults = []
     groups = {
         name: list(_figures(records, indices, img_root, faults))
-        for name, indices in choose_samples(records, num_samples).items()
+        for name, indices in breakdown.choose_samples(records, num_samples).items()
     }
     filtered = _evenly(len(records), MAX_FILTERED)
     ranked = filtered[np.argsort(iou[filtered], kind='stable')]
@@ -88,11 +82,12 @@ def write_report(results: str,
         version=__version__,
         total=len(records),
         num_images=len({record['img_path'] for record in records}),
-        scores=score(records),
+        scores=scores_of(records, conventions),
+        conventions=conventions,
         charts=_charts(records, iou),
         groups=groups,
         faults=faults,
-        words=worst_words(records),
+        words=breakdown.worst_words(records),
         data=dict(
             sentences=[
                 cut(records[i]['expression'], _LONGEST) for i in filtered
@@ -106,8 +101,15 @@ def write_report(results: str,
     return faults
 
 
+def scores_of(records: Sequence[dict], conventions: dict) -> dict[str, float]:
+    """Scores in percent, as :class:`RefSegMetric` computed them."""
+    counts = {name: np.array([r[name] for r in records]) for name in COUNTS}
+    options = ('inclusive', 'empty_union', 'generalized')
+    return compute_scores(counts, **{k: conventions[k] for k in options})
+
+
 def _evenly(length: int, count: int) -> np.ndarray:
-    """At most count of the positions 0 ... length - 1, with both ends."""
+    """At most count positions in 0 ... length - 1, with both ends."""
     return np.unique(
         np.linspace(0, length - 1, min(length, count)).round().astype(int))
 
@@ -127,14 +129,14 @@ def _figures(records: Sequence[dict], indices: Sequence[int],
             sentence=cut(record['expression'], _LONGEST),
             iou=100 * record['iou'],
             score=record.get('score'),
-            share=target_share(record),
+            share=breakdown.target_share(record),
             file=osp.basename(record['img_path'] or ''))
 
 
 def _picture(record: dict, img_root: str | None) -> str:
     path, size = record['img_path'], (record['height'], record['width'])
     if not path:
-        raise ValueError('the results do not name the images')
+        raise ValueError('the results hold no image paths')
     if not record.get('gt_rle') or not record.get('pred_rle'):
         raise ValueError('the results hold no masks: write them again with '
                          'tools/test.py --results')
@@ -145,15 +147,15 @@ def _picture(record: dict, img_root: str | None) -> str:
     if img_root is not None:
         path = safe_join(img_root, osp.basename(path))
     if not osp.isfile(path):
-        raise FileNotFoundError(f'the image {path} does not exist: name the '
-                                'folder where it is with --img-root')
+        raise FileNotFoundError(f'the image {path} does not exist: give its '
+                                'folder with --img-root')
     return thumbnail(path, size, gt, pred)
 
 
 def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
     style = {
-        'svg.fonttype': 'none',  # text of the browser's own fonts
-        'svg.hashsalt': 'cris',  # the same page every time
+        'svg.fonttype': 'none',  # use the browser's fonts
+        'svg.hashsalt': 'cris',  # reproducible
         'font.family': 'sans-serif',
         'axes.spines.top': False,
         'axes.spines.right': False,
@@ -166,9 +168,9 @@ def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
     with matplotlib.rc_context(style):
         return dict(
             histogram=_histogram(iou),
-            length=_curve(by_length(records), 'words in the expression'),
+            length=_curve(breakdown.by_length(records), 'words in the expression'),
             area=_curve(
-                by_area(records),
+                breakdown.by_area(records),
                 'ground truth in percent of the image (logarithmic steps)'))
 
 
@@ -177,18 +179,13 @@ def _histogram(iou: np.ndarray) -> str:
     axes = figure.subplots()
     axes.hist(
         100 * iou, np.arange(0, 101, 5), color='#2f6fab', edgecolor='white')
-    axes.set(
-        xlabel='IoU in percent (bars of 5)',
-        ylabel='expressions',
-        xlim=(0, 100),
-        xticks=range(0, 101, 10))
+    axes.set(xlabel='IoU in percent (bars of 5)', ylabel='expressions',
+             xlim=(0, 100), xticks=range(0, 101, 10))
     axes.axvline(100 * iou.mean(), color='#c4501b', linewidth=1.5)
     axes.annotate(
         f'mean {100 * iou.mean():.1f}', (100 * iou.mean(), 1), (4, -4),
-        xycoords=('data', 'axes fraction'),
-        textcoords='offset points',
-        va='top',
-        color='#c4501b')
+        xycoords=('data', 'axes fraction'), textcoords='offset points',
+        va='top', color='#c4501b')
     return _svg(figure)
 
 
@@ -204,12 +201,8 @@ def _curve(bins: Sequence[Bin], label: str) -> str:
     upper.grid(axis='y', color='#e4e7eb')
     bars = lower.bar(positions, [b.count for b in bins], color='#9aa5b1')
     lower.bar_label(bars, [f'{b.count:,}' for b in bins], padding=1)
-    lower.set(
-        xlabel=label,
-        ylabel='count',
-        yticks=[],
-        xticks=positions,
-        xticklabels=[b.label for b in bins])
+    lower.set(xlabel=label, ylabel='count', yticks=[], xticks=positions,
+              xticklabels=[b.label for b in bins])
     lower.margins(y=.35)
     return _svg(figure)
 
@@ -222,6 +215,6 @@ def _svg(figure: Figure) -> str:
 
 
 def _sha256(text: str) -> str:
-    """How a content security policy names a script."""
+    """Hash of a script for the content security policy."""
     digest = hashlib.sha256(str(text).encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
