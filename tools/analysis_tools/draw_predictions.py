@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cris.engine import load_config
 from cris.io.checkpoints import load_weights
-from cris.visualization import draw_expression_tile, join_tiles
+from cris.visualization import draw_sheet, expression_tile
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,8 +55,9 @@ def main() -> None:
         pred = sample.pred_sem_seg.data[k].cpu().numpy()
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         tiles.append(
-            draw_expression_tile(image, sample.expressions[k], gt, pred))
-    mmcv.imwrite(join_tiles(tiles, args.columns)[..., ::-1], args.out)
+            expression_tile(image, sample.expressions[k], gt, pred))
+    sheet = draw_sheet(tiles, columns=args.columns)
+    mmcv.imwrite(sheet[..., ::-1], args.out)
     print(f'{len(tiles)} predictions in {args.out}')
 
 

@@ -1,0 +1,240 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The page of web_demo.py and the functions behind it."""
+import argparse
+import html
+import os
+import os.path as osp
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import gradio as gr
+import numpy as np
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from cris.apis.inferencer import CRISInferencer
+from cris.apis.inputs import InputImage, load_image
+from cris.apis.model_zoo import DEFAULT_MODEL
+from cris.apis.predictions import make_prediction
+from cris.apis.writer import PredictionWriter
+from cris.io.images import open_image
+from cris.visualization.draw import (
+    cut,
+    draw_masks,
+    draw_prediction,
+    fit_mask,
+    scale_image,
+)
+
+EXAMPLES = [
+    ['shapes_1.jpg', 'the yellow triangle\nthe rightmost triangle'],
+    ['shapes_2.jpg', 'the blue one\nthe rightmost big thing'],
+]
+_TABLE = """
+<style>#scores td, #scores th {{padding: 4px 12px; text-align: left}}
+#scores td + td {{white-space: nowrap}}
+#scores td:first-child {{overflow-wrap: anywhere}}</style>
+<table><tr><th>phrase</th><th>confidence</th><th>pixels</th></tr>{rows}</table>
+<p>{seconds:.2f} s for the image and {phrases} phrases</p>"""
+KEPT = 3600  # seconds that uploads and answers are kept
+SHOWN_SIDE = 1024  # pixels of an overlay; masks have the original size
+
+
+class Answer(NamedTuple):
+    """State of a session: about 40 KB per expression at 416 pixels."""
+    logits: Tensor
+    texts: list[str]
+    shape: tuple[int, int]
+    shown: np.ndarray  # RGB, uint8
+    file: str  # name of the image file
+    seconds: float
+
+
+class Page:
+    """The functions behind the page.
+
+    Args:
+        inferencer (CRISInferencer): Its model answers.
+        args (argparse.Namespace): The limits.
+    """
+
+    def __init__(self, inferencer: CRISInferencer, args: argparse.Namespace):
+        self.inferencer = inferencer
+        self.args = args
+
+    def ask(self, path: str | None, phrases: str,
+            threshold: float) -> tuple[Answer, list, str]:
+        """Run the model; the state, and the results of :meth:`show`."""
+        start = time.perf_counter()
+        try:
+            texts = self._check_phrases(phrases)
+            image = self._load(path)
+            with self.inferencer.open(image) as view:
+                logits = view.logits(texts)
+        except (OSError, TypeError, ValueError) as error:
+            raise gr.Error(
+                html.escape(str(error)), print_exception=False) from error
+        for message in self.inferencer.find_long_texts(texts):
+            gr.Warning(html.escape(message))
+        shown = scale_image(image.bgr[..., ::-1],
+                            min(1, SHOWN_SIDE / max(image.shape)))
+        answer = Answer(logits, texts, image.shape, shown, osp.basename(path),
+                        time.perf_counter() - start)
+        return answer, *self.show(answer, threshold)
+
+    def _check_phrases(self, phrases: str) -> list[str]:
+        texts = [line.strip() for line in phrases.splitlines()]
+        texts = [text for text in texts if text]
+        limit = self.args.max_phrases
+        if not texts:
+            raise ValueError('Type what to look for, one phrase per line.')
+        if len(texts) > limit:
+            raise ValueError(f'{len(texts)} phrases are too many for this '
+                             f'page: at most {limit} at once.')
+        return texts
+
+    def _load(self, path: str | None) -> InputImage:
+        if not path:
+            raise ValueError('Upload an image first, or choose an example.')
+        name, limit = osp.basename(path), self.args.max_megapixels
+        with open(path, 'rb') as file:
+            header = open_image(file, name)
+        if header.width * header.height > limit * 1e6:
+            raise ValueError(
+                f'{name} has {header.width} x {header.height} pixels, more '
+                f'than the {limit:g} megapixels that this page accepts: scale '
+                'it down.')
+        try:
+            return load_image(path)
+        except ValueError as error:
+            raise ValueError(str(error).replace(path, name)) from error
+
+    def show(self, answer: Answer | None,
+             threshold: float) -> tuple[list, str]:
+        """Overlays and scores at a threshold; the model does not run."""
+        if answer is None:
+            return [], ''
+        prediction = self._predict(answer, threshold)
+        overlays, rows = [], []
+        for text, score, rle in zip(
+                *(prediction[k] for k in ('expressions', 'scores', 'rles')),
+                strict=True):
+            mask = fit_mask(coco_mask.decode(rle), answer.shown)
+            text = cut(text, 80)
+            overlays.append((draw_masks(answer.shown, pred=mask),
+                             f'{text}  {score:.2f}'))
+            pixels = int(coco_mask.area(rle))
+            found = f'{pixels:,}' if pixels else 'nothing found'
+            rows.append(f'<tr><td>{html.escape(text)}</td>'
+                        f'<td>{score:.2f}</td><td>{found}</td></tr>')
+        return overlays, _TABLE.format(
+            rows=''.join(rows),
+            seconds=answer.seconds,
+            phrases=len(answer.texts))
+
+    def archive(self, answer: Answer | None, threshold: float) -> str | None:
+        """Write what is shown as a zip file; gradio deletes it later."""
+        if answer is None:
+            return None
+        name = osp.splitext(answer.file)[0]
+        prediction = dict(
+            self._predict(answer, threshold), name=name, img_path=answer.file)
+        # gradio deletes files of its own folder only.
+        target = tempfile.mkdtemp(dir=os.environ.get('GRADIO_TEMP_DIR'))
+        with tempfile.TemporaryDirectory() as folder:
+            with PredictionWriter(folder) as writer:
+                writer.write(prediction,
+                             draw_prediction(answer.shown, prediction))
+            return shutil.make_archive(
+                osp.join(target, f'{name}_masks'), 'zip', folder)
+
+    def _predict(self, answer: Answer, threshold: float) -> dict:
+        return make_prediction(
+            self.inferencer.model,
+            answer.logits,
+            answer.shape,
+            answer.texts,
+            threshold,
+            return_masks=False)
+
+
+def describe_model(args: argparse.Namespace) -> str:
+    """A sentence for the head of the page."""
+    if args.config:
+        return f'The model: `{osp.basename(args.config)}`.'
+    name = args.model or DEFAULT_MODEL
+    limits = (', which knows coloured shapes only'
+              if name == DEFAULT_MODEL else '')
+    return f'The model: `{name}`{limits}.'
+
+
+def build(page: Page) -> gr.Blocks:
+    """The page."""
+    args = page.args
+    with gr.Blocks(
+            title='CRIS', fill_width=True, delete_cache=(600,
+                                                         KEPT)) as blocks:
+        gr.Markdown(
+            '# CRIS: segment things with words\n'
+            f'{describe_model(args)} Up to {args.max_megabytes:g} MB, '
+            f'{args.max_megapixels:g} megapixels and {args.max_phrases} '
+            'phrases at once.')
+        answer = gr.State(time_to_live=KEPT)
+        with gr.Row():
+            with gr.Column():
+                image = _PathImage(
+                    label='Image',
+                    sources=['upload', 'clipboard'],
+                    type='filepath',
+                    elem_id='image')
+                phrases = gr.Textbox(
+                    label='Phrases, one per line',
+                    lines=4,
+                    elem_id='phrases')
+                ask = gr.Button('Segment', variant='primary', elem_id='ask')
+                threshold = gr.Slider(
+                    0,
+                    1,
+                    page.inferencer.model.decode_head.threshold,
+                    step=0.01,
+                    label='Threshold of the probability',
+                    elem_id='threshold')
+                folder = Path(__file__).parent
+                gr.Examples([[str(folder / name), texts]
+                             for name, texts in EXAMPLES], [image, phrases])
+            with gr.Column():
+                overlays = gr.Gallery(
+                    label='Overlays',
+                    show_label=False,  # it would cover the first overlay
+                    columns=2,
+                    object_fit='contain',  # do not crop the images
+                    elem_id='overlays')
+                scores = gr.HTML(elem_id='scores')
+                masks = gr.Button('Download masks (zip)', elem_id='masks')
+                # A download button serves a file that exists already.
+                archive = gr.DownloadButton(
+                    visible='hidden', elem_id='archive')
+        shown = [overlays, scores]
+        ask.click(page.ask, [image, phrases, threshold], [answer, *shown])
+        threshold.change(
+            page.show, [answer, threshold],
+            shown,
+            trigger_mode='always_last')
+        masks.click(page.archive, [answer, threshold], archive).then(
+            None, None, None,
+            js="() => document.querySelector('#archive').click()")
+    return blocks.queue(
+        max_size=args.max_waiting, default_concurrency_limit=1)
+
+
+class _PathImage(gr.Image):
+    """Passes the uploaded file on; gradio would decode and re-encode it."""
+
+    def preprocess(self, payload):
+        return payload and payload.path
+
+    def get_block_name(self) -> str:
+        return 'image'
