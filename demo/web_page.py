@@ -185,11 +185,15 @@ def build(page: Page) -> gr.Blocks:
         answer = gr.State(time_to_live=KEPT)
         with gr.Row():
             with gr.Column():
-                image = _PathImage(
+                image = gr.Image(
                     label='Image',
                     sources=['upload', 'clipboard'],
                     type='filepath',
                     elem_id='image')
+                # gradio would open the file first and fail with unclear
+                # errors. A subclass is no way out: gradio writes a .pyi file
+                # beside the module of every subclass.
+                image.preprocess = lambda file: file and file.path
                 phrases = gr.Textbox(
                     label='Phrases, one per line',
                     lines=4,
@@ -228,13 +232,3 @@ def build(page: Page) -> gr.Blocks:
             js="() => document.querySelector('#archive').click()")
     return blocks.queue(
         max_size=args.max_waiting, default_concurrency_limit=1)
-
-
-class _PathImage(gr.Image):
-    """Passes the uploaded file on; gradio would decode and re-encode it."""
-
-    def preprocess(self, payload):
-        return payload and payload.path
-
-    def get_block_name(self) -> str:
-        return 'image'

@@ -64,7 +64,8 @@ def test_predictions_are_drawn_small_and_a_hundred_at_most():
 
     image = np.full((600, 800, 3), 128, np.uint8)
     one, two = draw(1, image), draw(2, image)
-    assert one.shape[1] == 800 and tuple(one[250, 255]) == PREDICTION
+    assert one.shape[1] == 800
+    assert one[250, 400, 2] > 150 and (one[500, 700] == 128).all()
     assert two.shape[1] == 3 * 400
     # A smaller image gives the same sheet, but for its resolution.
     small = draw(2, image[::2, ::2])
