@@ -16,6 +16,7 @@ from mmengine.utils import digit_version, mkdir_or_exist
 from torch import Tensor, nn
 
 from cris.datasets.tokenizer import tokenize
+from cris.models.fast_cpu import FoldedProjector
 
 from .files import (
     GRAPHS,
@@ -112,6 +113,9 @@ def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
 def _exportable(model: nn.Module) -> nn.Module:
     """A copy on the CPU in fp32, with batch normalisation folded."""
     model = fuse_conv_bn(copy.deepcopy(model).cpu().float().eval())
+    # A grouped convolution has no free number of expressions in ONNX.
+    head = model.decode_head
+    head.projector = FoldedProjector(head.projector)
     return model.requires_grad_(False)
 
 
