@@ -92,8 +92,8 @@ def test_maps_have_the_size_of_the_image_and_add_up_to_one(model, shape):
     assert attention.maps.dtype == np.float32
     assert attention.maps.min() >= 0
     np.testing.assert_allclose(attention.maps.sum(0), 1, atol=0.02)
-    sheet = draw_attention(image, 'red circle', attention, tile_width=100)
-    assert sheet.shape[1] == 400
+    sheet = draw_attention(image, 'red circle', attention)
+    assert sheet.shape[1] == 1200
 
 
 def test_the_prediction_is_the_models(model):

@@ -45,12 +45,12 @@ def test_prediction_is_tinted_and_ground_truth_outlined():
 
 def test_sheet_has_a_tile_for_the_image_and_each_expression():
     image = np.full((60, 80, 3), 128, np.uint8)
-    sheet = draw_expressions(image, ['a', 'b'], *masks(), tile_width=100)
-    assert sheet.shape[1] == 300
-    one = draw_expressions(image, ['a'], tile_width=100)
-    assert one.shape[1] == 200
-    many = draw_expressions(image, ['a'] * 9, tile_width=100, columns=4)
-    assert many.shape == (3 * one.shape[0], 400, 3)
+    sheet = draw_expressions(image, ['a', 'b'], *masks())
+    assert sheet.shape[1] == 900
+    one = draw_expressions(image, ['a'])
+    assert one.shape[1] == 600
+    many = draw_expressions(image, ['a'] * 9)
+    assert many.shape == (3 * one.shape[0], 1200, 3)
 
 
 def test_predictions_are_drawn_small_and_a_hundred_at_most():

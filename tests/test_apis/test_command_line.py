@@ -136,7 +136,7 @@ def test_bad_input_ends_in_a_message(tmp_path):
         ([evil, '--text', 'x'], 'evil.pth cannot be decoded'),
         ([gif, '--text', 'x'], 'a.gif is an animation (GIF): save the'),
         ([large, '--text', 'x'], 'large.png has more pixels than the limit'),
-        ([image, '--text', 'x', '--out-file', image], 'would overwrite it'),
+        ([image, '--text', 'x', '--out-file', image], 'is the image itself'),
         ([IMAGE, '--text', 'x', '--out-file', evil / 'o.jpg'],
          'cannot write'),
         ([IMAGE, '--text', 'x', '--out-dir', evil], 'cannot write into'),

@@ -151,8 +151,8 @@ class TestInitModel:
             REPO / 'configs/_base_/datasets/own_coco.py')
 
     def test_unknown_config_file(self):
-        for name, near in [('r101', 'cris_r101_'), ('own-coco', 'own_coco'),
-                           ('coco', 'grefcoco')]:
+        for name, near in [('r101', 'cris_r101'), ('own-coco', 'own_coco'),
+                           ('coco', 'refcoco')]:
             with pytest.raises(ValueError, match=f'no config .* {near}'):
                 cris.config_file(name)
 

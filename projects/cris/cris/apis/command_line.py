@@ -19,14 +19,7 @@ from .writer import PredictionWriter, write_image
 
 
 def run(args: argparse.Namespace) -> None:
-    """Segment the images and write the results.
-
-    Args:
-        args (argparse.Namespace): From ``cris_segment.parse_args``.
-
-    Raises:
-        SystemExit: With a message if something is wrong.
-    """
+    """Run with ``cris_segment.parse_args()``; errors end in SystemExit."""
     show_warnings_once()
     try:
         faults = segment(args)
@@ -56,7 +49,10 @@ def segment(args: argparse.Namespace) -> list[str]:
             # One broken image among a thousand must not stop the others.
             try:
                 image = load_image(path)
-                check_out_file(args.out_file, path)
+                if args.out_file and osp.exists(args.out_file) and (
+                        osp.samefile(args.out_file, path)):
+                    raise ValueError(f'--out-file {args.out_file} is the '
+                                     'image itself: choose another name')
                 with inferencer.open(image) as view:
                     prediction = view(
                         texts, threshold=args.threshold, return_masks=False)
@@ -70,7 +66,12 @@ def segment(args: argparse.Namespace) -> list[str]:
             if args.out_file:
                 write_image(drawn[..., ::-1], args.out_file)
             if len(questions) == 1:
-                print_scores(prediction)
+                for text, score, rle in zip(
+                        *(prediction[k]
+                          for k in ('expressions', 'scores', 'rles')),
+                        strict=True):
+                    found = '' if coco_mask.area(rle) else '  (nothing found)'
+                    print(f'{score:.2f}  {text[:100]}{found}')
     if writer:
         print(f'{len(questions) - len(faults)} of {len(questions)} images: '
               f'{writer.path}')
@@ -135,21 +136,6 @@ def read_text_file(path: str) -> dict[str | None, list[str]]:
         name, phrase = parts if len(parts) == 2 else (None, *parts)
         phrases.setdefault(name, []).append(phrase)
     return phrases
-
-
-def check_out_file(out_file: str | None, image: str) -> None:
-    """Refuse to overwrite the image."""
-    if out_file and osp.exists(out_file) and osp.samefile(out_file, image):
-        raise ValueError(f'--out-file {out_file} is the image itself and '
-                         'would overwrite it: choose another name')
-
-
-def print_scores(prediction: dict) -> None:
-    for text, score, rle in zip(
-            *(prediction[key] for key in ('expressions', 'scores', 'rles')),
-            strict=True):
-        found = '' if coco_mask.area(rle) else '  (nothing found)'
-        print(f'{score:.2f}  {text[:100]}{found}')
 
 
 def show_warnings_once() -> None:

@@ -51,14 +51,7 @@ class View:
             pseudo_collate([inferencer.prepare(image, [])]))
 
     def __call__(self, texts: str | Sequence[str], **kwargs) -> dict:
-        """Segment what expressions refer to.
-
-        Args:
-            texts (str | list[str]): K expressions.
-            **kwargs: See :func:`cris.apis.predictions.make_prediction`.
-
-        Returns:
-            dict: Like one of the inferencer's ``predictions``.
+        """One of the inferencer's ``predictions``; kwargs likewise.
 
         Raises:
             ValueError: If an expression is empty, or the view is closed.
@@ -175,8 +168,8 @@ class CRISInferencer(BaseInferencer):
                 :class:`cris.apis.writer.PredictionWriter`.
             **kwargs: ``threshold``, ``return_masks`` and ``return_probs`` of
                 :func:`cris.apis.predictions.make_prediction`; ``show`` of
-                :meth:`visualize`; ``return_datasamples`` of
-                :meth:`postprocess`.
+                :meth:`visualize`; ``return_datasamples``: SegDataSamples like
+                those of :meth:`cris.models.CRIS.predict`.
 
         Returns:
             dict: ``predictions``, a dict for each image: that of
@@ -213,11 +206,6 @@ class CRISInferencer(BaseInferencer):
                    batch_size: int = 1,
                    texts: Sequence[Sequence[str]] = ()) -> Iterator[dict]:
         """Decode, letterbox and tokenize, a batch at a time.
-
-        Args:
-            inputs (Sequence): Images.
-            batch_size (int): B. Defaults to 1.
-            texts (Sequence[Sequence[str]]): A list for each image.
 
         Yields:
             dict: ``inputs`` and ``data_samples`` as in tools/test.py, and
@@ -259,15 +247,7 @@ class CRISInferencer(BaseInferencer):
         ]
 
     def forward(self, inputs: dict, **kwargs) -> list[dict]:
-        """Predict a batch.
-
-        Args:
-            inputs (dict): From :meth:`preprocess`.
-            **kwargs: See :func:`cris.apis.predictions.make_prediction`.
-
-        Returns:
-            list[dict]: B predictions, see :meth:`__call__`.
-        """
+        """Predictions of a batch of :meth:`preprocess`, see __call__."""
         texts = [sample.expressions for sample in inputs['data_samples']]
         counts = [len(own) for own in texts]
         logits = self.answer(
@@ -289,16 +269,12 @@ class CRISInferencer(BaseInferencer):
     @torch.inference_mode()
     def answer(self, features: ImageFeatures, texts: Sequence[str],
                image_index: Tensor) -> Tensor:
-        """Logits of expressions.
+        """Logits ``(E, 1, H/4, W/4)`` of E expressions, fp32 on the CPU.
 
         Args:
             features (tuple[Tensor]): From :meth:`encode`.
             texts (Sequence[str]): E expressions.
-            image_index (Tensor): Index of the image that each expression
-                belongs to, ``(E,)``.
-
-        Returns:
-            Tensor: ``(E, 1, H/4, W/4)``, float32 on the CPU.
+            image_index (Tensor): Whose image each belongs to, ``(E,)``.
         """
         return self.model.answer(features,
                                  self.tokenize(texts).to(self.device),
@@ -316,12 +292,6 @@ class CRISInferencer(BaseInferencer):
 
         >>> with inferencer.open('street.jpg') as view:
         ...     view('leftmost car')['masks']
-
-        Args:
-            image: See :func:`cris.apis.inputs.load_image`; or its result.
-
-        Returns:
-            View: To be called with expressions.
         """
         if not isinstance(image, InputImage):
             image = load_image(image)
@@ -331,17 +301,13 @@ class CRISInferencer(BaseInferencer):
                   inputs: Sequence[InputImage],
                   preds: Sequence[dict],
                   show: bool = False) -> list[np.ndarray]:
-        """Draw predictions.
+        """Drawings of predictions, RGB, see :func:`draw_prediction`.
 
         Args:
             inputs (Sequence[InputImage]): B images.
             preds (Sequence[dict]): Their predictions.
             show (bool): Show each in a window until a key is pressed.
                 Defaults to False.
-
-        Returns:
-            list[np.ndarray]: RGB, uint8, see
-            :func:`cris.visualization.draw.draw_prediction`.
         """
         drawn = [
             draw_prediction(image.bgr[..., ::-1], pred)
@@ -357,18 +323,7 @@ class CRISInferencer(BaseInferencer):
                     preds: list[dict],
                     visualization: list[np.ndarray],
                     return_datasamples: bool = False) -> dict:
-        """Pack the results.
-
-        Args:
-            preds (list[dict]): From :meth:`forward`.
-            visualization (list[np.ndarray]): From :meth:`visualize`.
-            return_datasamples (bool): Turn the predictions, which must have
-                their masks, into SegDataSamples like those of
-                :meth:`cris.models.CRIS.predict`. Defaults to False.
-
-        Returns:
-            dict: ``predictions`` and ``visualization``.
-        """
+        """A dict of both; return_datasamples makes SegDataSamples."""
         if return_datasamples:
             preds = [to_data_sample(pred) for pred in preds]
         return dict(predictions=preds, visualization=visualization)

@@ -126,15 +126,12 @@ def list_images(inputs: Any) -> list:
 
 
 def match_texts(texts: Texts, num_images: int) -> list[list[str]]:
-    """The expressions for each image.
+    """A list of expressions for each image.
 
     Args:
         texts (str | list[str] | list[list[str]]): One or more expressions for
             every image, or a list for each image.
         num_images (int): Number of images.
-
-    Returns:
-        list[list[str]]: One list per image.
 
     Raises:
         TypeError: If texts have another type.

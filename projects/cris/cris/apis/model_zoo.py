@@ -46,11 +46,7 @@ def zoo_root() -> Path:
 
 
 def read_model_index() -> dict[str, dict]:
-    """Entries of the model zoo.
-
-    Returns:
-        dict[str, dict]: By name, as in configs/cris/metafile.yml.
-    """
+    """Entries of the model zoo by name, as in configs/cris/metafile.yml."""
     root = zoo_root()
     files = load(root / 'model-index.yml')['Import']
     return {
@@ -179,7 +175,7 @@ def _find(model: str) -> tuple[Config, str | None]:
 
 def _near(name: str, names: Iterable[str]) -> str:
     """Hint at names that contain or resemble a name."""
-    close = [n for n in names if name in n][:3] or difflib.get_close_matches(
-        name, names, n=3, cutoff=0.4)
+    close = sorted((n for n in names if name in n), key=len)[:3]
+    close = close or difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     return (f'near it: {", ".join(close) or "none"}. cris.list_models() lists '
             'the models.')

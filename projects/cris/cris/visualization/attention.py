@@ -112,15 +112,9 @@ def record_attention(model: nn.Module,
     def keep(module, args, output):
         recorded.append(output[1].detach().float().cpu())
 
-    handles = [
-        attention.register_forward_pre_hook(request, with_kwargs=True),
-        attention.register_forward_hook(keep)
-    ]
-    try:
+    with (attention.register_forward_pre_hook(request, with_kwargs=True),
+          attention.register_forward_hook(keep)):
         yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def merge_pieces(attention: Tensor, words: list[slice]) -> Tensor:
@@ -145,11 +139,8 @@ def _to_image(maps: Tensor, size, ori_shape) -> np.ndarray:
     return np.clip(unletterbox(maps.numpy(), *ori_shape) / total, 0, 1)
 
 
-def draw_attention(image: np.ndarray,
-                   expression: str,
-                   attention: WordAttention,
-                   columns: int = 4,
-                   tile_width: int = 300) -> np.ndarray:
+def draw_attention(image: np.ndarray, expression: str,
+                   attention: WordAttention) -> np.ndarray:
     """A sheet with the image, the prediction and a heat map for each word.
 
     Each map has its own colour scale, from its minimum, dark, to its maximum,
@@ -159,8 +150,6 @@ def draw_attention(image: np.ndarray,
         image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
         expression (str): The expression.
         attention (WordAttention): From :func:`word_attention`.
-        columns (int): Maximum number of tiles in a row. Defaults to 4.
-        tile_width (int): Width of a tile in pixels. Defaults to 300.
 
     Returns:
         np.ndarray: RGB, uint8.
@@ -175,4 +164,4 @@ def draw_attention(image: np.ndarray,
         heat = colormaps['inferno']((share - low) / max(high - low, 1e-6))
         drawn = (0.35 * grey + 0.65 * 255 * heat[..., :3]).astype(np.uint8)
         tiles.append((drawn, f'{word}  {100 * low:.1f} to {100 * high:.1f} %'))
-    return draw_sheet(tiles, tile_width, columns)
+    return draw_sheet(tiles)

@@ -60,7 +60,7 @@ def _outline(image: np.ndarray, mask: np.ndarray, color: tuple,
 
 
 def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]],
-               tile_width: int = 300,
+               width: int = 300,
                columns: int = 4) -> np.ndarray:
     """Images with captions below them, row by row, on white.
 
@@ -68,21 +68,21 @@ def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]],
         tiles (Sequence[tuple[np.ndarray, str]]): Images, RGB, uint8
             ``(h, w, 3)`` of any size, and their captions, in Latin, Greek or
             Cyrillic letters.
-        tile_width (int): Width of a tile in pixels. Defaults to 300.
+        width (int): Width of a tile in pixels. Defaults to 300.
         columns (int): Maximum number of tiles in a row. Defaults to 4.
 
     Returns:
         np.ndarray: RGB, uint8.
     """
     columns = min(columns, len(tiles))
-    drawn = [_draw_tile(*tile, tile_width) for tile in tiles]
+    drawn = [_draw_tile(*tile, width) for tile in tiles]
     rows = []
     for start in range(0, len(drawn), columns):
         group = drawn[start:start + columns]
-        row = np.full((max(t.shape[0] for t in group), tile_width * columns,
-                       3), 255, np.uint8)
+        height = max(tile.shape[0] for tile in group)
+        row = np.full((height, width * columns, 3), 255, np.uint8)
         for i, tile in enumerate(group):
-            row[:tile.shape[0], i * tile_width:(i + 1) * tile_width] = tile
+            row[:tile.shape[0], i * width:(i + 1) * width] = tile
         rows.append(row)
     return np.concatenate(rows)
 
@@ -117,9 +117,7 @@ def _font() -> ImageFont.FreeTypeFont:
 def draw_expressions(image: np.ndarray,
                      expressions: Sequence[str],
                      gt: np.ndarray | None = None,
-                     pred: np.ndarray | None = None,
-                     tile_width: int = 300,
-                     columns: int = 4) -> np.ndarray:
+                     pred: np.ndarray | None = None) -> np.ndarray:
     """A sheet with the image and a tile for each expression.
 
     Predictions are cyan, ground truths are outlined in yellow; with both,
@@ -130,8 +128,6 @@ def draw_expressions(image: np.ndarray,
         expressions (Sequence[str]): K expressions.
         gt (np.ndarray, optional): bool ``(K, h, w)``.
         pred (np.ndarray, optional): bool ``(K, h, w)``.
-        tile_width (int): Width of a tile in pixels. Defaults to 300.
-        columns (int): Maximum number of tiles in a row. Defaults to 4.
 
     Returns:
         np.ndarray: RGB, uint8.
@@ -143,11 +139,9 @@ def draw_expressions(image: np.ndarray,
         legend.append('yellow: ground truth')
     tiles = [(image, ', '.join(legend))]
     for k, expression in enumerate(expressions):
-        tiles.append(
-            expression_tile(image, expression,
-                            None if gt is None else gt[k],
-                            None if pred is None else pred[k]))
-    return draw_sheet(tiles, tile_width, columns)
+        masks = (None if m is None else m[k] for m in (gt, pred))
+        tiles.append(expression_tile(image, expression, *masks))
+    return draw_sheet(tiles)
 
 
 def expression_tile(image: np.ndarray,
@@ -220,17 +214,14 @@ def cut(text: str, length: int) -> str:
 def thumbnail(path: str,
               size: tuple[int, int],
               gt: np.ndarray | None = None,
-              pred: np.ndarray | None = None,
-              width: int = 260) -> str:
-    """A small image with masks, as the URI of a JPEG.
+              pred: np.ndarray | None = None) -> str:
+    """An image of 260 x 390 pixels at most, with masks, as a JPEG's URI.
 
     Args:
         path (str): Image file.
         size (tuple[int, int]): Height and width that the image must have.
         gt (np.ndarray, optional): Ground truth, ``(h, w)``, nonzero inside.
         pred (np.ndarray, optional): Prediction, likewise.
-        width (int): Maximum width in pixels; the height is at most 1.5 times
-            that. Defaults to 260.
 
     Returns:
         str: ``data:image/jpeg;base64,...``
@@ -247,7 +238,7 @@ def thumbnail(path: str,
         raise ValueError(f'{path} cannot be shown: the file is broken, or its '
                          f'size is not {size[0]} x {size[1]} pixels')
     image = scale_image(image[..., ::-1],
-                        min(width / size[1], 1.5 * width / size[0]))
+                        min(260 / size[1], 390 / size[0]))
     gt, pred = (
         None if mask is None else fit_mask(mask > 0, image)
         for mask in (gt, pred))

@@ -45,7 +45,6 @@ class ReferLocalVisualizer(Visualizer):
                        data_sample: SegDataSample,
                        show: bool = False,
                        wait_time: float = 0,
-                       out_file: str | None = None,
                        step: int = 0,
                        **kwargs) -> None:
         """Draw a sample; with show_dir, every rank writes its own samples.
@@ -58,7 +57,6 @@ class ReferLocalVisualizer(Visualizer):
                 ``gt_sem_seg`` and ``pred_sem_seg``, (K, h, w).
             show (bool): Open a window. Defaults to False.
             wait_time (float): Seconds to show it; 0 waits for a key.
-            out_file (str, optional): File to write.
             step (int): Step of the backends; in show_dir, the number of a
                 sample without ``img_id``.
         """
@@ -70,11 +68,10 @@ class ReferLocalVisualizer(Visualizer):
         drawn = draw_expressions(image, data_sample.expressions, *masks)
         if show:
             self.show(drawn, win_name=name, wait_time=wait_time)
-        if out_file is None and self.show_dir is not None:
+        if self.show_dir is None:
+            self.add_image(name, drawn, step)
+        else:
             stem = osp.splitext(name)[0]
             number = data_sample.get('img_id', step)
-            out_file = osp.join(self.show_dir, f'{stem}_{number}.jpg')
-        if out_file is not None:
-            mmcv.imwrite(drawn[..., ::-1], out_file)
-        else:
-            self.add_image(name, drawn, step)
+            mmcv.imwrite(drawn[..., ::-1],
+                         osp.join(self.show_dir, f'{stem}_{number}.jpg'))
