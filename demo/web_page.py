@@ -54,12 +54,7 @@ class Answer(NamedTuple):
 
 
 class Page:
-    """The functions behind the page.
-
-    Args:
-        inferencer (CRISInferencer): Its model answers.
-        args (argparse.Namespace): The limits.
-    """
+    """The functions behind the page; args hold its limits."""
 
     def __init__(self, inferencer: CRISInferencer, args: argparse.Namespace):
         self.inferencer = inferencer
@@ -120,7 +115,7 @@ class Page:
         prediction = self._predict(answer, threshold)
         overlays, rows = [], []
         for text, score, rle in zip(
-                *(prediction[k] for k in ('expressions', 'scores', 'rles')),
+                answer.texts, prediction['scores'], prediction['rles'],
                 strict=True):
             mask = fit_mask(coco_mask.decode(rle), answer.shown)
             text = cut(text, 80)
@@ -174,9 +169,8 @@ def describe_model(args: argparse.Namespace) -> str:
 def build(page: Page) -> gr.Blocks:
     """The page."""
     args = page.args
-    with gr.Blocks(
-            title='CRIS', fill_width=True, delete_cache=(600,
-                                                         KEPT)) as blocks:
+    kept = (600, KEPT)  # looked at every 600 seconds
+    with gr.Blocks(title='CRIS', fill_width=True, delete_cache=kept) as blocks:
         gr.Markdown(
             '# CRIS: segment things with words\n'
             f'{describe_model(args)} Up to {args.max_megabytes:g} MB, '

@@ -175,7 +175,9 @@ def _find(model: str) -> tuple[Config, str | None]:
 
 def _near(name: str, names: Iterable[str]) -> str:
     """Hint at names that contain or resemble a name."""
-    close = sorted((n for n in names if name in n), key=len)[:3]
-    close = close or difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    close = dict.fromkeys([
+        *sorted((n for n in names if name in n), key=len)[:3],
+        *difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    ])
     return (f'near it: {", ".join(close) or "none"}. cris.list_models() lists '
             'the models.')

@@ -4,6 +4,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from functools import partial
+from types import SimpleNamespace
 
 import torch
 from mmengine.utils import mkdir_or_exist
@@ -23,30 +25,26 @@ from .runtime import ExportedCRIS
 _QUANTIZED = ('image_encoder', 'decoder')
 
 
-class _Feeds:
-    """onnxruntime's CalibrationDataReader for recorded inputs."""
-
-    def __init__(self, feeds: list[dict]):
-        self._feeds = iter(feeds)
-
-    def get_next(self) -> dict | None:
-        return next(self._feeds, None)
-
-
-class _Recorder(ExportedCRIS):
-    """Keeps the inputs of the graphs."""
-
-    def __init__(self, folder: str):
-        super().__init__(folder)
-        self.feeds: dict[str, list[dict]] = {part: [] for part in PARTS}
-
-    def _run(self, part: str, **tensors: Tensor) -> tuple[Tensor, ...]:
-        self.feeds[part].append(
-            {name: tensors[name].numpy() for name in GRAPHS[part][0]})
-        return super()._run(part, **tensors)
-
-
 @torch.inference_mode()
+def _record_feeds(model: ExportedCRIS,
+                  samples: Iterable[dict[str, Tensor]]) -> list[dict]:
+    """Inputs of all graphs, by name, for each sample."""
+    feeds = []
+    for sample in samples:
+        p3, p4, p5 = model.encode_image(sample['images'])
+        words, sentence = model.encode_text(sample['tokens'])
+        inputs = dict(
+            sample,
+            p3=p3,
+            p4=p4,
+            p5=p5,
+            words=words,
+            sentence=sentence,
+            image_index=torch.zeros(len(words), dtype=torch.long))
+        feeds.append({name: x.numpy() for name, x in inputs.items()})
+    return feeds
+
+
 def quantize_onnx(folder: str, out: str,
                   samples: Iterable[dict[str, Tensor]]) -> None:
     """Quantize the convolutions and matrix products of an exported model.
@@ -75,12 +73,8 @@ def quantize_onnx(folder: str, out: str,
             raise ValueError(f'{path} keeps its weights in a separate file, '
                              'because they are large: quantizing such a graph '
                              'is not supported')
-    recorder = _Recorder(folder)
-    for sample in samples:
-        tokens = sample['tokens']
-        recorder.predict_logits(sample['images'], tokens,
-                                torch.zeros(len(tokens), dtype=torch.long))
-    if not recorder.feeds['decoder']:
+    feeds = _record_feeds(ExportedCRIS(folder), samples)
+    if not feeds:
         raise ValueError('there are no samples to find the ranges with')
     mkdir_or_exist(out)
     for part in PARTS:
@@ -88,13 +82,15 @@ def quantize_onnx(folder: str, out: str,
         if part not in _QUANTIZED:
             shutil.copyfile(source, target)
             continue
+        inputs = iter([{name: feed[name] for name in GRAPHS[part][0]}
+                       for feed in feeds])
         with tempfile.TemporaryDirectory() as temporary:
             prepared = os.path.join(temporary, 'prepared.onnx')
             ort.quant_pre_process(source, prepared, skip_symbolic_shape=True)
             ort.quantize_static(
                 prepared,
                 target,
-                _Feeds(recorder.feeds[part]),
+                SimpleNamespace(get_next=partial(next, inputs, None)),
                 quant_format=ort.QuantFormat.QDQ,
                 op_types_to_quantize=['Conv', 'MatMul', 'Gemm'],
                 per_channel=True,
