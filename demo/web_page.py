@@ -65,7 +65,13 @@ class Page:
         """Run the model; the state, and the results of :meth:`show`."""
         start = time.perf_counter()
         try:
-            texts = self._check_phrases(phrases)
+            texts = [t for t in map(str.strip, phrases.splitlines()) if t]
+            limit = self.args.max_phrases
+            if not texts:
+                raise ValueError('Type what to look for, one phrase per line.')
+            if len(texts) > limit:
+                raise ValueError(f'{len(texts)} phrases are too many for this '
+                                 f'page: at most {limit} at once.')
             image = self._load(path)
             with self.inferencer.open(image) as view:
                 logits = view.logits(texts)
@@ -79,17 +85,6 @@ class Page:
         answer = Answer(logits, texts, image.shape, shown, osp.basename(path),
                         time.perf_counter() - start)
         return answer, *self.show(answer, threshold)
-
-    def _check_phrases(self, phrases: str) -> list[str]:
-        texts = [line.strip() for line in phrases.splitlines()]
-        texts = [text for text in texts if text]
-        limit = self.args.max_phrases
-        if not texts:
-            raise ValueError('Type what to look for, one phrase per line.')
-        if len(texts) > limit:
-            raise ValueError(f'{len(texts)} phrases are too many for this '
-                             f'page: at most {limit} at once.')
-        return texts
 
     def _load(self, path: str | None) -> InputImage:
         if not path:
@@ -156,24 +151,17 @@ class Page:
             return_masks=False)
 
 
-def describe_model(args: argparse.Namespace) -> str:
-    """A sentence for the head of the page."""
-    if args.config:
-        return f'The model: `{osp.basename(args.config)}`.'
-    name = args.model or DEFAULT_MODEL
-    limits = (', which knows coloured shapes only'
-              if name == DEFAULT_MODEL else '')
-    return f'The model: `{name}`{limits}.'
-
-
 def build(page: Page) -> gr.Blocks:
     """The page."""
     args = page.args
+    model = args.config or args.model or DEFAULT_MODEL
+    knows = ', which knows coloured shapes only' * (model == DEFAULT_MODEL)
     kept = (600, KEPT)  # looked at every 600 seconds
     with gr.Blocks(title='CRIS', fill_width=True, delete_cache=kept) as blocks:
         gr.Markdown(
             '# CRIS: segment things with words\n'
-            f'{describe_model(args)} Up to {args.max_megabytes:g} MB, '
+            f'The model: `{osp.basename(model)}`{knows}. '
+            f'Up to {args.max_megabytes:g} MB, '
             f'{args.max_megapixels:g} megapixels and {args.max_phrases} '
             'phrases at once.')
         answer = gr.State(time_to_live=KEPT)

@@ -10,6 +10,7 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
+_HERE = Path(__file__).parent
 _OUT_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
 
 
@@ -54,11 +55,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default='fp32',
         help='bf16 is faster on processors that support it; fp16 needs a GPU '
         '(default: %(default)s)')
-    parser.add_argument('--version', action='version', version=_version())
+    version = runpy.run_path(str(_HERE / 'cris/version.py'))['__version__']
+    parser.add_argument('--version', action='version', version=version)
     # CONFIG CHECKPOINT may come after the options.
     args = parser.parse_intermixed_args(argv)
-    args.inputs, args.config, args.checkpoint = _split_inputs(
-        parser, args.inputs)
+    args.config = args.checkpoint = None
+    configs = [word for word in args.inputs if word.endswith('.py')]
+    if configs:
+        first = args.inputs.index(configs[0])
+        if first == 0:
+            parser.error(f'give an image before the config {configs[0]}')
+        args.inputs, (args.config, *after) = (
+            args.inputs[:first], args.inputs[first:])
+        args.checkpoint = after[0] if len(after) == 1 else None
     check_model_options(parser, args)
     several = len(args.inputs) > 1 or osp.isdir(args.inputs[0])
     if several and args.out_file:
@@ -96,31 +105,8 @@ def check_model_options(parser: argparse.ArgumentParser,
         parser.error(f'give one CHECKPOINT after the config {args.config}')
 
 
-def _split_inputs(
-    parser: argparse.ArgumentParser, words: list[str]
-) -> tuple[list[str], str | None, str | None]:
-    """IMG ... [CONFIG CHECKPOINT] -> images, config, checkpoint."""
-    for i, word in enumerate(words):
-        if word.endswith('.py'):
-            if i == 0:
-                parser.error(f'give an image before the config {word}')
-            if len(words) != i + 2:
-                parser.error(f'give one CHECKPOINT after the config {word}')
-            return words[:i], word, words[-1]
-    return words, None, None
-
-
-def _version() -> str:
-    path = Path(__file__).with_name('cris') / 'version.py'
-    return runpy.run_path(str(path))['__version__']
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
-
-    Raises:
-        SystemExit: With a message if something is wrong.
-    """
+    """Run the command; errors end in SystemExit with a message."""
     args = parse_args(argv)
     from cris.apis.command_line import run
     run(args)

@@ -84,13 +84,7 @@ def segment(args: argparse.Namespace) -> list[str]:
 
 
 def assign_texts(args: argparse.Namespace) -> dict[str, list[str]]:
-    """The phrases for each image.
-
-    Raises:
-        FileNotFoundError: If the text file does not exist.
-        ValueError: If there are no phrases, a phrase is empty, or the text
-            file is invalid or names an unknown image.
-    """
+    """Phrases by image; raises ValueError if there are none."""
     phrases = read_text_file(args.text_file) if args.text_file else {}
     common = args.text + phrases.pop(None, [])
     paths = [path for source in args.inputs for path in list_images(source)]

@@ -128,11 +128,6 @@ def list_images(inputs: Any) -> list:
 def match_texts(texts: Texts, num_images: int) -> list[list[str]]:
     """A list of expressions for each image.
 
-    Args:
-        texts (str | list[str] | list[list[str]]): One or more expressions for
-            every image, or a list for each image.
-        num_images (int): Number of images.
-
     Raises:
         TypeError: If texts have another type.
         ValueError: If there are none, one is empty, or the number of lists is

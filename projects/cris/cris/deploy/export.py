@@ -7,7 +7,6 @@ in the graphs; H, W and L are those of the config.
 import copy
 import os
 import warnings
-from collections.abc import Callable
 
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
@@ -33,31 +32,26 @@ _TOLERANCE = 1e-4
 
 
 class _Graph(nn.Module):
-    """A function of a model as a module, which torch.onnx needs."""
+    """One of GRAPHS as a module, which torch.onnx needs."""
 
-    def __init__(self, model: nn.Module, function: Callable):
+    def __init__(self, model: nn.Module, graph: str):
         super().__init__()
         self.model = model
-        self.function = function
+        self.graph = graph
 
-    def forward(self, *inputs: Tensor):
-        return self.function(self.model, *inputs)
-
-
-def _decode(model, p3, p4, p5, words, sentence, tokens, image_index):
-    return model.decode((p3, p4, p5), words, sentence, tokens, image_index)
-
-
-def _predict(model, images, tokens, image_index):
-    return _decode(model, *model.encode_image(images),
-                   *model.encode_text(tokens), tokens, image_index)
-
-
-_FUNCTIONS = dict(
-    image_encoder=lambda model, images: model.encode_image(images),
-    text_encoder=lambda model, tokens: model.encode_text(tokens),
-    decoder=_decode,
-    cris=_predict)
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        model = self.model
+        if self.graph == 'image_encoder':
+            return model.encode_image(*inputs)
+        if self.graph == 'text_encoder':
+            return model.encode_text(*inputs)
+        if self.graph == 'decoder':
+            p3, p4, p5, *others = inputs
+            return model.decode((p3, p4, p5), *others)
+        images, tokens, image_index = inputs
+        return model.decode(
+            model.encode_image(images), *model.encode_text(tokens), tokens,
+            image_index)
 
 
 def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
@@ -135,7 +129,7 @@ def _make_values(model: nn.Module, size: tuple[int, int], context_length: int,
         image_index=torch.arange(expressions) % images)
     for graph in (*PARTS, 'cris'):
         inputs, outputs = GRAPHS[graph]
-        made = _FUNCTIONS[graph](model, *(values[name] for name in inputs))
+        made = _Graph(model, graph)(*(values[name] for name in inputs))
         made = (made, ) if isinstance(made, Tensor) else made
         values.update(zip(outputs, made, strict=True))
     return values
@@ -151,7 +145,7 @@ def _export(model: nn.Module, graph: str, values: dict[str, Tensor],
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # names of axes are used repeatedly
         torch.onnx.export(
-            _Graph(model, _FUNCTIONS[graph]),
+            _Graph(model, graph),
             tuple(values[name] for name in inputs),
             path,
             input_names=inputs,

@@ -118,15 +118,7 @@ def record_attention(model: nn.Module,
 
 
 def merge_pieces(attention: Tensor, words: list[slice]) -> Tensor:
-    """Add up the attention to the tokens of each word.
-
-    Args:
-        attention (Tensor): ``(N, L)``.
-        words (list[slice]): Tokens of W words.
-
-    Returns:
-        Tensor: ``(W, N)``.
-    """
+    """Add up the tokens of W words, ``(N, L)`` to ``(W, N)``."""
     return torch.stack([attention[:, word].sum(dim=1) for word in words])
 
 

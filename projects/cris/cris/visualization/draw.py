@@ -148,14 +148,7 @@ def expression_tile(image: np.ndarray,
                     expression: str,
                     gt: np.ndarray | None = None,
                     pred: np.ndarray | None = None) -> tuple[np.ndarray, str]:
-    """A tile of :func:`draw_sheet`: masks, expression and, with both, IoU.
-
-    Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        expression (str): The expression.
-        gt (np.ndarray, optional): bool ``(h, w)``.
-        pred (np.ndarray, optional): bool ``(h, w)``.
-    """
+    """A tile of :func:`draw_sheet`; masks are bool ``(h, w)``."""
     caption = f'"{expression}"'
     if gt is not None and pred is not None:
         iou = (gt & pred).sum() / max((gt | pred).sum(), 1)
