@@ -209,7 +209,7 @@ def build(page: Page) -> gr.Blocks:
             page.show, [answer, threshold],
             shown,
             trigger_mode='always_last')
-        masks.click(page.archive, [answer, threshold], archive).then(
+        masks.click(page.archive, [answer, threshold], archive).success(
             None, None, None,
             js="() => document.querySelector('#archive').click()")
     return blocks.queue(
