@@ -1,10 +1,10 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""The decoder's attention to words."""
+"""Attention of the decoder to words."""
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG, REPO, run
+from conftest import CONFIG, tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +25,7 @@ def model():
     return cris.init_model(TINY, device='cpu')
 
 
-def picture(height=90, width=140):
+def make_image(height=90, width=140):
     image = np.full((height, width, 3), 128, np.uint8)
     cv2.circle(image, (35, 45), 20, (220, 30, 30), -1)
     cv2.rectangle(image, (90, 30), (125, 65), (20, 60, 220), -1)
@@ -33,7 +33,7 @@ def picture(height=90, width=140):
 
 
 @pytest.mark.parametrize('layer', [0, 1, -1])
-def test_tokens_share_each_pixel_and_padding_gets_nothing(model, layer):
+def test_attention_adds_up_to_one_and_padding_has_none(model, layer):
     tokens = tokenize(['red circle', 'the blue square on the right'], 17)
     images = torch.randn(1, 3, 96, 160)
     index = torch.tensor([0, 0])
@@ -48,7 +48,7 @@ def test_tokens_share_each_pixel_and_padding_gets_nothing(model, layer):
     padding = (tokens == 0)[:, None].expand_as(attention)
     assert (attention[padding] == 0).all()
     assert (attention[~padding] > 0).all()
-    # Looking changes nothing, and leaves nothing behind.
+    # Recording neither changes the model nor stays on.
     torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(again, plain)
     assert len(recorded) == 1
@@ -61,7 +61,7 @@ def test_words_cover_all_tokens_once(text):
     words = split_words(ids.tolist())
     assert words[0][0] == '<start>' and words[-1][0] == '<end>'
     covered = [i for _, own in words for i in range(own.start, own.stop)]
-    # Not by counting zeros: a '!' before other punctuation is 0, too.
+    # Zeros cannot be counted: a '!' before punctuation is 0, too.
     assert covered == list(range(int(ids.argmax()) + 1))
     attention = torch.rand(5, 17, dtype=torch.float64) * (ids > 0)
     merged = merge_pieces(attention, [own for _, own in words])
@@ -70,7 +70,7 @@ def test_words_cover_all_tokens_once(text):
         assert torch.equal(row, attention[:, own].sum(1))
 
 
-def test_pieces_become_words():
+def test_tokens_are_merged_to_words():
     (ids, ) = tokenize(["The zebrafishlike dog's tail!"], 17)
     words = split_words(ids.tolist())
     assert [word for word, _ in words[1:-1]
@@ -82,8 +82,8 @@ def test_pieces_become_words():
 
 
 @pytest.mark.parametrize('shape', [(90, 140), (140, 90), (33, 400)])
-def test_maps_are_of_the_picture_and_share_it(model, shape):
-    image = picture(*shape)
+def test_maps_have_the_size_of_the_image_and_add_up_to_one(model, shape):
+    image = make_image(*shape)
     attention = word_attention(model, image, 'red circle on the left')
     assert attention.words == [
         '<start>', 'red', 'circle', 'on', 'the', 'left', '<end>'
@@ -92,12 +92,12 @@ def test_maps_are_of_the_picture_and_share_it(model, shape):
     assert attention.maps.dtype == np.float32
     assert attention.maps.min() >= 0
     np.testing.assert_allclose(attention.maps.sum(0), 1, atol=0.02)
-    sheet = draw_attention(image, 'red circle', attention, tile_width=100)
-    assert sheet.shape[1] == 400
+    sheet = draw_attention(image, 'red circle', attention)
+    assert sheet.shape[1] == 1200
 
 
 def test_the_prediction_is_the_models(model):
-    image = picture()
+    image = make_image()
     attention = word_attention(model, image, 'the red circle')
     circle = np.zeros(image.shape[:2], np.uint8)
     cv2.circle(circle, (35, 45), 20, 1, -1)
@@ -107,8 +107,8 @@ def test_the_prediction_is_the_models(model):
 
 @pytest.mark.parametrize('layer', [2, -3])
 def test_no_such_layer(model, layer):
-    with pytest.raises(ValueError, match='with 2 layers: take -2 ... 1'):
-        word_attention(model, picture(), 'a', layer)
+    with pytest.raises(ValueError, match='with 2 layers: choose one from -2'):
+        word_attention(model, make_image(), 'a', layer)
 
 
 def test_no_decoder():
@@ -116,22 +116,23 @@ def test_no_decoder():
         str(CONFIG), {'model.decode_head.num_layers': 0})
     bare = cris.init_model(cfg, pretrained=False, device='cpu')
     with pytest.raises(ValueError, match='no attention to words'):
-        word_attention(bare, picture(), 'a')
+        word_attention(bare, make_image(), 'a')
 
 
 def test_command_line(tmp_path):
     image, out = tmp_path / 'a.png', tmp_path / 'new/attention.png'
-    cv2.imwrite(str(image), picture()[..., ::-1])
-    demo = ('python', REPO / 'demo/attention_demo.py', image, '--text',
-            'the red circle', '--out-file')
-    run(*demo, out)
+    cv2.imwrite(str(image), make_image()[..., ::-1])
+    demo = ('../demo/attention_demo.py', image, '--text', 'the red circle',
+            '--out-file')
+    assert 'knows coloured shapes only' in tool(*demo, out)
     # Image, prediction, three words, start and end: two rows of four.
     sheet = cv2.imread(str(out))
     assert sheet.shape[1] == 1200 and sheet.std() > 30
     for more, message in (((out, '--layer', 7), 'layer 7 of a decoder'),
-                          (('a.bmp', ), 'ends in .png or .jpg')):
-        log = run(*demo, *more, ok=False)
+                          ((out, '--model', 'tiny'), 'near it: cris_tiny'),
+                          (('a.bmp', ), 'must end in .png or .jpg')):
+        log = tool(*demo, *more, ok=False)
         assert message in log and 'Traceback' not in log
-    image.write_text('no picture')
-    log = run(*demo, out, ok=False)
+    image.write_text('not an image')
+    log = tool(*demo, out, ok=False)
     assert 'cannot be decoded' in log and 'Traceback' not in log

@@ -9,13 +9,16 @@ from conftest import CONFIG, ReferSet, options, tool
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image
+from pycocotools import mask as coco_mask
 
-from cris.engine import ReferVisualizationHook
-from cris.visualization import (
-    ReferLocalVisualizer,
-    draw_expressions,
+from cris.engine.hooks.visualization_hook import ReferVisualizationHook
+from cris.visualization import ReferLocalVisualizer, draw_expressions
+from cris.visualization.draw import (
+    GROUND_TRUTH,
+    PREDICTION,
+    draw_masks,
+    draw_prediction,
 )
-from cris.visualization.draw import GROUND_TRUTH, PREDICTION, draw_masks
 
 
 def masks():
@@ -42,12 +45,35 @@ def test_prediction_is_tinted_and_ground_truth_outlined():
 
 def test_sheet_has_a_tile_for_the_image_and_each_expression():
     image = np.full((60, 80, 3), 128, np.uint8)
-    sheet = draw_expressions(image, ['a', 'b'], *masks(), tile_width=100)
-    assert sheet.shape[1] == 300
-    one = draw_expressions(image, ['a'], tile_width=100)
-    assert one.shape[1] == 200
-    many = draw_expressions(image, ['a'] * 9, tile_width=100, columns=4)
-    assert many.shape == (3 * one.shape[0], 400, 3)
+    sheet = draw_expressions(image, ['a', 'b'], *masks())
+    assert sheet.shape[1] == 900
+    one = draw_expressions(image, ['a'])
+    assert one.shape[1] == 600
+    many = draw_expressions(image, ['a'] * 9)
+    assert many.shape == (3 * one.shape[0], 1200, 3)
+
+
+def test_predictions_are_drawn_small_and_a_hundred_at_most():
+    mask = np.zeros((600, 800), np.uint8, order='F')
+    mask[100:400, 250:550] = 1
+    rles = [coco_mask.encode(mask), coco_mask.encode(0 * mask)] * 75
+
+    def draw(count, image):
+        return draw_prediction(image, dict(
+            expressions=['a'] * count, scores=[.5] * count, rles=rles[:count]))
+
+    image = np.full((600, 800, 3), 128, np.uint8)
+    one, two = draw(1, image), draw(2, image)
+    assert one.shape[1] == 800
+    assert one[250, 400, 2] > 150 and (one[500, 700] == 128).all()
+    assert two.shape[1] == 3 * 400
+    # A smaller image gives the same sheet, but for its resolution.
+    small = draw(2, image[::2, ::2])
+    assert small.shape == two.shape
+    assert np.abs(small.astype(int) - two).mean() < 2
+    np.testing.assert_array_equal(draw(150, image), draw(100, image))
+    large = np.full((3000, 4000, 3), 128, np.uint8)
+    assert draw(1, large).shape[1] == 1000
 
 
 @pytest.mark.parametrize('text', ['', 'слева, 左, é', 'word ' * 60])
@@ -75,7 +101,7 @@ def test_visualizer_writes_a_file_per_sample(tmp_path):
 
 
 def test_validations_are_drawn_to_files_and_tensorboard(tmp_path):
-    """The same images every time, no more than asked for, by process."""
+    """Each validation draws the same images."""
     from tensorboard.backend.event_processing.event_accumulator import (
         EventAccumulator,
     )

@@ -28,7 +28,7 @@ from PIL import Image
 pytest.importorskip('gradio', reason='pip install -r requirements/demo.txt')
 playwright = pytest.importorskip('playwright.sync_api')
 
-PICTURE = REPO / 'demo/shapes_1.jpg'
+IMAGE = REPO / 'demo/shapes_1.jpg'
 PHRASES = ['the yellow triangle', 'the rightmost triangle']
 
 
@@ -98,10 +98,10 @@ def page(browser, address):
 def upload(page, name, content):
     kind = 'image/' + Path(name).suffix[1:].replace('jpg', 'jpeg')
     with page.expect_response(re.compile('/upload')):
-        page.set_input_files('#picture input[type=file]', [
+        page.set_input_files('#image input[type=file]', [
             dict(name=name, mimeType=kind, buffer=content)
         ])
-    time.sleep(0.5)  # until the page has taken note
+    time.sleep(0.5)  # until the page shows it
 
 
 def ask(page, phrases):
@@ -122,17 +122,17 @@ def download(page):
 
 
 def test_from_upload_to_mask(page, inferencer):
-    upload(page, PICTURE.name, PICTURE.read_bytes())
+    upload(page, IMAGE.name, IMAGE.read_bytes())
     ask(page, PHRASES)
     page.wait_for_selector('#scores table')
-    with inferencer.open(PICTURE) as view:
+    with inferencer.open(IMAGE) as view:
         expected = view(PHRASES)
         higher = view(PHRASES, threshold=0.8)['masks']
     shown = page.inner_text('#scores')
     for phrase, score, mask in zip(
             PHRASES, expected['scores'], expected['masks'], strict=True):
         assert re.search(rf'{phrase}\s+{score:.2f}\s+{mask.sum():,}', shown)
-    assert re.search(r'\d\.\d\d s for the picture and 2 phrases', shown)
+    assert re.search(r'\d\.\d\d s for the image and 2 phrases', shown)
     masks = download(page)
     np.testing.assert_array_equal(masks, 255 * expected['masks'])
     page.wait_for_selector('#overlays img')
@@ -142,20 +142,20 @@ def test_from_upload_to_mask(page, inferencer):
     page.press('#threshold input[type=number]', 'Enter')
     page.wait_for_selector(f'#scores :text("{higher[0].sum():,}")')
     np.testing.assert_array_equal(download(page), 255 * higher)
-    assert page.inner_text('#scores').count(' s for the picture') == 1
+    assert page.inner_text('#scores').count(' s for the image') == 1
 
 
 @pytest.mark.parametrize('name, content, phrases, message', [
-    ('a.jpg', b'no image', ['x'], 'a.jpg cannot be decoded'),
+    ('a.jpg', b'not an image', ['x'], 'a.jpg cannot be decoded'),
     ('a.gif', animation('GIF'), ['x'], 'a.gif is an animation'),
     ('a.png', large_png(4000), ['x'],
      'a.png has 4000 x 4000 pixels, more than the 10 megapixels'),
     ('a.png', large_png(30_000), ['x'], 'a.png has more pixels than the lim'),
     ('a.png', bytes(2_000_000), ['x'], 'exceed the maximum allowed size'),
-    (None, None, ['x'], 'Upload a picture first'),
+    (None, None, ['x'], 'Upload an image first'),
     (None, None, [' '], 'Type what to look for'),
     (None, None, ['x'] * 1000, '1000 phrases are too many for this page'),
-    (PICTURE.name, PICTURE.read_bytes(), ['red ' * 2500], 'has 2502 tokens'),
+    (IMAGE.name, IMAGE.read_bytes(), ['red ' * 2500], 'has 2502 tokens'),
 ])
 def test_bad_input_is_answered(page, name, content, phrases, message):
     if content:
@@ -174,7 +174,7 @@ def sixteen_bits(picture):
 
 
 def turned(picture):
-    """As a phone that is held upright stores it."""
+    """As a phone stores an upright image."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(
@@ -185,10 +185,10 @@ def turned(picture):
 
 @pytest.mark.parametrize('form, suffix', [
     (cmyk, 'jpg'), (sixteen_bits, 'png'), (turned, 'jpg')])
-def test_pictures_of_all_kinds(page, inferencer, form, suffix):
-    picture = Image.open(PICTURE)
+def test_images_of_all_kinds(page, inferencer, form, suffix):
+    picture = Image.open(IMAGE)
     content = form(picture)
-    upload(page, f'picture.{suffix}', content)
+    upload(page, f'image.{suffix}', content)
     ask(page, PHRASES)
     page.wait_for_selector('#scores table')
     (expected, ) = inferencer(content, PHRASES)['predictions']
@@ -200,7 +200,7 @@ def test_pictures_of_all_kinds(page, inferencer, form, suffix):
 def test_an_example_after_all_that(page):
     """The page keeps serving."""
     page.click(f'text={PHRASES[0]}')
-    page.wait_for_selector('#picture img')
+    page.wait_for_selector('#image img')
     page.click('#ask')
     page.wait_for_selector('#scores table')
 
@@ -208,18 +208,22 @@ def test_an_example_after_all_that(page):
 @pytest.fixture
 def web_demo(monkeypatch):
     monkeypatch.syspath_prepend(REPO / 'demo')
-    monkeypatch.setattr(sys, 'argv', ['web_demo.py'])
     return importlib.import_module('web_demo')
 
 
 @pytest.fixture
-def functions(web_demo, inferencer):
-    """What is behind the page."""
-    return web_demo.Page(inferencer, web_demo.parse_args())
+def web_page(web_demo):
+    return importlib.import_module('web_page')
 
 
-def test_a_busy_page_says_so(browser, web_demo, functions, monkeypatch):
-    """A question is being answered, one waits: the third is sent away."""
+@pytest.fixture
+def functions(web_demo, web_page, inferencer):
+    """The functions behind the page."""
+    return web_page.Page(inferencer, web_demo.parse_args([]))
+
+
+def test_a_busy_page_says_so(browser, web_page, functions, monkeypatch):
+    """One question is being answered, one waits; the third is refused."""
     begun, go_on = threading.Event(), threading.Event()
     answer = functions.inferencer.model.answer
 
@@ -230,13 +234,13 @@ def test_a_busy_page_says_so(browser, web_demo, functions, monkeypatch):
 
     monkeypatch.setattr(functions.inferencer.model, 'answer', slow_answer)
     functions.args.max_waiting = 1
-    blocks = web_demo.build(functions)
+    blocks = web_page.build(functions)
     _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
     pages = [browser.new_page() for _ in range(3)]
     try:
         for page in pages:
             page.goto(address)
-            upload(page, PICTURE.name, PICTURE.read_bytes())
+            upload(page, IMAGE.name, IMAGE.read_bytes())
         ask(pages[0], PHRASES)
         assert begun.wait(60)
         ask(pages[1], PHRASES)
@@ -256,8 +260,7 @@ def test_a_busy_page_says_so(browser, web_demo, functions, monkeypatch):
         blocks.close()
 
 
-def test_a_model_that_cannot_be_used_ends_the_start(web_demo, monkeypatch,
-                                                    tmp_path):
+def test_a_model_that_cannot_be_used_ends_the_start(web_demo, tmp_path):
     evil, marker = tmp_path / 'evil.pth', tmp_path / 'marker'
     torch.save(dict(state_dict=Call(os.mkdir, str(marker))), evil)
     weights = next((REPO / 'checkpoints').glob('*.safetensors'))
@@ -265,42 +268,42 @@ def test_a_model_that_cannot_be_used_ends_the_start(web_demo, monkeypatch,
     for checkpoint, message in [(evil, 'evil.pth is not a checkpoint'),
                                 (weights, 'does not fit the model'),
                                 ('absent.pth', 'does not exist')]:
-        monkeypatch.setattr(sys, 'argv',
-                            ['web_demo.py', str(config), str(checkpoint)])
+        args = web_demo.parse_args([str(config), str(checkpoint)])
         with pytest.raises(SystemExit, match=f'error: .*{message}'):
-            web_demo.main()
+            web_demo.serve(args)
     assert not marker.exists()
 
 
-def test_a_port_that_is_taken(web_demo, monkeypatch):
+def test_a_port_that_is_taken(web_demo):
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        monkeypatch.setattr(sys, 'argv', ['web_demo.py', '--port', port])
         with pytest.raises(SystemExit, match=f'error: .*127.0.0.1:{port}'):
-            web_demo.main()
+            web_demo.serve(web_demo.parse_args(['--port', port]))
 
 
-def test_a_large_picture_is_shown_smaller(functions, inferencer, tmp_path):
+def test_a_large_image_is_shown_smaller(functions, inferencer, tmp_path):
     path = tmp_path / 'large.png'
-    Image.open(PICTURE).resize((1900, 1600)).save(path)
-    answer, overlays, _, archive = functions.ask(
-        str(path), PHRASES[0], 0.35)
+    Image.open(IMAGE).resize((1900, 1600)).save(path)
+    answer, overlays, _ = functions.ask(str(path), PHRASES[0], 0.35)
     assert answer.shape == (1600, 1900)
     assert overlays[0][0].shape == (862, 1024, 3)
-    png = zipfile.ZipFile(archive).read('masks/large_0.png')
+    archive = zipfile.ZipFile(functions.archive(answer, 0.35))
+    png = archive.read('masks/large_0.png')
     (prediction, ) = inferencer(path, PHRASES[0])['predictions']
     np.testing.assert_array_equal(
         np.asarray(Image.open(io.BytesIO(png))) > 0, prediction['masks'][0])
 
 
-def test_another_threshold_runs_no_model(functions, inferencer, monkeypatch):
-    page = functions
-    answer, *first = page.ask(str(PICTURE), '\n'.join(PHRASES), 0.35)
+def test_another_threshold_runs_no_model_and_writes_no_file(
+        functions, web_page, inferencer, monkeypatch):
+    monkeypatch.setattr(web_page, 'PredictionWriter', None)
+    answer, *first = functions.ask(str(IMAGE), '\n'.join(PHRASES), 0.35)
     assert answer.logits.nbytes < 100_000
     monkeypatch.setattr(inferencer.model, 'answer', None)
     monkeypatch.setattr(inferencer.model, 'encode_image', None)
-    assert page.show(answer, 0.35)[1] == first[1]
-    assert page.show(answer, 0.8)[1] != first[1]
-    assert page.show(None, 0.8) == ([], '', None)
+    assert functions.show(answer, 0.35)[1] == first[1]
+    assert functions.show(answer, 0.8)[1] != first[1]
+    assert functions.show(None, 0.8) == ([], '')
+    assert functions.archive(None, 0.8) is None

@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""The inferencer on the model with weights, on RefShapes."""
+"""The inferencer with the default model on RefShapes."""
 import io
 import json
 import os
@@ -17,11 +17,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import cris
-from cris.apis.inferencer import DEFAULT_MODEL
+from cris.apis.model_zoo import DEFAULT_MODEL
 from cris.engine.precision import before_torch_2_4
 
 TINY = REPO / 'configs/cris' / f'{DEFAULT_MODEL}.py'
 R50 = 'cris_r50_8xb8-amp-50e_refcoco-416x416'
+(WEIGHTS, ) = (REPO / 'checkpoints').glob('*.safetensors')
 
 
 def iou(one, other):
@@ -30,14 +31,14 @@ def iou(one, other):
 
 @pytest.fixture(scope='module')
 def asked(questions, inferencer):
-    """A picture, something it is sure of, and the mask."""
+    """An image, an expression with a high score, and the mask."""
     for path, texts in questions.items():
         (prediction, ) = inferencer(path, texts)['predictions']
         best = int(prediction['scores'].argmax())
         mask = prediction['masks'][best]
         if prediction['scores'][best] > 0.8 and mask.sum() > 300:
             return path, texts[best], mask
-    raise AssertionError('the model is sure of nothing')
+    raise AssertionError('no expression has a high score')
 
 
 class TestAgainstTheTools:
@@ -46,8 +47,7 @@ class TestAgainstTheTools:
     def tested(self, shapes, tmp_path_factory):
         """Predictions of tools/test.py, by path."""
         root = tmp_path_factory.mktemp('tested')
-        weights = cris.apis.model_zoo.read_model_index()[DEFAULT_MODEL]
-        tool('test.py', TINY, REPO / weights['Weights'], '--work-dir', root,
+        tool('test.py', TINY, WEIGHTS, '--work-dir', root,
              '--cfg-options', f'test_dataloader.dataset.data_root={shapes}',
              'test_dataloader.num_workers=0',
              'test_dataloader.persistent_workers=False',
@@ -82,9 +82,9 @@ class TestAgainstTheTools:
                     cv2.IMREAD_UNCHANGED)
                 np.testing.assert_array_equal(written, 255 * mask)
                 total += mask.any()
-        assert total > 100  # it is not all empty
+        assert total > 100  # most masks are not empty
 
-    def test_so_are_single_pictures_and_views(self, tested, questions,
+    def test_single_images_and_views_are_equal_too(self, tested, questions,
                                               inferencer):
         for path, texts in questions.items():
             wanted = tested[path]['pred_sem_seg']['data'].numpy()
@@ -97,7 +97,7 @@ class TestAgainstTheTools:
 
 class TestPrediction:
 
-    def test_its_parts_agree(self, asked, inferencer):
+    def test_parts_agree(self, asked, inferencer):
         path, text, mask = asked
         (prediction, ) = inferencer(
             path, [text, 'zebra'], return_probs=True)['predictions']
@@ -167,7 +167,7 @@ class TestPrediction:
         inferencer(list(questions)[:5], 'a circle', batch_size=2)
         assert encoded == [2, 2, 1]
 
-    def test_pictures_of_a_batch_do_not_mix(self, questions, inferencer):
+    def test_images_of_a_batch_do_not_mix(self, questions, inferencer):
         paths, texts = list(questions)[:5], list(questions.values())[:5]
         together = inferencer(paths, texts, batch_size=5)['predictions']
         for path, own, prediction in zip(paths, texts, together, strict=True):
@@ -185,7 +185,7 @@ class TestPrediction:
         exact = inferencer(path, text)['predictions'][0]['scores']
         assert 0 < abs(prediction['scores'] - exact) < 0.05
 
-    def test_data_samples_and_pictures(self, asked, inferencer):
+    def test_data_samples_and_drawings(self, asked, inferencer):
         path, text, mask = asked
         result = inferencer(
             [path, path], [[text], [text, 'a circle']],
@@ -212,7 +212,7 @@ class TestInputs:
     def picture(self, asked):
         return Image.open(asked[0]).convert('RGB')
 
-    def test_every_form_is_the_same_picture(self, asked, picture, inferencer,
+    def test_every_form_gives_the_same_mask(self, asked, picture, inferencer,
                                             tmp_path):
         _, text, _ = asked
         path = tmp_path / 'a.png'
@@ -262,9 +262,9 @@ class TestInputs:
         assert iou(prediction['masks'][0], mask) > 0.9
 
     @pytest.mark.parametrize('orientation, turn', [(3, 2), (6, 1), (8, 3)])
-    def test_a_phones_picture_is_answered_as_it_is_shown(
-            self, orientation, turn, asked, picture, inferencer):
-        """The file holds it turned, and EXIF says how to turn it back."""
+    def test_orientation_of_exif(self, orientation, turn, asked, picture,
+                                 inferencer):
+        """A phone stores the image rotated, with the rotation in EXIF."""
         _, text, mask = asked
         held = Image.fromarray(np.rot90(np.asarray(picture), turn))
         exif = Image.Exif()
@@ -282,7 +282,7 @@ class TestInputs:
             assert [p['name'] for p in predictions] == ['a', 'b']
         (tmp_path / 'none').mkdir()
         (tmp_path / 'none/folder.jpg').mkdir()
-        with pytest.raises(ValueError, match='none has no pictures'):
+        with pytest.raises(ValueError, match='none has no images'):
             inferencer(tmp_path / 'none', 'a circle')
 
 
@@ -295,7 +295,7 @@ class TestRefusals:
         ('absent.jpg', FileNotFoundError, 'absent.jpg does not exist'),
         ('http://localhost/a.jpg', FileNotFoundError, 'a.jpg does not exist'),
         (b'', ValueError, 'image_0 cannot be decoded.*0 bytes'),
-        (b'no image', ValueError, r'image_0 cannot be decoded.*8 bytes'),
+        (b'not an image', ValueError, r'image_0 cannot be decoded.*12 bytes'),
         (encoded(NOISE, format='JPEG')[:900], ValueError,
          'cannot be decoded.*broken'),
         (large_png(30_000), ValueError, 'more.*than the limit of 100000000'),
@@ -307,11 +307,11 @@ class TestRefusals:
         (np.zeros((4, 4, 3)), ValueError, r'float64 .*\(4, 4, 3\); wanted'),
         (np.zeros((4, 4, 2), np.uint8), ValueError, 'wanted uint8'),
         (np.zeros((0, 4, 3), np.uint8), ValueError, 'wanted uint8'),
-        (Image.new('F', (4, 4)), ValueError, 'mode F; give the file itself'),
+        (Image.new('F', (4, 4)), ValueError, 'mode F: pass the file itself'),
         (None, TypeError, 'a NoneType; wanted a path'),
         ([], ValueError, 'the list is empty'),
     ])
-    def test_pictures(self, source, error, message, inferencer):
+    def test_images(self, source, error, message, inferencer):
         with pytest.raises(error, match=message):
             inferencer(source, 'a circle')
 
@@ -321,7 +321,7 @@ class TestRefusals:
         ([], ValueError, 'there is no expression'),
         (None, TypeError, 'a string or a list of strings'),
         (['a', 5], TypeError, 'expression 2 of 2 is a int'),
-        ([['a'], ['b']], ValueError, '2 lists of expressions for 1 pic'),
+        ([['a'], ['b']], ValueError, '2 lists of expressions for 1 im'),
         ([['a', '']], ValueError, 'expression 2 of 2 is empty'),
     ])
     def test_expressions(self, texts, error, message, inferencer, asked):
@@ -332,7 +332,7 @@ class TestRefusals:
         path, text, _ = asked
         with pytest.warns(UserWarning, match='has .* the model reads 17'):
             long = inferencer(path, f'{text} ' + 'and ' * 2500)
-        with pytest.warns(UserWarning, match='rest of it is not used'):
+        with pytest.warns(UserWarning, match='the rest is ignored'):
             cut = inferencer(path, f'{text} ' + 'and ' * 20)
         np.testing.assert_array_equal(long['predictions'][0]['masks'],
                                       cut['predictions'][0]['masks'])
@@ -342,10 +342,10 @@ class TestRefusals:
             inferencer(asked[0], 'a circle', treshold=0.3)
         with pytest.raises(ValueError, match='one of fp32, bf16, fp16'):
             cris.CRISInferencer(precision='int8')
-        with pytest.raises(ValueError, match="needs a GPU: take 'bf16'"):
+        with pytest.raises(ValueError, match="needs a GPU: use 'bf16'"):
             cris.CRISInferencer(device='cpu', precision='fp16')
         for size in (0, -1, 1.5, '2'):
-            with pytest.raises(ValueError, match='batch_size.*must be 1 or'):
+            with pytest.raises(ValueError, match='batch_size.* an integer'):
                 inferencer(asked[0], 'a', batch_size=size)
         with pytest.raises(ValueError, match='needs the masks'):
             inferencer(
@@ -354,7 +354,7 @@ class TestRefusals:
             cris.CRISInferencer(torch.nn.Linear(1, 1))
         for option in (dict(weights='a.pth'), dict(device='cpu'),
                        dict(precision='bf16')):
-            with pytest.raises(ValueError, match='this one is made'):
+            with pytest.raises(ValueError, match='that is built already'):
                 cris.CRISInferencer(inferencer.model, **option)
         with pytest.raises(ValueError, match="'0.5' must be a number"):
             inferencer(asked[0], 'a', threshold='0.5')
@@ -362,10 +362,8 @@ class TestRefusals:
             cris.CRISInferencer(weights='a.pth')
 
     def test_weights_of_another_architecture(self):
-        own = cris.CRISInferencer.list_models(pretrained=True)[0]
-        weights = cris.apis.model_zoo.read_model_index()[own]['Weights']
         with pytest.raises(ValueError, match='does not fit the model'):
-            cris.CRISInferencer(R50, str(REPO / weights), 'cpu')
+            cris.CRISInferencer(R50, WEIGHTS, 'cpu')
 
     def test_code_in_weights_never_runs(self, tmp_path):
         marker, path = tmp_path / 'marker', str(tmp_path / 'evil.pth')
@@ -387,17 +385,17 @@ def test_a_model_from_training_is_used_in_eval_mode(inferencer, asked):
         assert torch.equal(value, before[key]), key
 
 
-def test_answers_that_are_no_numbers_are_refused(asked):
+def test_logits_that_are_not_finite_are_refused(asked):
     model = cris.init_model(DEFAULT_MODEL, device='cpu')
     with torch.no_grad():
         model.decode_head.projector.kernel_proj.bias[0] = float('nan')
-    with pytest.raises(ValueError, match='values that are no numbers'):
+    with pytest.raises(ValueError, match='infinite or NaN logits'):
         cris.CRISInferencer(model)(*asked[:2])
 
 
-def test_answers_before_a_broken_picture_are_written(inferencer, asked,
-                                                     tmp_path):
-    (tmp_path / 'broken.jpg').write_bytes(b'no image')
+def test_results_before_a_broken_image_are_written(inferencer, asked,
+                                                   tmp_path):
+    (tmp_path / 'broken.jpg').write_bytes(b'not an image')
     with pytest.raises(ValueError, match='broken.jpg cannot be decoded'):
         inferencer([asked[0], tmp_path / 'broken.jpg'], asked[1],
                    out_dir=tmp_path / 'out')
@@ -431,7 +429,7 @@ def test_written_folder(questions, inferencer, tmp_path):
         for r in records
     } | {a['mask_file']
          for r in records for a in r['answers']}
-    assert len(written) == 1 + 3 + 6  # the twins have names of their own
+    assert len(written) == 1 + 3 + 6  # a.jpg and a.png have own names
     for record, prediction in zip(records, predictions, strict=True):
         for k, answer in enumerate(record['answers']):
             assert answer['expression'] == texts[k]

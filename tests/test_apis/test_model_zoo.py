@@ -12,7 +12,7 @@ from pathlib import Path
 import modelindex
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, tool
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
@@ -27,8 +27,8 @@ WITHOUT = 'cris_tiny_1xb8-50e_refer-192x256'
 
 def test_index_is_openmmlabs():
     index = modelindex.load(str(REPO / 'model-index.yml'))
-    # OpenMMLab's paths begin at the top of the repository; the package would
-    # look beside the metafile.
+    # OpenMMLab's paths are relative to the top of the repository, but
+    # modelindex looks beside the metafile.
     errors = [e for e in index.check(silent=True) if 'README' not in e]
     assert errors == []
     assert (REPO / index.collections[0].readme).is_file()
@@ -56,7 +56,7 @@ def test_entry_agrees_with_its_config(name):
 
 
 def test_scores_are_the_papers_or_measured():
-    """What has no weights here and is not a CPU run is the paper's."""
+    """Results of models for 8 GPUs are the paper's."""
     head = {}
     for name, entry in ZOO.items():
         for result in entry.get('Results', ()):
@@ -104,26 +104,20 @@ class TestWeights:
             rf'Epoch\(val\) \[{epochs}\].* mIoU: ([\d.]+)', log)
         (val, ) = (r['Metrics']['mIoU'] for r in entry['Results']
                    if r['Dataset'].endswith('val'))
-        # The weights were rounded to half precision after the run.
+        # The weights were rounded to half precision after training.
         assert float(scores[-1]) == pytest.approx(val, abs=0.1)
 
     @pytest.mark.parametrize('name', WITH_WEIGHTS)
     def test_it_segments(self, name, tmp_path):
-        """Scores on fresh pictures of its data set, as its users would."""
-        make = REPO / 'tools/dataset_converters/refshapes.py'
-        subprocess.run([
-            sys.executable, make, '--out', tmp_path / 'data', '--num-train',
-            '1', '--num-eval', '20', '--seed', '7'
-        ],
-                       check=True)
-        out = tmp_path / 'scores.json'
-        subprocess.run([
-            sys.executable, REPO / 'tools/test.py', REPO / ZOO[name]['Config'],
-            REPO / ZOO[name]['Weights'], '--work-dir', tmp_path, '--out', out,
-            '--cfg-options',
-            f'test_dataloader.dataset.data_root={tmp_path / "data"}'
-        ],
-                       check=True)
+        """It scores on new images of its dataset."""
+        data, out = tmp_path / 'data', tmp_path / 'scores.json'
+        tool('dataset_converters/refshapes.py', '--out', data, '--num-train',
+             1, '--num-eval', 20, '--seed', 7)
+        tool('test.py', REPO / ZOO[name]['Config'],
+             REPO / ZOO[name]['Weights'], '--work-dir', tmp_path, '--out', out,
+             '--cfg-options', f'test_dataloader.dataset.data_root={data}',
+             'test_dataloader.num_workers=0',
+             'test_dataloader.persistent_workers=False')
         assert json.loads(out.read_text())['mIoU'] > 55
 
 
@@ -138,7 +132,7 @@ class TestInitModel:
         assert cris.list_models('nothing') == []
 
     def test_config_file_is_a_base(self, tmp_path):
-        """From anywhere, by the path that it returns."""
+        """From any folder."""
         base = cris.config_file(WITHOUT)
         own = tmp_path / 'own.py'
         own.write_text(f'_base_ = {base!r}\n'
@@ -148,8 +142,23 @@ class TestInitModel:
         whole = Config.fromfile(base)
         whole.model.decode_head.pop('num_layers')
         assert cfg.to_dict() == whole.to_dict()
-        with pytest.raises(ValueError, match="no model 'r101' in .* cris_r1"):
-            cris.config_file('r101')
+
+    @pytest.mark.parametrize('name', [
+        'own_coco', 'datasets/own_coco', '_base_/datasets/own_coco',
+        '_base_/datasets/own_coco.py'])
+    def test_config_file_of_a_dataset(self, name):
+        assert cris.config_file(name) == str(
+            REPO / 'configs/_base_/datasets/own_coco.py')
+
+    def test_unknown_config_file(self):
+        for name, near in [('r101', 'cris_r101'), ('own-coco', 'own_coco'),
+                           ('coco', 'refcoco')]:
+            with pytest.raises(ValueError, match=f'no config .*[ ,]{near}'):
+                cris.config_file(name)
+
+    def test_names_of_configs_are_unique(self):
+        stems = [path.stem for path in (REPO / 'configs').rglob('*.py')]
+        assert len(set(stems)) == len(stems)
 
     def test_weights_of_the_zoo(self):
         name = WITH_WEIGHTS[0]
@@ -172,7 +181,8 @@ class TestInitModel:
                 assert torch.equal(value, random.state_dict()[key]), key
 
     def test_refusals(self, tmp_path):
-        with pytest.raises(ValueError, match=f'near it: {WITHOUT}'):
+        with pytest.raises(ValueError,
+                           match=f'no model .* near it: {WITHOUT}'):
             cris.init_model(WITHOUT.replace('refer', 'refers'))
         with pytest.raises(
                 ValueError,
@@ -220,10 +230,14 @@ def test_wheel_carries_configs_tools_index_and_weights(wheel):
     for name in [*tracked, 'model-index.yml', ZOO[WITH_WEIGHTS[0]]['Weights']]:
         assert f'cris/.mim/{name}' in names, name
     assert not any('__pycache__' in name for name in names)
+    assert 'cris_segment.py' in names
+    (points, ) = (name for name in names if name.endswith('entry_points.txt'))
+    text = zipfile.ZipFile(wheel).read(points).decode()
+    assert 'cris-segment = cris_segment:main' in text
 
 
 def test_wheel_without_the_repository(wheel, tmp_path):
-    """Unpacked away from the checkout, as pip does it."""
+    """Installed away from the checkout."""
     site = tmp_path / 'site'
     pip('install', '-q', '--no-deps', '--target', site, wheel, cwd=tmp_path)
     code = '''
@@ -235,8 +249,10 @@ model = cris.init_model(name)
 logits = model.predict_logits(
     torch.zeros(1, 3, 160, 160), tokenize('the red circle', 17))
 print(cris.__file__, tuple(logits.shape))
+assert cris.config_file('own_coco').endswith(
+    'cris/.mim/configs/_base_/datasets/own_coco.py')
 import sys
-from cris.apis.command_line import main
+from cris_segment import main
 main([*sys.argv[1:], '--text', 'a circle', '--out-file', 'out.png'])
 '''
     picture = site / 'cris/.mim/demo/shapes_1.jpg'
@@ -246,7 +262,7 @@ main([*sys.argv[1:], '--text', 'a circle', '--out-file', 'out.png'])
                           text=True,
                           env=dict(os.environ, PYTHONPATH=str(site)))
     assert done.returncode == 0, done.stderr
-    # Nothing of the packages' remarks comes before it.
+    # Messages of the packages do not come before it.
     assert re.match(rf'{site}\S* \(1, 1, 40, 40\)\n', done.stdout)
     assert 'MultiScaleDeformableAttention' not in done.stderr
     assert (tmp_path / 'out.png').stat().st_size > 10_000

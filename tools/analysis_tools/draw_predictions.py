@@ -36,7 +36,7 @@ def draw(args: argparse.Namespace) -> int:
 
     import cris
     from cris.engine import load_config, optimize_for_inference
-    from cris.visualization import draw_expression_tile, join_tiles
+    from cris.visualization import draw_sheet, expression_tile
     cfg = load_config(args.config, args.cfg_options)
     model = optimize_for_inference(cris.init_model(cfg, args.checkpoint))
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
@@ -50,8 +50,8 @@ def draw(args: argparse.Namespace) -> int:
         pred = sample.pred_sem_seg.data[k].cpu().numpy()
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         tiles.append(
-            draw_expression_tile(image, sample.expressions[k], gt, pred))
-    mmcv.imwrite(join_tiles(tiles, args.columns)[..., ::-1], args.out)
+            expression_tile(image, sample.expressions[k], gt, pred))
+    mmcv.imwrite(draw_sheet(tiles, columns=args.columns)[..., ::-1], args.out)
     return len(tiles)
 
 

@@ -1,22 +1,33 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""INT8: python tools/deployment/quantize_onnx.py CONFIG DIR OUT.
-
-The ranges of activations are found with pictures of the training split. What
-it costs: tools/test.py CONFIG DIR against tools/test.py CONFIG OUT.
-"""
+"""INT8: tools/deployment/quantize_onnx.py CONFIG DIR OUT."""
 import argparse
-from collections.abc import Iterator
-
-from mmengine.config import Config, DictAction
-from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS, MODELS
-
-from cris.deploy import quantize_onnx
-from cris.engine import load_config
 
 
-def calibration_samples(cfg: Config, split: str, count: int) -> Iterator[dict]:
-    """Pictures of a split, evenly spread, with all their expressions."""
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Quantize an exported model to INT8. To see the loss of '
+        'accuracy, run tools/test.py with CONFIG DIR and with CONFIG OUT')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('folder', help='folder from export_onnx.py')
+    parser.add_argument('out', help='folder of the new model')
+    parser.add_argument(
+        '--split',
+        default='train',
+        help='split whose images give the ranges of the activations '
+        '(default: %(default)s)')
+    parser.add_argument('--num-images', type=int, default=32)
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        metavar='KEY=VALUE',
+        help='override the config')
+    return parser.parse_args()
+
+
+def calibration_samples(cfg, split: str, count: int):
+    """Images of a split, evenly spaced, with all their expressions."""
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import DATASETS, MODELS
     init_default_scope('mmseg')
     dataset = DATASETS.build(
         dict(cfg.test_dataloader.dataset, split=split, test_mode=True))
@@ -30,15 +41,10 @@ def calibration_samples(cfg: Config, split: str, count: int) -> Iterator[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
-    parser.add_argument('config', help='config file')
-    parser.add_argument('folder', help='by export_onnx.py')
-    parser.add_argument('out', help='folder of the new model')
-    parser.add_argument('--split', default='train')
-    parser.add_argument('--num-images', type=int, default=32)
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={})
-    args = parser.parse_args()
+    args = parse_args()
+    # After the options: importing takes seconds.
+    from cris.deploy.quantize import quantize_onnx
+    from cris.engine.config import load_config
     try:
         cfg = load_config(args.config, args.cfg_options)
         quantize_onnx(

@@ -1,7 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Ask a model about pictures.
+"""Run a model on images.
 
-Shapes: B pictures with K expressions each, E of them in all; L tokens.
+Shapes: B images with K expressions each, E expressions in total; L tokens.
 """
 import os
 import sys
@@ -15,39 +15,73 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.infer import BaseInferencer
-from mmengine.structures import PixelData
 from mmseg.registry import TRANSFORMS
-from mmseg.structures import SegDataSample
-from rich.progress import track
 from torch import Tensor, nn
 
 from cris.datasets.tokenizer import count_tokens
-from cris.datasets.transforms import TokenizeExpressions
-from cris.engine import optimize_for_inference
+from cris.datasets.transforms import TokenizeExpressions, without_loading
+from cris.engine.inference import optimize_for_inference
 from cris.models.cris import ImageFeatures
+from cris.visualization.draw import draw_prediction
 
 from .inputs import (
-    Picture,
-    PictureSource,
+    ImageSource,
+    InputImage,
     Texts,
-    list_pictures,
-    load_picture,
+    check_texts,
+    list_images,
+    load_image,
     match_texts,
 )
-from .model_zoo import init_model, list_models
-from .predictions import draw_prediction, make_prediction
-from .view import View
+from .model_zoo import DEFAULT_MODEL, init_model, list_models
+from .predictions import make_prediction, to_data_sample
 from .writer import PredictionWriter
 
-#: The model for those who name none; its weights come with the package.
-DEFAULT_MODEL = 'cris_tiny_1xb8-3e_refshapes-160x160'
-# They read the files of a data set, which are not there.
-_OF_DATA_SETS = ('LoadReferImage', 'LoadImageFromFile', 'ChooseExpressions',
-                 'LoadReferMasks')
+
+class View:
+    """An encoded image, made by :meth:`CRISInferencer.open`.
+
+    A further expression costs only the text encoder and the decoder.
+    """
+
+    def __init__(self, inferencer: 'CRISInferencer', image: InputImage):
+        self.image = image
+        self._inferencer = inferencer
+        self._features = inferencer.encode(
+            pseudo_collate([inferencer.prepare(image, [])]))
+
+    def __call__(self, texts: str | Sequence[str], **kwargs) -> dict:
+        """One of the inferencer's ``predictions``; kwargs likewise.
+
+        Raises:
+            ValueError: If an expression is empty, or the view is closed.
+        """
+        texts = check_texts(texts)
+        return self._inferencer.describe(self.image, texts,
+                                         self.logits(texts), **kwargs)
+
+    def logits(self, texts: str | Sequence[str]) -> Tensor:
+        """The logits alone, ``(K, 1, H/4, W/4)``, for make_prediction."""
+        if self._features is None:
+            raise ValueError(f'the view of {self.image.name} is closed: open '
+                             'the image again')
+        texts = check_texts(texts)
+        return self._inferencer.answer(
+            self._features, texts, torch.zeros(len(texts), dtype=torch.long))
+
+    def close(self) -> None:
+        """Free the memory of the encoded image."""
+        self._features = None
+
+    def __enter__(self) -> 'View':
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
 
 
 class CRISInferencer(BaseInferencer):
-    """Masks of what expressions refer to, in any picture.
+    """Segments what expressions refer to in images.
 
     >>> inferencer = CRISInferencer()
     >>> result = inferencer('street.jpg', ['leftmost car', 'the sky'])
@@ -55,129 +89,111 @@ class CRISInferencer(BaseInferencer):
 
     Args:
         model (str | Path | Config | nn.Module, optional): A name of
-            :func:`cris.list_models`, a config file, or a config. None stands
-            for the small model whose weights come with the package. A model
-            that is made already, such as a
-            :class:`cris.deploy.ExportedCRIS`, is put into eval mode and used
-            as it is; its ``cfg`` is its config.
+            :func:`cris.list_models`, a config file, or a config. None means
+            the small model whose weights come with the package. A module,
+            such as a :class:`cris.deploy.ExportedCRIS`, is put into eval mode
+            and used as it is; its ``cfg`` must be its config.
         weights (str | Path, optional): Checkpoint, read without executing
-            anything. None takes those of the model zoo.
+            code. None means the weights of the model zoo.
         device (str | torch.device, optional): Defaults to the GPU if there
             is one.
         precision (str): 'fp32', 'bf16' or, on a GPU, 'fp16'. Defaults to
             'fp32'.
-        show_progress (bool): Show a progress bar. Defaults to False.
 
     Raises:
-        ValueError: If there is no such model, the weights are of another
-            architecture or no plain tensors, the precision is unknown, or
-            there is no such device.
+        ValueError: If the model, the precision or the device does not exist,
+            or the weights do not fit the model or are not plain tensors.
         FileNotFoundError: If a file does not exist.
     """
 
     preprocess_kwargs = {'texts'}
     forward_kwargs = {'threshold', 'return_masks', 'return_probs'}
-    visualize_kwargs = {'show', 'wait_time'}
+    visualize_kwargs = {'show'}
     postprocess_kwargs = {'return_datasamples'}
 
-    # mmengine's would read the checkpoint in a way that may run its code.
+    # mmengine's constructor would read the checkpoint in an unsafe way.
     def __init__(self,
                  model: str | os.PathLike | Config | nn.Module | None = None,
                  weights: str | os.PathLike | None = None,
                  device: str | torch.device | None = None,
-                 precision: str = 'fp32',
-                 show_progress: bool = False):
+                 precision: str = 'fp32'):
         if model is None and weights is not None:
-            raise ValueError('weights are given without a model: name the '
-                             'config file or the model of the model zoo that '
+            raise ValueError('weights are given without a model: give the '
+                             'config file, or the name in the model zoo, that '
                              'they were trained with')
         if isinstance(model, nn.Module):
             if (weights, device, precision) != (None, None, 'fp32'):
-                raise ValueError('weights, device and precision are for a '
-                                 'model that is made here; this one is made')
+                raise ValueError('weights, device and precision cannot be '
+                                 'changed for a model that is built already')
             model.eval()
         else:
             model = optimize_for_inference(
                 init_model(model or DEFAULT_MODEL, weights, device), precision)
         if 'test_dataloader' not in getattr(model, 'cfg', {}):
             raise ValueError('the model has no config with a test_dataloader, '
-                             'whose transforms are needed: init_model(config) '
-                             'makes one that has; or set model.cfg')
+                             'whose transforms are needed: build it with '
+                             'init_model(config), or set model.cfg')
         self.model = model
         self.device = model.data_preprocessor.device
-        self.cfg = self.model.cfg
+        self.cfg = model.cfg
         self.pipeline = self._init_pipeline(self.cfg)
         (self._tokenize, ) = (t for t in self.pipeline.transforms
                               if isinstance(t, TokenizeExpressions))
         self.collate_fn = pseudo_collate
-        self.show_progress = show_progress
 
     list_models = staticmethod(list_models)
 
     def _init_pipeline(self, cfg: Config) -> Compose:
-        """The transforms of tools/test.py that do not read a data set."""
-        pipeline = cfg.test_dataloader.dataset.pipeline
-        return Compose([
-            TRANSFORMS.build(transform) for transform in pipeline
-            if transform['type'] not in _OF_DATA_SETS
-        ])
+        pipeline = without_loading(cfg.test_dataloader.dataset.pipeline)
+        return Compose([TRANSFORMS.build(t) for t in pipeline])
 
     def __call__(self,
-                 inputs: PictureSource | Sequence[PictureSource],
+                 inputs: ImageSource | Sequence[ImageSource],
                  texts: Texts,
                  batch_size: int = 1,
                  return_vis: bool = False,
-                 out_dir: str | None = None,
+                 out_dir: str | os.PathLike | None = None,
                  **kwargs) -> dict:
-        """Ask about pictures.
+        """Segment what expressions refer to.
 
         Args:
-            inputs: A picture, a list of them, or a folder, see
-                :func:`cris.apis.inputs.load_picture`.
-            texts (str | list[str] | list[list[str]]): What to look for: one
-                expression or several, asked of every picture, or a list for
-                each picture.
-            batch_size (int): Pictures that are encoded at once. Defaults
-                to 1.
-            return_vis (bool): Return the pictures of :meth:`visualize`.
+            inputs: An image, a list of images, or a folder, see
+                :func:`cris.apis.inputs.load_image`.
+            texts (str | list[str] | list[list[str]]): One or more expressions
+                for every image, or a list for each image.
+            batch_size (int): Number of images encoded at once. Defaults to 1.
+            return_vis (bool): Return the drawings of :meth:`visualize`.
                 Defaults to False.
-            out_dir (str, optional): A folder that
-                :class:`cris.apis.prediction_writer.PredictionWriter` fills.
+            out_dir (str | Path, optional): Folder for the results, see
+                :class:`cris.apis.writer.PredictionWriter`.
             **kwargs: ``threshold``, ``return_masks`` and ``return_probs`` of
-                :func:`cris.apis.predictions.make_prediction`; ``show`` and
-                ``wait_time`` of :meth:`visualize`; ``return_datasamples`` of
-                :meth:`postprocess`.
+                :func:`cris.apis.predictions.make_prediction`; ``show`` of
+                :meth:`visualize`; ``return_datasamples``: SegDataSamples like
+                those of :meth:`cris.models.CRIS.predict`.
 
         Returns:
-            dict: ``predictions``, a dict for each picture: what
-            ``make_prediction`` returns, with ``name`` and ``img_path``;
-            ``visualization``, a picture for each or none.
+            dict: ``predictions``, a dict for each image: that of
+            ``make_prediction`` with ``name`` and ``img_path``;
+            ``visualization``, a drawing for each image, or none.
 
         Raises:
-            FileNotFoundError: If a picture does not exist. The answers before
-                it are in ``out_dir`` then, as with the next two.
-            ValueError: If a picture, an expression or an option cannot be
-                used.
-            TypeError: If an input is of a kind that is not known.
+            FileNotFoundError: If an image does not exist. Earlier results are
+                in ``out_dir``, here and in the following cases.
+            ValueError: If an image, an expression or an option is invalid.
+            TypeError: If an input has an unknown type.
         """
-        sources = list_pictures(inputs)
+        sources = list_images(inputs)
         preprocess, forward, visualize, postprocess = self._dispatch_kwargs(
             texts=match_texts(texts, len(sources)), **kwargs)
         _check_options(batch_size, forward, visualize, postprocess)
-        batches = self.preprocess(sources, batch_size, **preprocess)
-        if self.show_progress:
-            batches = track(
-                batches,
-                description='Inference',
-                total=-(-len(sources) // batch_size))
         predictions, visualization = [], []
         with PredictionWriter(out_dir) if out_dir else nullcontext() as writer:
-            for batch in batches:
+            for batch in self.preprocess(sources, batch_size, **preprocess):
                 preds = self.forward(batch, **forward)
                 predictions += preds
                 if not (writer or return_vis or visualize.get('show')):
                     continue
-                drawn = self.visualize(batch['pictures'], preds, **visualize)
+                drawn = self.visualize(batch['images'], preds, **visualize)
                 if return_vis:
                     visualization += drawn
                 if writer:
@@ -186,80 +202,66 @@ class CRISInferencer(BaseInferencer):
         return self.postprocess(predictions, visualization, **postprocess)
 
     def preprocess(self,
-                   inputs: Sequence[PictureSource],
+                   inputs: Sequence[ImageSource],
                    batch_size: int = 1,
                    texts: Sequence[Sequence[str]] = ()) -> Iterator[dict]:
         """Decode, letterbox and tokenize, a batch at a time.
 
-        Args:
-            inputs (Sequence): Pictures.
-            batch_size (int): B. Defaults to 1.
-            texts (Sequence[Sequence[str]]): A list for each picture.
-
         Yields:
-            dict: ``inputs`` and ``data_samples`` as tools/test.py hands them
-            to the model, and the ``pictures`` they are of.
+            dict: ``inputs`` and ``data_samples`` as in tools/test.py, and
+            ``images``, the B decoded images.
         """
         samples = (
-            self.prepare(load_picture(source, f'image_{i}'), own)
+            self.prepare(load_image(source, f'image_{i}'), own)
             for i, (source, own) in enumerate(zip(inputs, texts, strict=True)))
         for chunk in self._get_chunk_data(samples, batch_size):
             yield self.collate_fn(chunk)
 
+    def prepare(self, image: InputImage, texts: Sequence[str]) -> dict:
+        """One sample of :meth:`preprocess`."""
+        data = self.pipeline(
+            dict(
+                img=image.bgr,
+                img_shape=image.shape,
+                ori_shape=image.shape,
+                img_path=image.path,
+                expressions=list(texts),
+                ref_index=list(range(len(texts)))))
+        return dict(data, images=image)
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids ``(K, L)``; warns of what the model will not read."""
+        """Token ids ``(K, L)``; warns of texts that are too long."""
         for message in self.find_long_texts(texts):
             warnings.warn(message, stacklevel=2)
         return self._tokenize(dict(expressions=texts))['tokens']
 
     def find_long_texts(self, texts: Sequence[str]) -> list[str]:
-        """A sentence for each text whose end the model does not read."""
+        """A message for each text that the model reads only in part."""
         limit = self._tokenize.context_length
         lengths = [count_tokens(text) for text in texts]
         return [
             f'{text[:40]!r}... has {length} tokens, but the model reads '
-            f'{limit}: the rest of it is not used'
+            f'{limit}: the rest is ignored'
             for text, length in zip(texts, lengths, strict=True)
             if length > limit
         ]
 
-    def prepare(self, picture: Picture, texts: Sequence[str]) -> dict:
-        """One sample of :meth:`preprocess`."""
-        shape = picture.image.shape[:2]
-        data = self.pipeline(
-            dict(
-                img=picture.image,
-                img_shape=shape,
-                ori_shape=shape,
-                img_path=picture.path,
-                expressions=list(texts),
-                ref_index=list(range(len(texts)))))
-        return dict(data, pictures=picture)
-
     def forward(self, inputs: dict, **kwargs) -> list[dict]:
-        """Answer a batch.
-
-        Args:
-            inputs (dict): Of :meth:`preprocess`.
-            **kwargs: Of :func:`cris.apis.predictions.make_prediction`.
-
-        Returns:
-            list[dict]: B predictions, see :meth:`__call__`.
-        """
+        """Predictions of a batch of :meth:`preprocess`, see __call__."""
         texts = [sample.expressions for sample in inputs['data_samples']]
         counts = [len(own) for own in texts]
         logits = self.answer(
             self.encode(inputs), sum(texts, []),
             torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)))
         return [
-            self.describe(picture, own, answers, **kwargs)
-            for picture, own, answers in zip(
-                inputs['pictures'], texts, logits.split(counts), strict=True)
+            self.describe(image, own, answers, **kwargs)
+            for image, own, answers in zip(
+                inputs['images'], texts, logits.split(counts), strict=True)
         ]
 
     @torch.inference_mode()
     def encode(self, inputs: dict) -> ImageFeatures:
-        """What all expressions share, of a batch of :meth:`preprocess`."""
+        """Image features of a batch of :meth:`preprocess`."""
         data = self.model.data_preprocessor(
             dict(inputs=inputs['inputs']), training=False)
         return self.model.encode_image(data['inputs'])
@@ -267,119 +269,76 @@ class CRISInferencer(BaseInferencer):
     @torch.inference_mode()
     def answer(self, features: ImageFeatures, texts: Sequence[str],
                image_index: Tensor) -> Tensor:
-        """Answer expressions.
+        """Logits ``(E, 1, H/4, W/4)`` of E expressions, fp32 on the CPU.
 
         Args:
-            features (tuple[Tensor]): Of :meth:`encode`.
-            texts (Sequence[str]): E of them.
-            image_index (Tensor): Which of the B pictures each is about,
-                ``(E,)``.
-
-        Returns:
-            Tensor: Logits ``(E, 1, H/4, W/4)``, float32 on the CPU.
+            features (tuple[Tensor]): From :meth:`encode`.
+            texts (Sequence[str]): E expressions.
+            image_index (Tensor): Whose image each belongs to, ``(E,)``.
         """
         return self.model.answer(features,
                                  self.tokenize(texts).to(self.device),
                                  image_index.to(self.device)).cpu()
 
-    def describe(self, picture: Picture, texts: Sequence[str], logits: Tensor,
-                 **kwargs) -> dict:
-        """:func:`make_prediction`, with the name and path of the picture."""
-        prediction = make_prediction(self.model, logits,
-                                     picture.image.shape[:2], texts, **kwargs)
-        return dict(prediction, name=picture.name, img_path=picture.path)
+    def describe(self, image: InputImage, texts: Sequence[str],
+                 logits: Tensor, **kwargs) -> dict:
+        """:func:`make_prediction`, with the name and path of the image."""
+        prediction = make_prediction(self.model, logits, image.shape, texts,
+                                     **kwargs)
+        return dict(prediction, name=image.name, img_path=image.path)
 
-    def open(self, image: PictureSource | Picture) -> View:
-        """Encode a picture once, to ask about it often.
+    def open(self, image: ImageSource | InputImage) -> View:
+        """Encode an image once, for any number of expressions.
 
         >>> with inferencer.open('street.jpg') as view:
         ...     view('leftmost car')['masks']
-
-        Args:
-            image: See :func:`cris.apis.inputs.load_picture`; or what it
-                returned.
-
-        Returns:
-            View: To be called with expressions.
         """
-        if not isinstance(image, Picture):
-            image = load_picture(image)
+        if not isinstance(image, InputImage):
+            image = load_image(image)
         return View(self, image)
 
     def visualize(self,
-                  inputs: Sequence[Picture],
+                  inputs: Sequence[InputImage],
                   preds: Sequence[dict],
-                  show: bool = False,
-                  wait_time: float = 0) -> list[np.ndarray]:
-        """Draw predictions.
+                  show: bool = False) -> list[np.ndarray]:
+        """Drawings of predictions, RGB, see :func:`draw_prediction`.
 
         Args:
-            inputs (Sequence[Picture]): B pictures.
+            inputs (Sequence[InputImage]): B images.
             preds (Sequence[dict]): Their predictions.
-            show (bool): Open a window for each. Defaults to False.
-            wait_time (float): Seconds to show it; 0 waits for a key.
-
-        Returns:
-            list[np.ndarray]: RGB, uint8, see
-            :func:`cris.apis.predictions.draw_prediction`.
+            show (bool): Show each in a window until a key is pressed.
+                Defaults to False.
         """
         drawn = [
-            draw_prediction(picture.image[..., ::-1], pred)
-            for picture, pred in zip(inputs, preds, strict=True)
+            draw_prediction(image.bgr[..., ::-1], pred)
+            for image, pred in zip(inputs, preds, strict=True)
         ]
         if show:
-            for picture, sheet in zip(inputs, drawn, strict=True):
-                cv2.imshow(picture.name, sheet[..., ::-1])
-                cv2.waitKey(round(1000 * wait_time))
+            for image, sheet in zip(inputs, drawn, strict=True):
+                cv2.imshow(image.name, sheet[..., ::-1])
+                cv2.waitKey()
         return drawn
 
     def postprocess(self,
                     preds: list[dict],
                     visualization: list[np.ndarray],
                     return_datasamples: bool = False) -> dict:
-        """Pack the results.
-
-        Args:
-            preds (list[dict]): Of :meth:`forward`.
-            visualization (list[np.ndarray]): Of :meth:`visualize`.
-            return_datasamples (bool): Turn the predictions, which must have
-                their masks, into SegDataSamples like those of
-                :meth:`cris.models.CRIS.predict`. Defaults to False.
-
-        Returns:
-            dict: ``predictions`` and ``visualization``.
-        """
+        """A dict of both; return_datasamples makes SegDataSamples."""
         if return_datasamples:
-            preds = [_to_data_sample(pred) for pred in preds]
+            preds = [to_data_sample(pred) for pred in preds]
         return dict(predictions=preds, visualization=visualization)
 
 
 def _check_options(batch_size: int, forward: dict, visualize: dict,
                    postprocess: dict) -> None:
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f'batch_size={batch_size!r} must be 1 or more')
+        raise ValueError(f'batch_size={batch_size!r} must be an integer >= 1')
     if postprocess.get('return_datasamples') and not forward.get(
             'return_masks', True):
         raise ValueError('return_datasamples=True needs the masks: leave out '
                          'return_masks=False')
-    # Qt would end the process.
+    # Without a display, Qt would abort the process.
     if (visualize.get('show') and sys.platform.startswith('linux')
             and not {'DISPLAY', 'WAYLAND_DISPLAY'} & set(os.environ)):
-        raise ValueError('show=True needs a screen, and none is there '
-                         '(DISPLAY is not set): take return_vis=True or '
-                         'out_dir=DIR')
-
-
-def _to_data_sample(prediction: dict) -> SegDataSample:
-    sample = SegDataSample(
-        metainfo=dict(
-            img_path=prediction['img_path'],
-            ori_shape=(prediction['height'], prediction['width']),
-            expressions=prediction['expressions'],
-            scores=prediction['scores']))
-    sample.pred_sem_seg = PixelData(
-        data=torch.from_numpy(prediction['masks']))
-    if 'probs' in prediction:
-        sample.seg_logits = PixelData(
-            data=torch.from_numpy(prediction['probs']))
-    return sample
+        raise ValueError('show=True needs a screen, but DISPLAY is not set: '
+                         'use return_vis=True or out_dir=DIR')

@@ -1,11 +1,11 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""What an inferencer is given: pictures in many forms, and texts."""
+"""Inputs of an inferencer: images in many forms, and texts."""
 import io
 import os
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -14,67 +14,73 @@ from PIL import Image, ImageOps
 from cris.io.files import read_bytes
 from cris.io.images import check_pixels, decode_image
 
-PictureSource = Union[str, os.PathLike, bytes, BinaryIO, np.ndarray,
-                      Image.Image]
-Texts = Union[str, Sequence[str], Sequence[Sequence[str]]]
-#: What is taken from a folder, in upper or lower case.
-SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-_CHANNELS = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
+ImageSource = (
+    str | os.PathLike | bytes | BinaryIO | np.ndarray | Image.Image)
+Texts = str | Sequence[str] | Sequence[Sequence[str]]
+# Files that are taken from a folder; upper case counts, too.
+_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+_TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded picture: BGR, uint8 ``(h, w, 3)``, and where it is from."""
-    image: np.ndarray
+class InputImage:
+    """A decoded image and its origin."""
+    bgr: np.ndarray  #: uint8 (h, w, 3)
     name: str
     path: str | None = None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.bgr.shape[:2]
 
-def load_picture(source: PictureSource, name: str = 'image') -> Picture:
-    """Decode a picture as training and evaluation do.
+
+def load_image(source: ImageSource, name: str = 'image') -> InputImage:
+    """Decode an image as training and evaluation do.
 
     Args:
         source (str | PathLike | bytes | BinaryIO | np.ndarray |
-            PIL.Image.Image): An image file, its content, the open file, an
-            array (BGR as of OpenCV, grey or BGRA, uint8) or a Pillow image.
-        name (str): What to call it where it is no file.
+            PIL.Image.Image): An image file, its content, an open file, an
+            array (BGR as OpenCV returns it, grey or BGRA; uint8) or a Pillow
+            image.
+        name (str): Name of an image that is not a path.
 
     Returns:
-        Picture: Files and Pillow images are turned as their EXIF orientation
-        says; arrays are taken as they are.
+        InputImage: Files and Pillow images are rotated according to their
+        EXIF orientation; arrays are not.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no picture that can be used.
-        TypeError: If it is something else.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the image cannot be used.
+        TypeError: If source has another type.
     """
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if not osp.isfile(path):
             raise FileNotFoundError(f'image file {path} does not exist')
-        image = decode_image(read_bytes(path), path)
-        return Picture(image, osp.splitext(osp.basename(path))[0], path)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return Picture(decode_image(bytes(source), name), name)
+        stem = osp.splitext(osp.basename(path))[0]
+        return InputImage(decode_image(read_bytes(path), path), stem, path)
     if isinstance(source, io.IOBase) and not isinstance(
             source, io.TextIOBase):
-        return Picture(decode_image(source.read(), name), name)
+        source = source.read()
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return InputImage(decode_image(bytes(source), name), name)
     if isinstance(source, Image.Image):
-        return Picture(_from_pillow(source, name), name)
+        return InputImage(_from_pillow(source, name), name)
     if isinstance(source, np.ndarray):
-        return Picture(_from_array(source, name), name)
+        return InputImage(_from_array(source, name), name)
     raise TypeError(f'{name} is a {type(source).__name__}; wanted a path, '
                     'the bytes of a file, a uint8 array or a Pillow image')
 
 
 def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
     check_pixels(image.height, image.width, name)
-    if image.mode.startswith(('I', 'F')):  # Pillow would clip its values
-        raise ValueError(f'{name} has the mode {image.mode}; give the file '
-                         'itself, or scale it to 8 bits a channel')
+    if image.mode.startswith(('I', 'F')):  # Pillow would clip the values
+        raise ValueError(f'{name} has the mode {image.mode}: pass the file '
+                         'itself, or scale the image to 8 bits per channel')
     try:
         image = ImageOps.exif_transpose(image).convert('RGB')
-    except Exception as error:  # Pillow decodes only now
+    except Exception as error:  # Pillow decodes lazily
         raise ValueError(f'{name} cannot be decoded: {error}') from error
     return np.asarray(image)[..., ::-1].copy()
 
@@ -85,80 +91,71 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
             shape[2] not in (1, 3, 4)):
         raise ValueError(
             f'{name} is an array of {array.dtype} and shape {array.shape}; '
-            'wanted uint8, (h, w, 3) in the order BGR, (h, w) or (h, w, 4)')
+            'wanted uint8, (h, w, 3) in BGR order, (h, w) or (h, w, 4)')
     check_pixels(*shape[:2], name)
     array = np.ascontiguousarray(array.reshape(shape))
     if shape[2] == 3:
         return array
-    return cv2.cvtColor(array, _CHANNELS[shape[2]])
+    return cv2.cvtColor(array, _TO_BGR[shape[2]])
 
 
-def list_pictures(inputs: Any) -> list:
-    """One picture, a folder of them, a list or iterator -> a list of sources.
+def list_images(inputs: Any) -> list:
+    """An image, a folder, a list or an iterator -> a list of sources.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there are no images.
     """
     if isinstance(inputs, (list, tuple, Iterator)) and not isinstance(
             inputs, io.IOBase):
         sources = list(inputs)
-    elif isinstance(inputs, (str, os.PathLike)) and osp.isdir(inputs):
-        sources = [
-            osp.join(os.fspath(inputs), name)
-            for name in sorted(os.listdir(inputs))
-            if name.lower().endswith(SUFFIXES)
-            and osp.isfile(osp.join(inputs, name))
-        ]
         if not sources:
-            raise ValueError(f'the folder {os.fspath(inputs)} has no '
-                             f'pictures ({", ".join(SUFFIXES)})')
-    else:
-        sources = [inputs]
-    if not sources:
-        raise ValueError('there are no pictures: the list is empty')
-    return sources
+            raise ValueError('there are no images: the list is empty')
+        return sources
+    if not isinstance(inputs, (str, os.PathLike)) or not osp.isdir(inputs):
+        return [inputs]
+    paths = [
+        osp.join(os.fspath(inputs), name)
+        for name in sorted(os.listdir(inputs))
+        if name.lower().endswith(_SUFFIXES)
+    ]
+    paths = [path for path in paths if osp.isfile(path)]
+    if not paths:
+        raise ValueError(f'the folder {os.fspath(inputs)} has no images '
+                         f'({", ".join(_SUFFIXES)})')
+    return paths
 
 
-def match_texts(texts: Texts, num_pictures: int) -> list[list[str]]:
-    """The expressions of every picture.
-
-    Args:
-        texts (str | list[str] | list[list[str]]): One expression or several
-            that are asked of every picture, or a list for each picture.
-        num_pictures (int): How many there are.
-
-    Returns:
-        list[list[str]]: One list a picture.
+def match_texts(texts: Texts, num_images: int) -> list[list[str]]:
+    """A list of expressions for each image.
 
     Raises:
-        TypeError: If texts are something else.
-        ValueError: If there is none, one is empty, or there are not as many
-            lists as pictures.
+        TypeError: If texts have another type.
+        ValueError: If there are none, one is empty, or the number of lists is
+            not the number of images.
     """
     if isinstance(texts, (list, tuple)) and any(
             isinstance(own, (list, tuple)) for own in texts):
-        if len(texts) != num_pictures:
+        if len(texts) != num_images:
             raise ValueError(f'{len(texts)} lists of expressions for '
-                             f'{num_pictures} pictures: give one for each')
+                             f'{num_images} images: give one for each')
         return [check_texts(own) for own in texts]
-    return [check_texts(texts)] * num_pictures
+    return [check_texts(texts)] * num_images
 
 
 def check_texts(texts: str | Sequence[str]) -> list[str]:
-    """One expression or several -> a list; raises as match_texts does."""
+    """One or more expressions -> a list; raises like match_texts."""
     if isinstance(texts, str):
         texts = [texts]
     if not isinstance(texts, (list, tuple)):
         raise TypeError('expressions must be a string or a list of strings, '
                         f'got a {type(texts).__name__}')
     if not texts:
-        raise ValueError('there is no expression: say what to look for, for '
+        raise ValueError('there is no expression: give one or more, for '
                          "example 'the red circle'")
     for i, text in enumerate(texts, 1):
         if not isinstance(text, str):
             raise TypeError(f'expression {i} of {len(texts)} is a '
                             f'{type(text).__name__}, not a string')
         if not text.strip():
-            raise ValueError(f'expression {i} of {len(texts)} is empty: say '
-                             'what to look for')
+            raise ValueError(f'expression {i} of {len(texts)} is empty')
     return list(texts)

@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import os.path as osp
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,34 +13,40 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from torch import nn
 
-from cris.engine import load_config
+from cris.engine.config import load_config
 from cris.io.checkpoints import load_weights
 
+#: The model where none is named; its weights come with the package.
+DEFAULT_MODEL = 'cris_tiny_1xb8-3e_refshapes-160x160'
+
 _PACKAGE = Path(__file__).parents[1]
+
+
+def default_model_note(model: str | None) -> str | None:
+    """What a user of the default model must know; None for other models."""
+    if (model or DEFAULT_MODEL) != DEFAULT_MODEL:
+        return None
+    return ('the default model knows coloured shapes only; for photographs, '
+            'give a model of your own')
 
 
 def zoo_root() -> Path:
     """Folder of model-index.yml, configs/, tools/ and checkpoints/.
 
     Raises:
-        FileNotFoundError: If the installation does not have it.
+        FileNotFoundError: If the installation lacks it.
     """
-    # A wheel carries them in .mim, a checkout has them at its top.
+    # A wheel carries them in .mim, a checkout at its top.
     for root in (_PACKAGE / '.mim', _PACKAGE.parents[2]):
         if (root / 'model-index.yml').is_file():
             return root
     raise FileNotFoundError(
-        f'neither {_PACKAGE}/.mim nor a checkout around it has '
-        'model-index.yml: install the project again, from its wheel or with '
-        'pip install -e .')
+        f'model-index.yml is neither in {_PACKAGE}/.mim nor in a checkout: '
+        'install the project again, from its wheel or with pip install -e .')
 
 
 def read_model_index() -> dict[str, dict]:
-    """Entries of the model zoo.
-
-    Returns:
-        dict[str, dict]: By name, as in configs/cris/metafile.yml.
-    """
+    """Entries of the model zoo by name, as in configs/cris/metafile.yml."""
     root = zoo_root()
     files = load(root / 'model-index.yml')['Import']
     return {
@@ -50,12 +57,12 @@ def read_model_index() -> dict[str, dict]:
 
 def list_models(pattern: str | None = None,
                 pretrained: bool = False) -> list[str]:
-    """Names of the models that :func:`init_model` can make.
+    """Names of the models that :func:`init_model` can build.
 
     Args:
-        pattern (str, optional): Only those that match, with ``*`` and ``?``;
-            without either, those whose name has it in it.
-        pretrained (bool): Only those with weights. Defaults to False.
+        pattern (str, optional): Only names that match, with ``*`` and ``?``;
+            without either, names that contain it.
+        pretrained (bool): Only models with weights. Defaults to False.
 
     Returns:
         list[str]: Sorted.
@@ -70,43 +77,53 @@ def list_models(pattern: str | None = None,
 
 
 def config_file(name: str) -> str:
-    """Path of a model's config, to be the base of another one.
+    """Path of a config, to be the base of another one.
 
     Args:
-        name (str): Of :func:`list_models`.
+        name (str): Name of a config file below configs/: a model of
+            :func:`list_models`, or a part of ``_base_``, such as
+            ``'own_coco'`` or ``'_base_/datasets/own_coco'``.
 
     Returns:
         str: Absolute, in a checkout or an installed wheel.
 
     Raises:
-        ValueError: If there is no such model.
+        ValueError: If there is no such config.
     """
-    return str(zoo_root() / _entry(name)['Config'])
+    root = zoo_root() / 'configs'
+    name = name.removesuffix('.py')
+    stems = []
+    for path in sorted(root.rglob('*.py')):
+        relative = path.relative_to(root).with_suffix('').as_posix()
+        if f'/{relative}'.endswith(f'/{name}'):
+            return str(path)
+        stems.append(path.stem)
+    raise ValueError(f'no config {name!r}; {_near(name, stems)}')
 
 
 def init_model(model: str | Path | Config,
                checkpoint: str | Path | None = None,
                device: str | torch.device | None = None,
                pretrained: bool = True) -> nn.Module:
-    """Make a model and load its weights.
+    """Build a model and load its weights.
 
     Args:
         model (str | Path | Config): A name of :func:`list_models`, a config
             file, or a config.
-        checkpoint (str | Path, optional): Weights. None takes those of the
+        checkpoint (str | Path, optional): Weights. None means those of the
             model zoo. Defaults to None.
         device (str | torch.device, optional): Defaults to the GPU if there
             is one.
-        pretrained (bool): False leaves the weights random where checkpoint
-            is None. Defaults to True.
+        pretrained (bool): False keeps random weights if checkpoint is None.
+            Defaults to True.
 
     Returns:
         nn.Module: In eval mode, with its config as ``cfg``.
 
     Raises:
-        ValueError: If there is no such model, it has no weights in the zoo,
-            the checkpoint does not fit, or there is no such device.
-        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If the model or the device does not exist, the model zoo
+            has no weights for the model, or the checkpoint does not fit.
+        FileNotFoundError: If the config or the checkpoint does not exist.
     """
     name = 'this config'
     if not isinstance(model, Config):
@@ -116,11 +133,11 @@ def init_model(model: str | Path | Config,
             checkpoint = weights
     if checkpoint is None and pretrained:
         raise ValueError(
-            f'no weights come with {name}: name a checkpoint, or a model of '
+            f'no weights come with {name}: give a checkpoint, or a model of '
             f'the zoo with weights ({", ".join(list_models(pretrained=True))})'
-            '; in Python pretrained=False leaves them random')
+            '; in Python, pretrained=False keeps random weights')
     if 'model' not in model:
-        raise ValueError(f'{name} defines no model: is it a whole config?')
+        raise ValueError(f'{name} defines no model: is it a complete config?')
     if device is None:
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     _check_device(device)
@@ -136,28 +153,31 @@ def _check_device(device: str | torch.device) -> None:
     try:
         torch.empty(1, device=device)
     except (AssertionError, RuntimeError) as error:  # torch without CUDA
-        raise ValueError(f'the device {str(device)!r} cannot be used '
-                         f'({torch.cuda.device_count()} GPUs are there; cpu '
-                         f'always is): {error}') from error
+        raise ValueError(f'the device {str(device)!r} cannot be used; there '
+                         f'are {torch.cuda.device_count()} GPUs: {error}'
+                         ) from error
 
 
-def _find(model: str):
-    """Config and, for a name of the zoo, the path of its weights."""
+def _find(model: str) -> tuple[Config, str | None]:
+    """Config and, for a name of the model zoo, path of the weights."""
     if model.endswith('.py'):
         if not osp.isfile(model):
             raise FileNotFoundError(f'config file {model} does not exist')
         return load_config(model), None
-    weights = _entry(model).get('Weights')
-    return (load_config(config_file(model)),
-            str(zoo_root() / weights) if weights else None)
+    zoo, root = read_model_index(), zoo_root()
+    if model not in zoo:
+        raise ValueError(f'no model {model!r} in the model zoo; '
+                         f'{_near(model, zoo)}')
+    weights = zoo[model].get('Weights')
+    return (load_config(str(root / zoo[model]['Config'])),
+            str(root / weights) if weights else None)
 
 
-def _entry(name: str) -> dict:
-    zoo = read_model_index()
-    if name not in zoo:
-        close = list_models(name)[:3] or difflib.get_close_matches(
-            name, zoo, n=3, cutoff=0.4)
-        raise ValueError(f'no model {name!r} in the model zoo; '
-                         f'near it: {", ".join(close) or "none"}. '
-                         'cris.list_models() shows all of them.')
-    return zoo[name]
+def _near(name: str, names: Iterable[str]) -> str:
+    """Hint at names that contain or resemble a name."""
+    close = dict.fromkeys([
+        *sorted((n for n in names if name in n), key=len)[:3],
+        *difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    ])
+    return (f'near it: {", ".join(close) or "none"}. cris.list_models() lists '
+            'the models.')

@@ -1,21 +1,19 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""From the logits of a picture to what a user wants to know of it.
+"""From the logits of an image to masks, boxes and scores.
 
-Shapes: a picture of h x w pixels with K expressions.
+Shapes: an image of h x w pixels with K expressions.
 """
 from collections.abc import Sequence
 from numbers import Real
 
-import cv2
 import numpy as np
+import torch
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 
 from cris.evaluation.confidence import confidence
-from cris.visualization.draw import cut, draw_masks, draw_tile, join_tiles
-
-_MOST_TILES, _COLUMNS = 100, 4  # of a sheet
-_LONGEST = 120  # characters of an expression on it
 
 
 def make_prediction(model: nn.Module,
@@ -25,32 +23,32 @@ def make_prediction(model: nn.Module,
                     threshold: float | None = None,
                     return_masks: bool = True,
                     return_probs: bool = False) -> dict:
-    """Masks at the original size and what follows from them.
+    """Masks at the original size, with their boxes and scores.
 
-    The model does not run: another threshold costs only this.
+    The model does not run, so that another threshold is cheap.
 
     Args:
         model (nn.Module): A :class:`cris.models.CRIS`.
-        logits (Tensor): Its answers, ``(K, 1, H/4, W/4)``.
-        shape (tuple[int, int]): Height and width of the picture.
-        expressions (Sequence[str]): K of them.
+        logits (Tensor): Output of the model, ``(K, 1, H/4, W/4)``.
+        shape (tuple[int, int]): Height and width of the image.
+        expressions (Sequence[str]): K expressions.
         threshold (float, optional): A pixel belongs to the mask if its
-            probability is higher. None takes the model's.
-        return_masks (bool): False leaves only the RLEs, which a thousand
-            expressions of a large picture want. Defaults to True.
-        return_probs (bool): Defaults to False.
+            probability is higher. None means the model's.
+        return_masks (bool): False returns the RLEs only, which saves memory
+            with many expressions on a large image. Defaults to True.
+        return_probs (bool): Return the probabilities, too. Defaults to False.
 
     Returns:
         dict: ``expressions``, K strings; ``scores``, float32 ``(K,)``, see
         :func:`cris.evaluation.confidence`; ``boxes``, float32 ``(K, 4)`` of
         x0, y0, x1, y1 in pixels, zeros where the mask is empty; ``rles``, K
-        compressed COCO RLEs that JSON can hold; ``height``, ``width``,
-        ``threshold``; on request ``masks``, bool ``(K, h, w)``, and
-        ``probs``, float32 ``(K, h, w)``, which overshoot [0, 1] at sharp
-        edges, for they are interpolated as in the official code (bicubic).
+        compressed COCO RLEs, ready for JSON; ``height``, ``width``,
+        ``threshold``; if asked for, ``masks``, bool ``(K, h, w)``, and
+        ``probs``, float32 ``(K, h, w)``. The latter overshoot [0, 1] at sharp
+        edges because of the bicubic interpolation of the official code.
 
     Raises:
-        ValueError: If threshold is not in [0, 1], or a logit is no number.
+        ValueError: If threshold is not in [0, 1], or a logit is not finite.
     """
     if threshold is None:
         threshold = model.decode_head.threshold
@@ -59,7 +57,7 @@ def make_prediction(model: nn.Module,
     if not 0 <= threshold <= 1:
         raise ValueError(f'threshold={threshold} must be in [0, 1]')
     scores, rles, masks, probs = [], [], [], []
-    for k in range(len(expressions)):  # one map at a time: they may be large
+    for k in range(len(expressions)):  # maps may be large: one at a time
         prob = model.original_size(logits[k:k + 1], shape)[0]
         mask = (prob > threshold).numpy()
         prob = prob.numpy()
@@ -86,36 +84,17 @@ def make_prediction(model: nn.Module,
     return prediction
 
 
-def draw_prediction(image: np.ndarray, prediction: dict) -> np.ndarray:
-    """A sheet with a tile for every expression.
-
-    Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``, or smaller.
-        prediction (dict): By :func:`make_prediction`.
-
-    Returns:
-        np.ndarray: RGB, uint8: the mask of an expression in cyan, and below
-        it the expression and its score. With several expressions the plain
-        picture comes first, and only the first hundred are drawn.
-    """
-    expressions, scores, rles = (
-        prediction[key][:_MOST_TILES]
-        for key in ('expressions', 'scores', 'rles'))
-    one = len(expressions) == 1
-    width = min(max(image.shape[1], 320), 1000 if one else 400)
-    # Outlines are of the size that is shown, and large pictures take long.
-    scale = min(1, width / image.shape[1])
-    image = cv2.resize(
-        image, (max(1, round(scale * image.shape[1])),
-                max(1, round(scale * image.shape[0]))),
-        interpolation=cv2.INTER_AREA)
-    tiles = [] if one else [draw_tile(image, 'picture', width)]
-    for expression, score, rle in zip(expressions, scores, rles, strict=True):
-        mask = cv2.resize(
-            coco_mask.decode(rle), (image.shape[1], image.shape[0]),
-            interpolation=cv2.INTER_NEAREST).astype(bool)
-        caption = f'"{cut(expression, _LONGEST)}"  {score:.2f}'
-        if not coco_mask.area(rle):
-            caption += '  (nothing found)'
-        tiles.append(draw_tile(draw_masks(image, pred=mask), caption, width))
-    return join_tiles(tiles, _COLUMNS)
+def to_data_sample(prediction: dict) -> SegDataSample:
+    """A prediction with masks as a sample like those of CRIS.predict."""
+    sample = SegDataSample(
+        metainfo=dict(
+            img_path=prediction['img_path'],
+            ori_shape=(prediction['height'], prediction['width']),
+            expressions=prediction['expressions'],
+            scores=prediction['scores']))
+    sample.pred_sem_seg = PixelData(
+        data=torch.from_numpy(prediction['masks']))
+    if 'probs' in prediction:
+        sample.seg_logits = PixelData(
+            data=torch.from_numpy(prediction['probs']))
+    return sample

@@ -15,7 +15,7 @@ from cris.io.files import load_json
 
 
 def write_image(image: np.ndarray, path: str) -> None:
-    """Write a picture, BGR or grey; missing folders are made.
+    """Write an image, BGR or grey; missing folders are created.
 
     Raises:
         OSError: If it cannot be written.
@@ -27,19 +27,19 @@ def write_image(image: np.ndarray, path: str) -> None:
 
 
 class PredictionWriter:
-    """Writes predictions into a folder, as they come.
+    """Writes predictions into a folder, one image at a time.
 
-    ``masks/NAME_K.png`` of 0 and 255 for the K-th expression, counted from
-    0; ``overlays/NAME.jpg``; on :meth:`close`, which leaving its ``with``
-    calls, ``predictions.json``. What an earlier run left there stays, but for
-    the answers about pictures that are asked about again.
+    ``masks/NAME_K.png`` with values 0 and 255 for the K-th expression,
+    counted from 0; ``overlays/NAME.jpg``; on :meth:`close`, at the end of a
+    ``with`` block, ``predictions.json``. Results of earlier runs are kept,
+    except those of the same images.
 
     Args:
-        out_dir (str): The folder; it is made if need be.
+        out_dir (str | Path): The folder, created if it does not exist.
 
     Raises:
-        OSError: If it cannot be made.
-        ValueError: If its ``predictions.json`` is of something else.
+        OSError: If the folder cannot be created.
+        ValueError: If its ``predictions.json`` has other content.
     """
 
     def __init__(self, out_dir: str | os.PathLike):
@@ -66,8 +66,8 @@ class PredictionWriter:
             for record in records:
                 _identity(record), _files(record)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f'{self.path} is there already and of something '
-                             'else: name another folder') from error
+            raise ValueError(f'{self.path} exists and does not hold '
+                             'predictions: choose another folder') from error
         return records
 
     def _forget(self, record: dict) -> None:
@@ -77,10 +77,10 @@ class PredictionWriter:
         self._names.discard(_name(record))
 
     def write(self, prediction: dict, overlay: np.ndarray) -> None:
-        """Write the masks and the overlay of one picture.
+        """Write the masks and the overlay of one image.
 
         Args:
-            prediction (dict): By
+            prediction (dict): From
                 :func:`cris.apis.predictions.make_prediction`, with ``name``
                 and ``img_path``.
             overlay (np.ndarray): RGB, uint8.
@@ -110,22 +110,16 @@ class PredictionWriter:
                     mask_file=mask_file))
         overlay_file = f'overlays/{name}.jpg'
         write_image(overlay[..., ::-1], osp.join(self.out_dir, overlay_file))
-        record = {
+        about = {
             key: prediction[key]
             for key in ('img_path', 'height', 'width', 'threshold')
         }
         self.records.append(
-            dict(
-                record, overlay_file=overlay_file, answers=answers))
+            dict(about, overlay_file=overlay_file, answers=answers))
 
-    def close(self) -> str:
-        """Write ``predictions.json``, a list with one entry per picture.
-
-        Returns:
-            str: Its path.
-        """
+    def close(self) -> None:
+        """Write ``predictions.json``, a list with one entry per image."""
         dump([*sum(self._earlier.values(), []), *self.records], self.path)
-        return self.path
 
     def __enter__(self) -> 'PredictionWriter':
         return self
@@ -135,7 +129,7 @@ class PredictionWriter:
 
 
 def _identity(record: dict) -> str:
-    """The picture that it is of; of an array only a name is known."""
+    """Identifies the image; an array has only a name."""
     path = record['img_path']
     return osp.abspath(path) if path else record['overlay_file']
 
@@ -145,7 +139,7 @@ def _name(record: dict) -> str:
 
 
 def _files(record: dict) -> list[str]:
-    """Its masks and overlay; a record of a stranger must not name others."""
+    """Files of a record, which must not name files outside the folder."""
     return [f'overlays/{osp.basename(record["overlay_file"])}'] + [
         f'masks/{osp.basename(answer["mask_file"])}'
         for answer in record['answers']

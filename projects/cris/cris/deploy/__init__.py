@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""CRIS without its PyTorch weights: ONNX graphs and what runs them."""
+"""CRIS as ONNX graphs, in onnxruntime or OpenVINO."""
 from .export import export_onnx
 from .quantize import quantize_onnx
 from .runtime import BACKENDS, ExportedCRIS

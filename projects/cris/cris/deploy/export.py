@@ -2,19 +2,20 @@
 """CRIS as ONNX graphs.
 
 Shapes: B images of H x W pixels, E expressions of L tokens. B and E are free
-in the graphs, H, W and L are those of the config.
+in the graphs; H, W and L are those of the config.
 """
 import copy
 import os
 import warnings
-from collections.abc import Callable
 
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
+from mmengine.config import Config
 from mmengine.utils import digit_version, mkdir_or_exist
 from torch import Tensor, nn
 
 from cris.datasets.tokenizer import tokenize
+from cris.models.fast_cpu import FoldedProjector
 
 from .files import (
     GRAPHS,
@@ -23,90 +24,99 @@ from .files import (
     optional_package,
     write_description,
 )
-from .runtime import ExportedCRIS, run_graph
+from .runtime import ExportedCRIS, open_graph
 
-_OPSET = 20  # the oldest whose Resize and Col2Im say all that is needed
-_LIMIT = 1e-4  # of the largest output: other kernels add in another order
+_OPSET = 20  # the first whose Resize and Col2Im are sufficient
+# Kernels add in different orders; relative to the largest output.
+_TOLERANCE = 1e-4
 
 
 class _Graph(nn.Module):
-    """A function of a model as the module that torch.onnx wants."""
+    """One of GRAPHS as a module, which torch.onnx needs."""
 
-    def __init__(self, model: nn.Module, function: Callable):
+    def __init__(self, model: nn.Module, graph: str):
         super().__init__()
         self.model = model
-        self.function = function
+        self.graph = graph
 
-    def forward(self, *inputs: Tensor):
-        return self.function(self.model, *inputs)
-
-
-def _decode(model, p3, p4, p5, words, sentence, tokens, image_index):
-    return model.decode((p3, p4, p5), words, sentence, tokens, image_index)
-
-
-def _predict(model, images, tokens, image_index):
-    return _decode(model, *model.encode_image(images),
-                   *model.encode_text(tokens), tokens, image_index)
-
-
-_FUNCTIONS = dict(
-    image_encoder=lambda model, images: model.encode_image(images),
-    text_encoder=lambda model, tokens: model.encode_text(tokens),
-    decoder=_decode,
-    cris=_predict)
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        model = self.model
+        if self.graph == 'image_encoder':
+            return model.encode_image(*inputs)
+        if self.graph == 'text_encoder':
+            return model.encode_text(*inputs)
+        if self.graph == 'decoder':
+            p3, p4, p5, *others = inputs
+            return model.decode((p3, p4, p5), *others)
+        images, tokens, image_index = inputs
+        return model.decode(
+            model.encode_image(images), *model.encode_text(tokens), tokens,
+            image_index)
 
 
 def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
-    """Write a model as ONNX and check what was written.
+    """Write a model as ONNX and compare the graphs with PyTorch.
 
     Args:
-        model (nn.Module): A CRIS by :func:`cris.init_model`, with its config
-            as ``cfg``; it is not changed.
-        folder (str): Where ``image_encoder.onnx``, ``text_encoder.onnx``,
-            ``decoder.onnx`` and ``cris.json`` go.
-        fused (bool): Write ``cris.onnx``, too, the three in one graph.
+        model (nn.Module): A CRIS from :func:`cris.init_model`, with its
+            config as ``cfg``; it is not changed.
+        folder (str): Folder for ``image_encoder.onnx``,
+            ``text_encoder.onnx``, ``decoder.onnx`` and ``cris.json``.
+        fused (bool): Also write ``cris.onnx``, the three in one graph.
             Defaults to True.
 
     Returns:
-        float: The largest difference between a graph's outputs and
-        PyTorch's, as a share of the largest output.
+        float: The largest difference between an output of a graph and
+        PyTorch's, relative to the largest output.
 
     Raises:
         ImportError: If onnx, onnxscript or onnxruntime is not installed, or
             torch is older than 2.6.
-        RuntimeError: If a graph does not compute what PyTorch does.
+        RuntimeError: If the outputs of a graph differ from PyTorch's.
     """
     for package in ('onnx', 'onnxscript', 'onnxruntime'):
         optional_package(package)
     if digit_version(torch.__version__) < digit_version('2.6'):
-        raise ImportError('the export needs torch >= 2.6, here is '
-                          f'{torch.__version__}')
+        raise ImportError('the export needs torch >= 2.6, but '
+                          f'{torch.__version__} is installed')
     mkdir_or_exist(folder)
     cfg = model.cfg
-    model = fuse_conv_bn(copy.deepcopy(model).cpu().float().eval())
-    model.requires_grad_(False)
+    model = _exportable(model)
     size = cfg.image_size
     size = (size, size) if isinstance(size, int) else tuple(size)
-    _write_description(model, cfg, size, folder)
+    write_description(folder, _describe(model, cfg, size))
     graphs = (*PARTS, 'cris') if fused else PARTS
-    values = _values(model, size, cfg.context_length, (2, 3))
+    values = _make_values(model, size, cfg.context_length, (2, 3))
     for graph in graphs:
         _export(model, graph, values, graph_file(folder, graph))
     worst = 0.
     for counts in ((1, 1), (1, 7), (3, 5)):
-        values = _values(model, size, cfg.context_length, counts)
+        values = _make_values(model, size, cfg.context_length, counts)
         for graph in graphs:
-            worst = max(worst, _difference(folder, graph, values))
+            inputs, outputs = GRAPHS[graph]
+            path = graph_file(folder, graph)
+            made = open_graph(path)({k: values[k].numpy() for k in inputs})
+            for own, name in zip(made, outputs, strict=True):
+                own = torch.from_numpy(own)
+                worst = max(worst, _difference(own, values[name], path))
     exported = ExportedCRIS(folder)
     logits = exported.predict_logits(*(values[k] for k in GRAPHS['cris'][0]))
-    return max(worst, _share(logits, values['logits'], folder))
+    return max(worst, _difference(logits, values['logits'], folder))
+
+
+def _exportable(model: nn.Module) -> nn.Module:
+    """A copy on the CPU in fp32, with batch normalisation folded."""
+    model = fuse_conv_bn(copy.deepcopy(model).cpu().float().eval())
+    # A grouped convolution has no free number of expressions in ONNX.
+    head = model.decode_head
+    head.projector = FoldedProjector(head.projector)
+    return model.requires_grad_(False)
 
 
 @torch.no_grad()
-def _values(model: nn.Module, size: tuple[int, int], context_length: int,
-            counts: tuple[int, int]) -> dict[str, Tensor]:
-    """What goes into and comes out of the graphs, for B images and E."""
+def _make_values(model: nn.Module, size: tuple[int, int], context_length: int,
+                 counts: tuple[int, int]) -> dict[str, Tensor]:
+    """Inputs and outputs of all graphs, for B images and E expressions."""
     images, expressions = counts
     generator = torch.Generator().manual_seed(0)
     sentences = [
@@ -119,7 +129,7 @@ def _values(model: nn.Module, size: tuple[int, int], context_length: int,
         image_index=torch.arange(expressions) % images)
     for graph in (*PARTS, 'cris'):
         inputs, outputs = GRAPHS[graph]
-        made = _FUNCTIONS[graph](model, *(values[name] for name in inputs))
+        made = _Graph(model, graph)(*(values[name] for name in inputs))
         made = (made, ) if isinstance(made, Tensor) else made
         values.update(zip(outputs, made, strict=True))
     return values
@@ -131,10 +141,11 @@ def _export(model: nn.Module, graph: str, values: dict[str, Tensor],
     images, expressions = (torch.export.Dim(name) for name in 'BE')
     of_images = ('images', 'p3', 'p4', 'p5')
     shapes = [{0: images if n in of_images else expressions} for n in inputs]
+    num_bytes = sum(w.numel() * w.element_size() for w in model.parameters())
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that names of axes occur twice
+        warnings.simplefilter('ignore')  # names of axes are used repeatedly
         torch.onnx.export(
-            _Graph(model, _FUNCTIONS[graph]),
+            _Graph(model, graph),
             tuple(values[name] for name in inputs),
             path,
             input_names=inputs,
@@ -142,50 +153,33 @@ def _export(model: nn.Module, graph: str, values: dict[str, Tensor],
             dynamic_shapes=(tuple(shapes), ),
             opset_version=_OPSET,
             dynamo=True,
-            # One file, unless it is past protobuf's 2 GB.
-            external_data=_bytes(model) > 1.8e9,
+            # protobuf is limited to 2 GB per file.
+            external_data=num_bytes > 1.8e9,
             verbose=False)
 
 
-def _bytes(model: nn.Module) -> int:
-    return sum(w.numel() * w.element_size() for w in model.parameters())
-
-
-def _difference(folder: str, graph: str, values: dict[str, Tensor]) -> float:
-    inputs, outputs = GRAPHS[graph]
-    path = graph_file(folder, graph)
-    made = run_graph(path, {name: values[name].numpy() for name in inputs})
-    return max(
-        _share(torch.from_numpy(own), values[name], path)
-        for own, name in zip(made, outputs, strict=True))
-
-
-def _share(own: Tensor, wanted: Tensor, path: str) -> float:
-    share = float((own - wanted).abs().max() / wanted.abs().max())
-    if not share <= _LIMIT:
+def _difference(own: Tensor, expected: Tensor, path: str) -> float:
+    share = float((own - expected).abs().max() / expected.abs().max())
+    if not share <= _TOLERANCE:
         raise RuntimeError(
-            f'{path} is not to be used: for inputs of '
-            f'{len(wanted)} its outputs differ from PyTorch\'s by {share:.1e} '
-            f'of the largest ({_LIMIT:.0e} is allowed)')
+            f'{path} cannot be used: with a batch of {len(expected)}, its '
+            f"outputs differ from PyTorch's by {share:.1e} of the largest "
+            f'({_TOLERANCE:.0e} is allowed)')
     return share
 
 
-def _write_description(model: nn.Module, cfg, size: tuple[int, int],
-                       folder: str) -> None:
+def _describe(model: nn.Module, cfg: Config, size: tuple[int, int]) -> dict:
     pipeline = cfg.test_dataloader.dataset.pipeline
     (letterbox, ) = (t for t in pipeline if t['type'] == 'Letterbox')
     preprocessor = cfg.model.data_preprocessor
-    write_description(
-        folder,
-        dict(
-            config=os.path.basename(cfg.filename or ''),
-            image_size=list(size),
-            context_length=cfg.context_length,
-            border_value=[float(v) for v in letterbox['border_value']],
-            mean=[float(v) for v in preprocessor['mean']],
-            std=[float(v) for v in preprocessor['std']],
-            threshold=float(model.decode_head.threshold),
-            align_corners=bool(model.decode_head.align_corners),
-            precision='fp32',
-            opset=_OPSET,
-            torch=torch.__version__))
+    return dict(
+        config=os.path.basename(cfg.filename or ''),
+        image_size=list(size),
+        context_length=cfg.context_length,
+        border_value=[float(v) for v in letterbox['border_value']],
+        mean=[float(v) for v in preprocessor['mean']],
+        std=[float(v) for v in preprocessor['std']],
+        threshold=float(model.decode_head.threshold),
+        align_corners=bool(model.decode_head.align_corners),
+        opset=_OPSET,
+        torch=torch.__version__)

@@ -17,7 +17,7 @@ GRAPHS = {
 }  # yapf: disable
 PARTS = ('image_encoder', 'text_encoder', 'decoder')
 
-_WANTED = {
+_REQUIRED = {
     'image_size': list,
     'context_length': int,
     'border_value': list,
@@ -25,7 +25,6 @@ _WANTED = {
     'std': list,
     'threshold': float,
     'align_corners': bool,
-    'precision': str,
 }
 
 
@@ -35,7 +34,7 @@ def graph_file(folder: str, graph: str) -> str:
 
 
 def write_description(folder: str, description: dict[str, Any]) -> None:
-    """Write ``cris.json``, what a runtime must know beside the graphs."""
+    """Write ``cris.json``, what a runtime needs besides the graphs."""
     with open(osp.join(folder, 'cris.json'), 'w', encoding='utf-8') as file:
         json.dump(description, file, indent=2)
 
@@ -44,21 +43,22 @@ def read_description(folder: str) -> dict[str, Any]:
     """Read ``cris.json``.
 
     Raises:
-        FileNotFoundError: If the folder or a file of it is missing.
-        ValueError: If it is not as :func:`write_description` leaves it.
+        FileNotFoundError: If the folder or one of its files is missing.
+        ValueError: If the file is damaged or incomplete.
     """
     path = osp.join(folder, 'cris.json')
     files = [path, *(graph_file(folder, part) for part in PARTS)]
     missing = [osp.basename(file) for file in files if not osp.isfile(file)]
     if missing:
         raise FileNotFoundError(
-            f'{folder} is no exported model: it has no {", ".join(missing)}; '
-            'tools/deployment/export_onnx.py writes them')
+            f'{folder} is not an exported model: it has no '
+            f'{", ".join(missing)}; tools/deployment/export_onnx.py writes '
+            'them')
     try:
         with open(path, encoding='utf-8') as file:
             description = json.load(file)
         faults = [
-            name for name, kind in _WANTED.items()
+            name for name, kind in _REQUIRED.items()
             if not isinstance(description.get(name), kind)
         ]
     except (ValueError, AttributeError) as error:
@@ -74,11 +74,10 @@ def optional_package(name: str) -> ModuleType:
     """Import a package of requirements/deploy.txt.
 
     Raises:
-        ImportError: If it is not installed, with what to install.
+        ImportError: If it is not installed, with the command to install it.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(
-            f'{name} is needed here ({error}): '
-            'pip install -r requirements/deploy.txt') from error
+        raise ImportError(f'{name} is missing ({error}): '
+                          'pip install -r requirements/deploy.txt') from error

@@ -13,8 +13,7 @@ from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from cris.models import CRIS
-from cris.models.cris import ImageFeatures
+from cris.models.cris import CRIS, ImageFeatures
 
 from .files import (
     GRAPHS,
@@ -28,28 +27,26 @@ Arrays = dict[str, np.ndarray]
 Session = Callable[[Arrays], list[np.ndarray]]
 
 
-def _open_onnxruntime(path: str, precision: str,
-                      threads: int | None) -> Session:
+def _open_onnxruntime(path: str, precision: str, threads: int) -> Session:
     ort = optional_package('onnxruntime')
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = threads
     # TF32 would not be fp32.
-    wanted = dict(
+    providers = dict(
         CUDAExecutionProvider=dict(use_tf32=0), CPUExecutionProvider={})
-    there = ort.get_available_providers()
+    available = ort.get_available_providers()
     session = ort.InferenceSession(
         path,
         options,
-        providers=[item for item in wanted.items() if item[0] in there])
+        providers=[item for item in providers.items() if item[0] in available])
     return lambda feeds: session.run(None, feeds)
 
 
-def _open_openvino(path: str, precision: str,
-                   threads: int | None) -> Session:
+def _open_openvino(path: str, precision: str, threads: int) -> Session:
     openvino = optional_package('openvino')
     compiled = openvino.Core().compile_model(
         path, 'CPU', {
-            'INFERENCE_NUM_THREADS': threads or torch.get_num_threads(),
+            'INFERENCE_NUM_THREADS': threads,
             'INFERENCE_PRECISION_HINT': precision.replace('fp', 'f'),
             'PERFORMANCE_HINT': 'LATENCY'
         })
@@ -57,14 +54,14 @@ def _open_openvino(path: str, precision: str,
 
     def run(feeds: Arrays) -> list[np.ndarray]:
         made = compiled(feeds)
-        # The next call writes where these lie.
+        # Copies, because the next call reuses the memory.
         return [made[k].astype(np.float32) for k in range(count)]
 
     return run
 
 
 _OPEN = dict(onnxruntime=_open_onnxruntime, openvino=_open_openvino)
-#: What runs the graphs, and in which precisions.
+#: Backends and their precisions.
 BACKENDS = dict(onnxruntime=('fp32', ), openvino=('fp32', 'bf16'))
 
 
@@ -77,58 +74,55 @@ def open_graph(path: str,
     Args:
         path (str): File of the graph.
         backend (str): One of :data:`BACKENDS`. Defaults to 'onnxruntime'.
-        precision (str): 'fp32' or, of OpenVINO, 'bf16'. Defaults to 'fp32'.
+        precision (str): 'fp32' or, with OpenVINO, 'bf16'. Defaults to 'fp32'.
         threads (int, optional): Defaults to torch's number.
 
     Raises:
         ImportError: If the backend is not installed.
-        ValueError: If it is unknown, does not have the precision, or cannot
+        ValueError: If the backend is unknown, lacks the precision, or cannot
             read the graph.
     """
     if backend not in BACKENDS:
         raise ValueError(f'backend={backend!r} must be one of '
                          f'{", ".join(BACKENDS)}')
     if precision not in BACKENDS[backend]:
-        raise ValueError(f'{backend} has no precision={precision!r}, but '
-                         f'{", ".join(BACKENDS[backend])}')
+        raise ValueError(f'precision={precision!r} of {backend} must be one '
+                         f'of {", ".join(BACKENDS[backend])}')
     try:
-        return _OPEN[backend](path, precision, threads)
+        return _OPEN[backend](path, precision,
+                              threads or torch.get_num_threads())
     except ImportError:
         raise
-    except Exception as error:  # each backend has errors of its own
+    except Exception as error:  # each backend has its own errors
         raise ValueError(
             f'{backend} cannot use {path}: {str(error)[:300]}') from error
-
-
-def run_graph(path: str, feeds: Arrays) -> list[np.ndarray]:
-    """Outputs of a graph in onnxruntime."""
-    return open_graph(path)(feeds)
 
 
 @MODELS.register_module()
 class ExportedCRIS(CRIS):
     """A CRIS whose encoders and decoder are exported graphs.
 
-    It answers like the model it was exported from: in tools/test.py, in
-    :class:`cris.CRISInferencer` and through ``predict_logits``, with numbers
-    or tensors on the CPU. It cannot be trained.
+    It can stand in for the model it was exported from: in tools/test.py, in
+    :class:`cris.CRISInferencer` and through ``predict_logits``, with tensors
+    on the CPU. It cannot be trained.
 
     >>> model = ExportedCRIS('exported', backend='openvino')
     >>> cris.CRISInferencer(model)('street.jpg', 'leftmost car')
 
     Args:
-        folder (str): By :func:`cris.deploy.export_onnx`.
+        folder (str): From :func:`cris.deploy.export_onnx`.
         backend (str): 'onnxruntime' or 'openvino'. Defaults to
             'onnxruntime'.
-        precision (str): 'fp32' or, of OpenVINO, 'bf16'. Defaults to 'fp32'.
+        precision (str): 'fp32' or, with OpenVINO, 'bf16'. Defaults to 'fp32'.
         threads (int, optional): Defaults to torch's number.
-        data_preprocessor (dict, optional): None takes the exported model's.
+        data_preprocessor (dict, optional): None means that of the exported
+            model.
 
     Raises:
         FileNotFoundError: If the folder lacks a file.
         ImportError: If the backend is not installed.
-        ValueError: If the backend is unknown, does not have the precision,
-            or cannot read a graph.
+        ValueError: If the backend is unknown, lacks the precision, or cannot
+            read a graph.
     """
 
     def __init__(self,
@@ -148,14 +142,15 @@ class ExportedCRIS(CRIS):
                 seg_pad_val=0)
         if isinstance(data_preprocessor, dict):
             data_preprocessor = MODELS.build(data_preprocessor)
-        # Not CRIS's: there are no modules to build.
+        # CRIS's own constructor would build the parts of a model.
         BaseSegmentor.__init__(self, data_preprocessor=data_preprocessor)
-        self.cfg = _config(about)
+        self.cfg = _make_config(about)
         self.image_size = tuple(about['image_size'])
         self.context_length = about['context_length']
+        # What CRIS.original_size and the inferencer read.
         self.decode_head = SimpleNamespace(
             threshold=about['threshold'], align_corners=about['align_corners'])
-        # Data parallelism, of a test on several ranks, asks for one.
+        # DistributedDataParallel, in a test on several ranks, requires one.
         self.unused = nn.Parameter(torch.zeros(1))
         self._sessions = {
             part: open_graph(
@@ -170,7 +165,7 @@ class ExportedCRIS(CRIS):
             raise ValueError(
                 f'images of {tuple(images.shape[-2:])}, but the model was '
                 f'exported for {self.image_size} (height, width): letterbox '
-                'them to that, or export again')
+                'them to that size, or export again')
         return self._run('image_encoder', images=images)
 
     def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,20 +205,17 @@ class ExportedCRIS(CRIS):
         return super().train(mode)
 
 
-def _config(about: dict) -> Config:
-    """As much of a config as CRISInferencer needs."""
+def _make_config(about: dict) -> Config:
+    """The part of a config that CRISInferencer needs."""
+    size, length = about['image_size'], about['context_length']
     pipeline = [
         dict(
-            type='Letterbox',
-            size=about['image_size'],
-            border_value=about['border_value']),
-        dict(
-            type='TokenizeExpressions',
-            context_length=about['context_length']),
+            type='Letterbox', size=size, border_value=about['border_value']),
+        dict(type='TokenizeExpressions', context_length=length),
         dict(type='PackReferInputs')
     ]
     return Config(
         dict(
             test_dataloader=dict(dataset=dict(pipeline=pipeline)),
-            image_size=about['image_size'],
-            context_length=about['context_length']))
+            image_size=size,
+            context_length=length))

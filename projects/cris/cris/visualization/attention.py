@@ -1,8 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Which words the decoder's pixels look at (paper section 3.2).
+"""The attention of the decoder's pixels to words (paper section 3.2).
 
 Shapes: E expressions of L tokens; N pixels at stride 16 of the input; W words
-of one expression on a picture of h x w pixels.
+of one expression on an image of h x w pixels.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,18 +18,18 @@ from mmseg.registry import TRANSFORMS
 from torch import Tensor, nn
 
 from cris.datasets.tokenizer import split_words
+from cris.datasets.transforms import without_loading
 from cris.geometry import unletterbox
 
-from .draw import draw_masks, draw_tile, join_tiles
+from .draw import draw_masks, draw_sheet
 
 _STRIDE = 16  # of the decoder's pixels
-_FROM_PICTURE = ('Letterbox', 'TokenizeExpressions', 'PackReferInputs')
 
 
 class WordAttention(NamedTuple):
-    """What the decoder looked at for one expression."""
-    words: list[str]  #: with ``<start>`` and ``<end>``, W of them
-    maps: np.ndarray  #: share of each word, float32 (W, h, w) in [0, 1]
+    """Attention of an image's pixels to the words of one expression."""
+    words: list[str]  #: W words, with ``<start>`` and ``<end>``
+    maps: np.ndarray  #: attention to each word, float32 (W, h, w) in [0, 1]
     pred: np.ndarray  #: prediction, bool (h, w)
 
 
@@ -38,19 +38,19 @@ def word_attention(model: nn.Module,
                    image: np.ndarray,
                    expression: str,
                    layer: int = -1) -> WordAttention:
-    """Attention of pixels to words, on the picture, averaged over heads.
+    """Attention of pixels to words at the image's size, averaged over heads.
 
-    The pieces of a word are added. ``<start>`` and ``<end>`` are kept, for
-    much of the attention goes there: with them the maps add up to 1 at every
-    pixel, up to the rounding of the way back to the picture's size.
+    The tokens of a word are added up. ``<start>`` and ``<end>`` are included,
+    because much of the attention goes there: with them, the maps add up to 1
+    at each pixel, up to interpolation.
 
     Args:
-        model (nn.Module): Of :func:`cris.init_model`.
+        model (nn.Module): From :func:`cris.init_model`.
         image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        expression (str): What is asked; words beyond the context length have
+        expression (str): The expression; words beyond the context length have
             no map.
-        layer (int): Of the decoder, from 0, or from the last one, -1.
-            Defaults to -1.
+        layer (int): Index of the decoder layer; negative ones count from the
+            last. Defaults to -1.
 
     Returns:
         WordAttention: Words, maps and the prediction.
@@ -64,9 +64,9 @@ def word_attention(model: nn.Module,
         ori_shape=(height, width),
         img_shape=(height, width),
         expressions=[expression])
-    for transform in model.cfg.test_dataloader.dataset.pipeline:
-        if transform['type'] in _FROM_PICTURE:
-            sample = TRANSFORMS.build(transform)(sample)
+    for transform in without_loading(
+            model.cfg.test_dataloader.dataset.pipeline):
+        sample = TRANSFORMS.build(transform)(sample)
     batch = model.data_preprocessor(pseudo_collate([sample]), False)
     with record_attention(model, layer) as recorded:
         (answer, ) = model.predict(batch['inputs'], batch['data_samples'])
@@ -74,23 +74,23 @@ def word_attention(model: nn.Module,
     size = tuple(batch['inputs'].shape[-2:])
     maps = merge_pieces(recorded[0][0], [pieces for _, pieces in words])
     return WordAttention([word for word, _ in words],
-                         _to_picture(maps, size, (height, width)),
+                         _to_image(maps, size, (height, width)),
                          answer.pred_sem_seg.data[0].cpu().numpy())
 
 
 @contextmanager
 def record_attention(model: nn.Module,
                      layer: int = -1) -> Iterator[list[Tensor]]:
-    """Record a decoder layer's attention to tokens while it runs.
+    """Record the attention of a decoder layer to tokens while it runs.
 
     Args:
-        model (nn.Module): CRIS.
-        layer (int): Of the decoder. Defaults to -1.
+        model (nn.Module): A CRIS.
+        layer (int): Index of the decoder layer. Defaults to -1.
 
     Yields:
-        list[Tensor]: Filled with ``(E, N, L)``, averaged over heads, for
-        every pass of the decoder without gradients; on a CPU it answers a
-        few expressions in a pass. Over L it adds up to 1; padding has 0.
+        list[Tensor]: One ``(E, N, L)``, averaged over heads, for each pass of
+        the decoder without gradients; a pass decodes a few expressions. It
+        adds up to 1 over L; padding has 0.
 
     Raises:
         ValueError: If the model has no such decoder layer.
@@ -100,83 +100,60 @@ def record_attention(model: nn.Module,
     if not -count <= layer < count:
         raise ValueError(
             f'layer {layer} of a decoder with {count} layers: ' +
-            (f'take {-count} ... {count - 1}' if count else
+            (f'choose one from {-count} to {count - 1}' if count else
              'the model has no attention to words'))
     attention = decoder.layers[layer].cross_attn
     recorded = []
 
-    def ask(module, args, kwargs):
+    def request(module, args, kwargs):
         weights = dict(need_weights=True, average_attn_weights=True)
         return args, dict(kwargs, **weights)
 
     def keep(module, args, output):
         recorded.append(output[1].detach().float().cpu())
 
-    handles = [
-        attention.register_forward_pre_hook(ask, with_kwargs=True),
-        attention.register_forward_hook(keep)
-    ]
-    try:
+    with (attention.register_forward_pre_hook(request, with_kwargs=True),
+          attention.register_forward_hook(keep)):
         yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def merge_pieces(attention: Tensor, words: list[slice]) -> Tensor:
-    """Add the pieces of each word.
-
-    Args:
-        attention (Tensor): ``(N, L)``.
-        words (list[slice]): Tokens of each of W words.
-
-    Returns:
-        Tensor: ``(W, N)``.
-    """
+    """Add up the tokens of W words, ``(N, L)`` to ``(W, N)``."""
     return torch.stack([attention[:, word].sum(dim=1) for word in words])
 
 
-def _to_picture(maps: Tensor, size, ori_shape) -> np.ndarray:
+def _to_image(maps: Tensor, size, ori_shape) -> np.ndarray:
     height, width = (side // _STRIDE for side in size)
     maps = maps.unflatten(1, (height, width))[None]
-    # Beyond the picture's edge the way back would fade into its border.
     maps = F.interpolate(maps, size, mode='bilinear', align_corners=False)[0]
+    # Interpolation at the edge mixes in zeros from outside the image.
     total = unletterbox(np.ones(size, np.float32), *ori_shape)
     return np.clip(unletterbox(maps.numpy(), *ori_shape) / total, 0, 1)
 
 
-def draw_attention(image: np.ndarray,
-                   expression: str,
-                   attention: WordAttention,
-                   columns: int = 4,
-                   tile_width: int = 300) -> np.ndarray:
-    """A sheet: the picture with the prediction, and a heat map per word.
+def draw_attention(image: np.ndarray, expression: str,
+                   attention: WordAttention) -> np.ndarray:
+    """A sheet with the image, the prediction and a heat map for each word.
 
-    Each map has a colour scale of its own, from its smallest share, dark, to
-    its largest, bright; the caption gives both.
+    Each map has its own colour scale, from its minimum, dark, to its maximum,
+    bright; the caption gives both.
 
     Args:
         image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        expression (str): What was asked.
-        attention (WordAttention): Of this picture.
-        columns (int): Tiles in a row at most. Defaults to 4.
-        tile_width (int): Width of a tile, in pixels. Defaults to 300.
+        expression (str): The expression.
+        attention (WordAttention): From :func:`word_attention`.
 
     Returns:
         np.ndarray: RGB, uint8.
     """
-    tiles = [
-        draw_tile(image, 'image', tile_width),
-        draw_tile(
-            draw_masks(image, pred=attention.pred),
-            f'"{expression}": prediction', tile_width)
-    ]
+    tiles = [(image, 'image'),
+             (draw_masks(image, pred=attention.pred),
+              f'"{expression}": prediction')]
     grey = cv2.cvtColor(
         cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     for word, share in zip(attention.words, attention.maps, strict=True):
         low, high = share.min(), share.max()
         heat = colormaps['inferno']((share - low) / max(high - low, 1e-6))
         drawn = (0.35 * grey + 0.65 * 255 * heat[..., :3]).astype(np.uint8)
-        caption = f'{word}  {100 * low:.1f} to {100 * high:.1f} %'
-        tiles.append(draw_tile(drawn, caption, tile_width))
-    return join_tiles(tiles, columns)
+        tiles.append((drawn, f'{word}  {100 * low:.1f} to {100 * high:.1f} %'))
+    return draw_sheet(tiles)

@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Pictures of expressions and masks.
+"""Drawings of images, expressions and masks.
 
 Shapes: an image of h x w pixels, K expressions.
 """
@@ -13,22 +13,15 @@ import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
 
 from cris.io.files import read_bytes
 from cris.io.images import open_image
 
 PREDICTION = (0, 230, 235)
 GROUND_TRUTH = (255, 220, 0)
-_FONT_SIZE = 15
-_LINE = 19
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont:
-    # OpenCV's fonts have no letters beyond ASCII.
-    return ImageFont.truetype(
-        osp.join(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'),
-        _FONT_SIZE)
+_FONT_SIZE, _LINE = 15, 19
+_MAX_EXPRESSIONS, _MAX_LETTERS = 100, 120  # on a sheet of predictions
 
 
 def draw_masks(image: np.ndarray,
@@ -42,18 +35,18 @@ def draw_masks(image: np.ndarray,
         pred (np.ndarray, optional): bool ``(h, w)``.
 
     Returns:
-        np.ndarray: RGB, uint8 ``(h, w, 3)``; the input is not changed.
+        np.ndarray: RGB, uint8 ``(h, w, 3)``, a copy.
     """
     drawn = image.copy()
-    # Of a large picture a thumbnail is looked at.
+    # A large image is shown scaled down: its lines must be thicker.
     width = max(1, round(max(image.shape[:2]) / 300))
     if pred is not None:
-        # Little, for expressions speak of colours.
+        # A light tint, because expressions mention colours.
         drawn[pred] = (0.65 * drawn[pred] +
                        0.35 * np.array(PREDICTION)).astype(np.uint8)
         _outline(drawn, pred, PREDICTION, width)
     if gt is not None:
-        # On a dark edge, for things may be yellow.
+        # A dark edge keeps the outline visible on yellow objects.
         _outline(drawn, gt, (40, 40, 40), width + 2)
         _outline(drawn, gt, GROUND_TRUTH, width)
     return drawn
@@ -66,109 +59,39 @@ def _outline(image: np.ndarray, mask: np.ndarray, color: tuple,
     cv2.drawContours(image, outlines, -1, color, width)
 
 
-def draw_expressions(image: np.ndarray,
-                     expressions: Sequence[str],
-                     gt: np.ndarray | None = None,
-                     pred: np.ndarray | None = None,
-                     tile_width: int = 300,
-                     columns: int = 4) -> np.ndarray:
-    """A sheet with the image and a tile for every expression.
-
-    The prediction is cyan, the ground truth outlined in yellow; with both,
-    the caption gives their IoU.
+def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]],
+               width: int = 300,
+               columns: int = 4) -> np.ndarray:
+    """Images with captions below them, row by row, on white.
 
     Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        expressions (Sequence[str]): K of them.
-        gt (np.ndarray, optional): bool ``(K, h, w)``.
-        pred (np.ndarray, optional): bool ``(K, h, w)``.
-        tile_width (int): Width of a tile, in pixels. Defaults to 300.
-        columns (int): Tiles in a row at most. Defaults to 4.
-
-    Returns:
-        np.ndarray: RGB, uint8.
-    """
-    legend = ['image']
-    if pred is not None:
-        legend.append('cyan: prediction')
-    if gt is not None:
-        legend.append('yellow: ground truth')
-    tiles = [draw_tile(image, ', '.join(legend), tile_width)]
-    for k, expression in enumerate(expressions):
-        gt_k = None if gt is None else gt[k]
-        pred_k = None if pred is None else pred[k]
-        tiles.append(
-            draw_expression_tile(image, expression, gt_k, pred_k, tile_width))
-    return join_tiles(tiles, columns)
-
-
-def draw_expression_tile(image: np.ndarray,
-                         expression: str,
-                         gt: np.ndarray | None = None,
-                         pred: np.ndarray | None = None,
-                         width: int = 300) -> np.ndarray:
-    """One tile: masks on the image, the expression and the IoU below.
-
-    Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        expression (str): What was asked.
-        gt (np.ndarray, optional): bool ``(h, w)``.
-        pred (np.ndarray, optional): bool ``(h, w)``.
-        width (int): Of the tile, in pixels. Defaults to 300.
-
-    Returns:
-        np.ndarray: RGB, uint8.
-    """
-    caption = f'"{expression}"'
-    if gt is not None and pred is not None:
-        iou = (gt & pred).sum() / max((gt | pred).sum(), 1)
-        caption += f'  IoU {100 * iou:.1f}'
-    return draw_tile(draw_masks(image, gt, pred), caption, width)
-
-
-def cut(text: str, length: int) -> str:
-    """At most ``length`` characters of a text, the last one an ellipsis."""
-    return text if len(text) <= length else f'{text[:length - 1]}…'
-
-
-def join_tiles(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Tiles of one width, row by row, on white.
-
-    Args:
-        tiles (Sequence[np.ndarray]): RGB, uint8, of any height.
-        columns (int): Tiles in a row at most.
+        tiles (Sequence[tuple[np.ndarray, str]]): Images, RGB, uint8
+            ``(h, w, 3)`` of any size, and their captions, in Latin, Greek or
+            Cyrillic letters.
+        width (int): Width of a tile in pixels. Defaults to 300.
+        columns (int): Maximum number of tiles in a row. Defaults to 4.
 
     Returns:
         np.ndarray: RGB, uint8.
     """
     columns = min(columns, len(tiles))
-    width = tiles[0].shape[1]
+    drawn = [_draw_tile(*tile, width) for tile in tiles]
     rows = []
-    for start in range(0, len(tiles), columns):
-        group = tiles[start:start + columns]
-        row = np.full((max(t.shape[0] for t in group), width * columns, 3),
-                      255, np.uint8)
+    for start in range(0, len(drawn), columns):
+        group = drawn[start:start + columns]
+        height = max(tile.shape[0] for tile in group)
+        row = np.full((height, width * columns, 3), 255, np.uint8)
         for i, tile in enumerate(group):
             row[:tile.shape[0], i * width:(i + 1) * width] = tile
         rows.append(row)
     return np.concatenate(rows)
 
 
-def draw_tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
-    """The image scaled to a width, with a margin and its caption below.
-
-    Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        caption (str): Wrapped; Latin, Greek and Cyrillic letters.
-        width (int): Of the tile, in pixels.
-
-    Returns:
-        np.ndarray: RGB, uint8.
-    """
+def _draw_tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
     margin = 4
     inner = width - 2 * margin
     height = max(1, round(image.shape[0] * inner / image.shape[1]))
-    # A picture that is much taller than wide would fill the sheet.
+    # An image that is much taller than wide would fill the sheet.
     height = min(height, 2 * inner)
     lines = textwrap.wrap(caption, inner // 9) or ['']
     tile = Image.new('RGB', (width, height + 2 * margin + _LINE * len(lines)),
@@ -183,42 +106,135 @@ def draw_tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
     return np.asarray(tile)
 
 
-_TALLEST = 1.5  # times the width
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    # OpenCV's fonts have ASCII letters only.
+    return ImageFont.truetype(
+        osp.join(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'),
+        _FONT_SIZE)
+
+
+def draw_expressions(image: np.ndarray,
+                     expressions: Sequence[str],
+                     gt: np.ndarray | None = None,
+                     pred: np.ndarray | None = None) -> np.ndarray:
+    """A sheet with the image and a tile for each expression.
+
+    Predictions are cyan, ground truths are outlined in yellow; with both,
+    the caption gives their IoU.
+
+    Args:
+        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
+        expressions (Sequence[str]): K expressions.
+        gt (np.ndarray, optional): bool ``(K, h, w)``.
+        pred (np.ndarray, optional): bool ``(K, h, w)``.
+
+    Returns:
+        np.ndarray: RGB, uint8.
+    """
+    legend = ['image']
+    if pred is not None:
+        legend.append('cyan: prediction')
+    if gt is not None:
+        legend.append('yellow: ground truth')
+    tiles = [(image, ', '.join(legend))]
+    for k, expression in enumerate(expressions):
+        masks = (None if m is None else m[k] for m in (gt, pred))
+        tiles.append(expression_tile(image, expression, *masks))
+    return draw_sheet(tiles)
+
+
+def expression_tile(image: np.ndarray,
+                    expression: str,
+                    gt: np.ndarray | None = None,
+                    pred: np.ndarray | None = None) -> tuple[np.ndarray, str]:
+    """A tile of :func:`draw_sheet`; masks are bool ``(h, w)``."""
+    caption = f'"{expression}"'
+    if gt is not None and pred is not None:
+        iou = (gt & pred).sum() / max((gt | pred).sum(), 1)
+        caption += f'  IoU {100 * iou:.1f}'
+    return draw_masks(image, gt, pred), caption
+
+
+def draw_prediction(image: np.ndarray, prediction: dict) -> np.ndarray:
+    """A sheet with a tile for each expression of a prediction.
+
+    Args:
+        image (np.ndarray): RGB, uint8 ``(h, w, 3)``, or smaller.
+        prediction (dict): From
+            :func:`cris.apis.predictions.make_prediction`.
+
+    Returns:
+        np.ndarray: RGB, uint8. The captions give the scores. With several
+        expressions the image comes first, and only the first hundred are
+        drawn.
+    """
+    expressions, scores, rles = (
+        prediction[key][:_MAX_EXPRESSIONS]
+        for key in ('expressions', 'scores', 'rles'))
+    one = len(expressions) == 1
+    width = min(max(image.shape[1], 320), 1000 if one else 400)
+    # Drawn at the size shown, or large images would take long.
+    image = scale_image(image, min(1, width / image.shape[1]))
+    tiles = [] if one else [(image, 'image')]
+    for expression, score, rle in zip(expressions, scores, rles, strict=True):
+        caption = f'"{cut(expression, _MAX_LETTERS)}"  {score:.2f}'
+        if not coco_mask.area(rle):
+            caption += '  (nothing found)'
+        mask = fit_mask(coco_mask.decode(rle), image)
+        tiles.append((draw_masks(image, pred=mask), caption))
+    return draw_sheet(tiles, width)
+
+
+def scale_image(image: np.ndarray, scale: float) -> np.ndarray:
+    """The image with its height and width times a scale."""
+    height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def fit_mask(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """The mask at the size of an image, bool."""
+    return cv2.resize(
+        mask.astype(np.uint8), image.shape[1::-1],
+        interpolation=cv2.INTER_NEAREST) > 0
+
+
+def cut(text: str, length: int) -> str:
+    """At most ``length`` letters of a text, the last one an ellipsis."""
+    return text if len(text) <= length else f'{text[:length - 1]}…'
 
 
 def thumbnail(path: str,
               size: tuple[int, int],
               gt: np.ndarray | None = None,
-              pred: np.ndarray | None = None,
-              width: int = 260) -> str:
-    """An image file with masks, as the URI of a JPEG.
+              pred: np.ndarray | None = None) -> str:
+    """An image of 260 x 390 pixels at most, with masks, as a JPEG's URI.
 
     Args:
-        path (str): Image file, or value of an official LMDB.
-        size (tuple[int, int]): Height and width that it must have.
-        gt (np.ndarray, optional): Ground truth, ``(h, w)``, not 0 where it is.
+        path (str): Image file.
+        size (tuple[int, int]): Height and width that the image must have.
+        gt (np.ndarray, optional): Ground truth, ``(h, w)``, nonzero inside.
         pred (np.ndarray, optional): Prediction, likewise.
-        width (int): Of the thumbnail, in pixels, at most. Defaults to 260.
 
     Returns:
         str: ``data:image/jpeg;base64,...``
 
     Raises:
         OSError: If the file cannot be opened.
-        ValueError: If it is no image, too large or of another size.
+        ValueError: If the file is not an image, is too large, or has another
+            size.
     """
     content = read_bytes(path)
     open_image(content, path)
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if image is None or image.shape[:2] != tuple(size):
-        raise ValueError(f'{path} cannot be shown: it is broken or not of '
-                         f'{size[0]} x {size[1]} pixels')
-    scale = min(width / size[1], _TALLEST * width / size[0])
-    small = tuple(max(1, round(scale * side)) for side in size[::-1])
-    image = cv2.resize(image[..., ::-1], small, interpolation=cv2.INTER_AREA)
+        raise ValueError(f'{path} cannot be shown: the file is broken, or its '
+                         f'size is not {size[0]} x {size[1]} pixels')
+    image = scale_image(image[..., ::-1],
+                        min(260 / size[1], 390 / size[0]))
     gt, pred = (
-        mask if mask is None else cv2.resize(
-            (mask > 0).astype(np.uint8), small) > 0 for mask in (gt, pred))
+        None if mask is None else fit_mask(mask > 0, image)
+        for mask in (gt, pred))
     drawn = draw_masks(image, gt, pred)
     jpeg = cv2.imencode('.jpg', drawn[..., ::-1],
                         [cv2.IMWRITE_JPEG_QUALITY, 85])[1]

@@ -19,12 +19,12 @@ class ReferLocalVisualizer(Visualizer):
 
     Args:
         name (str): Name of the instance. Defaults to 'visualizer'.
-        show_dir (str, optional): Folder for the pictures. None hands them to
-            the visualisation backends. Defaults to None.
-        vis_backends (Sequence[dict | str], optional): As mmengine takes them,
-            or their types alone, which ``--cfg-options`` can say, too:
+        show_dir (str, optional): Folder for the drawings. None passes them to
+            the visualization backends. Defaults to None.
+        vis_backends (Sequence[dict | str], optional): As in mmengine, or the
+            types only, for ``--cfg-options``:
             ``"[LocalVisBackend,TensorboardVisBackend]"``. Defaults to None.
-        **kwargs: Of :class:`mmengine.visualization.Visualizer`.
+        **kwargs: See :class:`mmengine.visualization.Visualizer`.
     """
 
     def __init__(self,
@@ -45,22 +45,20 @@ class ReferLocalVisualizer(Visualizer):
                        data_sample: SegDataSample,
                        show: bool = False,
                        wait_time: float = 0,
-                       out_file: str | None = None,
                        step: int = 0,
                        **kwargs) -> None:
-        """Draw a sample; with show_dir, every rank writes its share.
+        """Draw a sample; with show_dir, every rank writes its own samples.
 
         Args:
-            name (str): Name of the picture.
+            name (str): Name of the drawing.
             image (np.ndarray): RGB, uint8 ``(h, w, 3)``, of the size of the
                 sample's masks.
-            data_sample (SegDataSample): With ``expressions`` and, where
-                there, ``gt_sem_seg`` and ``pred_sem_seg``, (K, h, w).
+            data_sample (SegDataSample): With ``expressions`` and, if there,
+                ``gt_sem_seg`` and ``pred_sem_seg``, (K, h, w).
             show (bool): Open a window. Defaults to False.
             wait_time (float): Seconds to show it; 0 waits for a key.
-            out_file (str, optional): Where to write the picture.
-            step (int): Of the backends; in show_dir the number of a sample
-                without ``img_id``.
+            step (int): Step of the backends; in show_dir, the number of a
+                sample without ``img_id``.
         """
         masks = [
             data_sample.get(key).data.cpu().numpy() > 0.5
@@ -70,11 +68,10 @@ class ReferLocalVisualizer(Visualizer):
         drawn = draw_expressions(image, data_sample.expressions, *masks)
         if show:
             self.show(drawn, win_name=name, wait_time=wait_time)
-        if out_file is None and self.show_dir is not None:
+        if self.show_dir is None:
+            self.add_image(name, drawn, step)
+        else:
             stem = osp.splitext(name)[0]
             number = data_sample.get('img_id', step)
-            out_file = osp.join(self.show_dir, f'{stem}_{number}.jpg')
-        if out_file is not None:
-            mmcv.imwrite(drawn[..., ::-1], out_file)
-        else:
-            self.add_image(name, drawn, step)
+            mmcv.imwrite(drawn[..., ::-1],
+                         osp.join(self.show_dir, f'{stem}_{number}.jpg'))

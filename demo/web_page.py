@@ -1,0 +1,216 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The page of web_demo.py and the functions behind it."""
+import argparse
+import html
+import os
+import os.path as osp
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import gradio as gr
+import numpy as np
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from cris.apis.inferencer import CRISInferencer
+from cris.apis.inputs import InputImage, load_image
+from cris.apis.model_zoo import DEFAULT_MODEL
+from cris.apis.predictions import make_prediction
+from cris.apis.writer import PredictionWriter
+from cris.io.images import open_image
+from cris.visualization.draw import (
+    cut,
+    draw_masks,
+    draw_prediction,
+    fit_mask,
+    scale_image,
+)
+
+EXAMPLES = [
+    ['shapes_1.jpg', 'the yellow triangle\nthe rightmost triangle'],
+    ['shapes_2.jpg', 'the blue one\nthe rightmost big thing'],
+]
+_TABLE = """
+<style>#scores td, #scores th {{padding: 4px 12px; text-align: left}}
+#scores td + td {{white-space: nowrap}}
+#scores td:first-child {{overflow-wrap: anywhere}}</style>
+<table><tr><th>phrase</th><th>confidence</th><th>pixels</th></tr>{rows}</table>
+<p>{seconds:.2f} s for the image and {phrases} phrases</p>"""
+KEPT = 3600  # seconds that uploads and answers are kept
+SHOWN_SIDE = 1024  # pixels of an overlay; masks have the original size
+
+
+class Answer(NamedTuple):
+    """State of a session: about 40 KB per expression at 416 pixels."""
+    logits: Tensor
+    texts: list[str]
+    shape: tuple[int, int]
+    shown: np.ndarray  # RGB, uint8
+    file: str  # name of the image file
+    seconds: float
+
+
+class Page:
+    """The functions behind the page; args hold its limits."""
+
+    def __init__(self, inferencer: CRISInferencer, args: argparse.Namespace):
+        self.inferencer = inferencer
+        self.args = args
+
+    def ask(self, path: str | None, phrases: str,
+            threshold: float) -> tuple[Answer, list, str]:
+        """Run the model; the state, and the results of :meth:`show`."""
+        start = time.perf_counter()
+        try:
+            texts = [t for t in map(str.strip, phrases.splitlines()) if t]
+            limit = self.args.max_phrases
+            if not texts:
+                raise ValueError('Type what to look for, one phrase per line.')
+            if len(texts) > limit:
+                raise ValueError(f'{len(texts)} phrases are too many for this '
+                                 f'page: at most {limit} at once.')
+            image = self._load(path)
+            with self.inferencer.open(image) as view:
+                logits = view.logits(texts)
+        except (OSError, TypeError, ValueError) as error:
+            raise gr.Error(
+                html.escape(str(error)), print_exception=False) from error
+        for message in self.inferencer.find_long_texts(texts):
+            gr.Warning(html.escape(message))
+        shown = scale_image(image.bgr[..., ::-1],
+                            min(1, SHOWN_SIDE / max(image.shape)))
+        answer = Answer(logits, texts, image.shape, shown, osp.basename(path),
+                        time.perf_counter() - start)
+        return answer, *self.show(answer, threshold)
+
+    def _load(self, path: str | None) -> InputImage:
+        if not path:
+            raise ValueError('Upload an image first, or choose an example.')
+        name, limit = osp.basename(path), self.args.max_megapixels
+        with open(path, 'rb') as file:
+            header = open_image(file, name)
+        if header.width * header.height > limit * 1e6:
+            raise ValueError(
+                f'{name} has {header.width} x {header.height} pixels, more '
+                f'than the {limit:g} megapixels that this page accepts: scale '
+                'it down.')
+        try:
+            return load_image(path)
+        except ValueError as error:
+            raise ValueError(str(error).replace(path, name)) from error
+
+    def show(self, answer: Answer | None,
+             threshold: float) -> tuple[list, str]:
+        """Overlays and scores at a threshold; the model does not run."""
+        if answer is None:
+            return [], ''
+        prediction = self._predict(answer, threshold)
+        overlays, rows = [], []
+        for text, score, rle in zip(
+                answer.texts, prediction['scores'], prediction['rles'],
+                strict=True):
+            mask = fit_mask(coco_mask.decode(rle), answer.shown)
+            text = cut(text, 80)
+            overlays.append((draw_masks(answer.shown, pred=mask),
+                             f'{text}  {score:.2f}'))
+            pixels = int(coco_mask.area(rle))
+            found = f'{pixels:,}' if pixels else 'nothing found'
+            rows.append(f'<tr><td>{html.escape(text)}</td>'
+                        f'<td>{score:.2f}</td><td>{found}</td></tr>')
+        return overlays, _TABLE.format(
+            rows=''.join(rows),
+            seconds=answer.seconds,
+            phrases=len(answer.texts))
+
+    def archive(self, answer: Answer | None, threshold: float) -> str | None:
+        """Write what is shown as a zip file; gradio deletes it later."""
+        if answer is None:
+            return None
+        name = osp.splitext(answer.file)[0]
+        prediction = dict(
+            self._predict(answer, threshold), name=name, img_path=answer.file)
+        # gradio deletes files of its own folder only.
+        target = tempfile.mkdtemp(dir=os.environ.get('GRADIO_TEMP_DIR'))
+        with tempfile.TemporaryDirectory() as folder:
+            with PredictionWriter(folder) as writer:
+                writer.write(prediction,
+                             draw_prediction(answer.shown, prediction))
+            return shutil.make_archive(
+                osp.join(target, f'{name}_masks'), 'zip', folder)
+
+    def _predict(self, answer: Answer, threshold: float) -> dict:
+        return make_prediction(
+            self.inferencer.model,
+            answer.logits,
+            answer.shape,
+            answer.texts,
+            threshold,
+            return_masks=False)
+
+
+def build(page: Page) -> gr.Blocks:
+    """The page."""
+    args = page.args
+    model = args.config or args.model or DEFAULT_MODEL
+    knows = ', which knows coloured shapes only' * (model == DEFAULT_MODEL)
+    kept = (600, KEPT)  # looked at every 600 seconds
+    with gr.Blocks(title='CRIS', fill_width=True, delete_cache=kept) as blocks:
+        gr.Markdown(
+            '# CRIS: segment things with words\n'
+            f'The model: `{osp.basename(model)}`{knows}. '
+            f'Up to {args.max_megabytes:g} MB, '
+            f'{args.max_megapixels:g} megapixels and {args.max_phrases} '
+            'phrases at once.')
+        answer = gr.State(time_to_live=KEPT)
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(
+                    label='Image',
+                    sources=['upload', 'clipboard'],
+                    type='filepath',
+                    elem_id='image')
+                # gradio would open the file first and fail with unclear
+                # errors. A subclass is no way out: gradio writes a .pyi file
+                # beside the module of every subclass.
+                image.preprocess = lambda file: file and file.path
+                phrases = gr.Textbox(
+                    label='Phrases, one per line',
+                    lines=4,
+                    elem_id='phrases')
+                ask = gr.Button('Segment', variant='primary', elem_id='ask')
+                threshold = gr.Slider(
+                    0,
+                    1,
+                    page.inferencer.model.decode_head.threshold,
+                    step=0.01,
+                    label='Threshold of the probability',
+                    elem_id='threshold')
+                folder = Path(__file__).parent
+                gr.Examples([[str(folder / name), texts]
+                             for name, texts in EXAMPLES], [image, phrases])
+            with gr.Column():
+                overlays = gr.Gallery(
+                    label='Overlays',
+                    show_label=False,  # it would cover the first overlay
+                    columns=2,
+                    object_fit='contain',  # do not crop the images
+                    elem_id='overlays')
+                scores = gr.HTML(elem_id='scores')
+                masks = gr.Button('Download masks (zip)', elem_id='masks')
+                # A download button serves a file that exists already.
+                archive = gr.DownloadButton(
+                    visible='hidden', elem_id='archive')
+        shown = [overlays, scores]
+        ask.click(page.ask, [image, phrases, threshold], [answer, *shown])
+        threshold.change(
+            page.show, [answer, threshold],
+            shown,
+            trigger_mode='always_last')
+        masks.click(page.archive, [answer, threshold], archive).success(
+            None, None, None,
+            js="() => document.querySelector('#archive').click()")
+    return blocks.queue(
+        max_size=args.max_waiting, default_concurrency_limit=1)

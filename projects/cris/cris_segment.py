@@ -1,0 +1,116 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The command ``cris-segment``, and demo/image_demo.py.
+
+It stands beside the package ``cris``, which takes seconds to import, so that
+``--help`` and wrong options are answered at once.
+"""
+import argparse
+import os.path as osp
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+_OUT_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Segment what phrases refer to in images',
+        usage='%(prog)s IMG [IMG ...] [CONFIG CHECKPOINT] --text PHRASE '
+        '[options]')
+    parser.add_argument(
+        'inputs',
+        nargs='+',
+        metavar='IMG',
+        help='images or folders of images; for a model of your own, its '
+        'config file and its checkpoint come last')
+    add_model_options(parser)
+    parser.add_argument(
+        '--text',
+        action='append',
+        default=[],
+        metavar='PHRASE',
+        help='what to segment; may be repeated')
+    parser.add_argument(
+        '--text-file',
+        help='a line is PHRASE, for every image, or FILENAME<TAB>PHRASE, for '
+        'one image')
+    parser.add_argument(
+        '--out-file',
+        help='overlay of a single image (default: NAME_segmented.jpg in the '
+        'current folder)')
+    parser.add_argument(
+        '--out-dir',
+        help='folder for masks (PNG), overlays and predictions.json (default '
+        'for several images: NAME_segmented in the current folder, after the '
+        'first IMG)')
+    parser.add_argument(
+        '--threshold',
+        type=float,
+        help="of the probability, in [0, 1] (default: the model's)")
+    parser.add_argument(
+        '--precision',
+        choices=['fp32', 'bf16', 'fp16'],
+        default='fp32',
+        help='bf16 is faster on processors that support it; fp16 needs a GPU '
+        '(default: %(default)s)')
+    version = runpy.run_path(str(_HERE / 'cris/version.py'))['__version__']
+    parser.add_argument('--version', action='version', version=version)
+    # CONFIG CHECKPOINT may come after the options.
+    args = parser.parse_intermixed_args(argv)
+    args.config = args.checkpoint = None
+    configs = [word for word in args.inputs if word.endswith('.py')]
+    if configs:
+        first = args.inputs.index(configs[0])
+        if first == 0:
+            parser.error(f'give an image before the config {configs[0]}')
+        args.inputs, (args.config, *after) = (
+            args.inputs[:first], args.inputs[first:])
+        args.checkpoint = after[0] if len(after) == 1 else None
+    check_model_options(parser, args)
+    several = len(args.inputs) > 1 or osp.isdir(args.inputs[0])
+    if several and args.out_file:
+        parser.error('--out-file is for a single image; use --out-dir')
+    if args.out_file and not args.out_file.lower().endswith(_OUT_SUFFIXES):
+        parser.error(f'--out-file {args.out_file} must end in one of '
+                     f'{", ".join(_OUT_SUFFIXES)}')
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        parser.error(f'--threshold {args.threshold} must be in [0, 1]')
+    name = osp.basename(osp.abspath(args.inputs[0]))
+    if not osp.isdir(args.inputs[0]):
+        name = osp.splitext(name)[0]
+    if several and not args.out_dir:
+        args.out_dir = f'{name}_segmented'
+    elif not args.out_file and not args.out_dir:
+        args.out_file = f'{name}_segmented.jpg'
+    return args
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add what all demos have in common."""
+    parser.add_argument(
+        '--model',
+        help='name of a model of the model zoo, in place of CONFIG and '
+        'CHECKPOINT (default: a small model that knows coloured shapes only)')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1 ...')
+
+
+def check_model_options(parser: argparse.ArgumentParser,
+                        args: argparse.Namespace) -> None:
+    """End with a message if the options contradict each other."""
+    if args.config and args.model:
+        parser.error('give CONFIG CHECKPOINT or --model NAME, not both')
+    if args.config and not args.checkpoint:
+        parser.error(f'give one CHECKPOINT after the config {args.config}')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; errors end in SystemExit with a message."""
+    args = parse_args(argv)
+    from cris.apis.command_line import run
+    run(args)
+
+
+if __name__ == '__main__':
+    main()
