@@ -102,8 +102,9 @@ def test_what_is_imported_is_declared():
         name = canonicalize_name(distribution.name).removeprefix('onedl-')
         for file in distribution.files or ():
             providers[file.parts[0].removesuffix('.py')].add(name)
-    # A script may import the one beside it.
-    own = {'cris', *(path.stem for path in (REPO / 'tools').rglob('*.py'))}
+    # A script may import the one beside it, or a folder beside it.
+    own = {'cris', *(path.stem for path in (REPO / 'tools').rglob('*')
+                     if path.is_dir() or path.suffix == '.py')}
     for folder in ('projects', 'tools', 'demo'):
         for path in (REPO / folder).rglob('*.py'):
             for node in ast.walk(ast.parse(path.read_text())):
