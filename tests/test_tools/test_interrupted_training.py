@@ -23,8 +23,7 @@ SMALL = [
     'model.decode_head.num_layers=1', 'model.decode_head.dropout=0.1',
     'train_dataloader.batch_size=2',
     'train_dataloader.dataset.num_expressions=1',
-    'train_dataloader.dataset.pipeline.3.size=64',
-    'val_dataloader.dataset.pipeline.2.size=64',
+    'image_size=64',
     'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
     'custom_hooks.0.type=EMAHook', 'train_cfg.val_interval=1'
 ]
@@ -194,7 +193,10 @@ custom_hooks = [dict(type='EMAHook'), dict(type='BetterEveryEpoch')]
     assert [path.exists() for path in best] == [True, True, False]
     log = tool('train.py', *args)
     assert 'resumed epoch: 2' in log
+    assert 'The validation of epoch 2 did not end: it is repeated' in log
     assert [path.exists() for path in best] == [False, False, True]
+    log = tool('train.py', *args, 'train_cfg.max_epochs=4')
+    assert re.findall(r'Epoch\(val\) \[(\d)\]', log) == ['4']
 
 
 @pytest.mark.parametrize('harm', ['cut', 'flipped bit'])

@@ -118,21 +118,23 @@ def expressions_per_image(dataset: dict) -> int:
 
 
 def count_expressions(cfg: Config) -> None:
-    """Let ``auto_scale_lr.base_batch_size`` count expressions.
+    """Let mmengine scale the learning rate by expressions, not by images.
 
-    The paper's batch is 64 expressions, each with its image. mmengine counts
-    images, of which each has K expressions here.
+    ``auto_scale_lr.base_batch_size`` are the images of the batch that the
+    rate is for; ``auto_scale_lr.num_expressions`` is the K of that batch, by
+    default 1 as in the paper.
 
     Raises:
         ValueError: If the config has no base_batch_size.
     """
-    base = cfg.auto_scale_lr.get('base_batch_size')
-    if base is None:
+    scale = cfg.auto_scale_lr
+    if 'base_batch_size' not in scale:
         raise ValueError(
             '--auto-scale-lr: the config has no auto_scale_lr='
-            'dict(base_batch_size=...), the number of expressions in the '
-            'batch that its learning rate is for')
+            'dict(base_batch_size=..., num_expressions=...), the batch that '
+            'its learning rate is for')
     k = expressions_per_image(cfg.train_dataloader.dataset)
+    base = scale.base_batch_size * scale.get('num_expressions', 1)
     cfg.auto_scale_lr = dict(base_batch_size=base / k, enable=True)
 
 
@@ -144,8 +146,8 @@ def log_scaled_rate(runner: Runner, cfg: Config) -> None:
     base = cfg.auto_scale_lr.base_batch_size * k
     runner.logger.info(
         f'auto_scale_lr: {images} images x {k} expressions x '
-        f'{runner.world_size} process(es) = {number} expressions per step. '
-        f'The learning rate is for {base:g} and is multiplied by '
+        f'{runner.world_size} process(es) = {number} expressions per step; '
+        f'the learning rate is for {base:g}, it is multiplied by '
         f'{number / base:g}')
 
 

@@ -138,18 +138,18 @@ def use_safe_loader(trust: bool = False) -> None:
         trust (bool): See :func:`read_checkpoint`.
     """
 
-    def load_local_file(path, map_location=None):
+    def load_from_local(path, map_location=None):
         checkpoint = read_checkpoint(path, trust)
         # Hooks of mmengine want the key.
         return (checkpoint if 'state_dict' in checkpoint else dict(
             state_dict=checkpoint))
 
-    def refuse_url(path, map_location=None):
+    def load_from_url(path, map_location=None):
         raise CheckpointError(f'{path} is the URL of a checkpoint, not a '
                               'file: download it and name the file')
 
-    CheckpointLoader.register_scheme('', load_local_file, force=True)
-    CheckpointLoader.register_scheme(_URLS, refuse_url, force=True)
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(_URLS, load_from_url, force=True)
 
 
 def state_dict_of(checkpoint: dict) -> dict:
