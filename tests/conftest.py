@@ -122,7 +122,8 @@ _SERVER = multiprocessing.get_context('forkserver')
 _SERVER.set_forkserver_preload(['cris', 'mmengine.runner', 'tqdm'])
 
 
-def _run_file(path, args, cwd, output, start_method):
+def _run_file(path, args, cwd, output, start_method, env):
+    os.environ.update(env)
     multiprocessing.set_start_method(start_method, force=True)
     file = os.open(output, os.O_WRONLY | os.O_CREAT)
     for descriptor in (1, 2):
@@ -137,12 +138,12 @@ def _run_file(path, args, cwd, output, start_method):
     runpy.run_path(str(path), run_name='__main__')
 
 
-def start_tool(name, *args, output, cwd=REPO):
+def start_tool(name, *args, output, cwd=REPO, **env):
     """A file in tools/ as a process of its own; it prints to output."""
     process = _SERVER.Process(
         target=_run_file,
         args=(REPO / 'tools' / name, [str(a) for a in args], cwd, output,
-              multiprocessing.get_start_method()))
+              multiprocessing.get_start_method(), env))
     process.start()
     return process
 

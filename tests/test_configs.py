@@ -31,6 +31,9 @@ def test_config_does_what_its_name_says(path):
     assert cfg.train_cfg.max_epochs == int(name['epochs'])
     assert cfg.auto_scale_lr.base_batch_size == (
         int(name['gpus']) * int(name['batch']))
+    assert cfg.auto_scale_lr.get(
+        'num_expressions', 1) == cfg.train_dataloader.dataset.get(
+            'num_expressions', 1)
     amp = cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert amp == bool(name['amp'])
     size = (int(name['height']), int(name['width']))

@@ -1,4 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import errno
 import os
 import platform
 import signal
@@ -11,14 +12,22 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
 from cris.engine import precision as cpu
-from cris.engine.hooks import preemption_hook
+from cris.engine.hooks import ExactResumeHook, preemption_hook
+from cris.engine.hooks.check_loss_hook import CheckedOptimWrapper
+from cris.engine.logs import short_errors
+from cris.engine.precision import BFloat16OptimWrapper
+from cris.engine.training import (
+    count_expressions,
+    warn_of_long_warmup,
+    without_pretrained,
+)
 from cris.io import checkpoints as checkpoint_module
-from cris.io.atomic import AtomicBackend
+from cris.io.atomic import atomic_write, write_text
 from cris.io.checkpoints import load_weights, read_checkpoint
 
 
@@ -61,6 +70,133 @@ def test_a_torch_without_onednn_has_no_bfloat16(monkeypatch):
     assert not cpu.has_bfloat16()
 
 
+class Scaled(OptimWrapper):
+    """Has a state of its own, as that of mixed precision on a GPU."""
+
+    def state_dict(self):
+        return dict(super().state_dict(), scale=2)
+
+
+@pytest.mark.parametrize('kind', [OptimWrapper, Scaled, BFloat16OptimWrapper])
+def test_a_wrapper_that_checks_losses_is_the_given_one_otherwise(kind):
+    states = []
+    for checked in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        given = wrapper = kind(
+            torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+            accumulative_counts=2)
+        if checked:
+            wrapper = CheckedOptimWrapper(
+                given, lambda loss: bool(torch.isfinite(loss)))
+            assert isinstance(wrapper, OptimWrapper)
+            wrapper.update_params(torch.tensor(float('nan')))
+        wrapper.initialize_count_status(model, 0, 5)
+        for x in torch.ones(5, 4):
+            with wrapper.optim_context(model):
+                loss = (model(x).float() - 3).square().mean()
+            wrapper.update_params(loss)
+        assert given.inner_count == wrapper.inner_count == 5
+        assert model.weight.grad is None
+        states.append((model.weight.tolist(), str(wrapper.state_dict()),
+                       wrapper.get_lr(), wrapper.get_momentum()))
+        wrapper.load_state_dict(given.state_dict())
+    assert states[0] == states[1]
+
+
+def test_folders_are_replaced_as_files_are(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    for content in ('old', 'new'):
+        with atomic_write(str(path)) as partial:
+            os.mkdir(partial)
+            with open(f'{partial}/rank0.pth', 'w') as file:
+                file.write(content)
+    assert (path / 'rank0.pth').read_text() == 'new'
+    with pytest.raises(OSError, match='epoch_1.pth could not be written: No'
+                       ' space.*go on with --resume'):
+        with atomic_write(str(path)) as partial:
+            os.mkdir(partial)
+            raise OSError(errno.ENOSPC, 'full')
+    assert os.listdir(tmp_path) == ['epoch_1.pth']
+
+
+def test_the_record_of_validated_epochs(tmp_path):
+    def hook_at(epoch, run):
+        hook = ExactResumeHook()
+        runner = SimpleNamespace(epoch=epoch, work_dir=str(tmp_path))
+        hook._run = run
+        hook._validated = hook._read_validated(runner)
+        return hook, runner
+
+    hook, runner = hook_at(0, 'a')
+    for runner.epoch in (1, 2, 3):
+        hook.after_val_epoch(runner)
+    hook, runner = hook_at(2, 'a')  # from an older checkpoint
+    assert hook._validated == [1, 2]
+    hook._write_validated(runner)
+    assert hook_at(3, 'a')[0]._validated == [1, 2]
+    assert hook_at(3, 'b')[0]._validated == []  # another run in the folder
+
+
+def test_pretrained_weights_are_left_out_wherever_they_are():
+    pretrained = dict(type='Pretrained', checkpoint='a')
+    normal = dict(type='Normal', layer='Conv2d')
+    cfg = Config(dict(model=dict(
+        init_cfg=pretrained, backbone=dict(init_cfg=[normal, pretrained]),
+        heads=[dict(init_cfg=None, sizes=(1, 2)), None])))
+    assert without_pretrained(cfg.model) == dict(
+        init_cfg=None, backbone=dict(init_cfg=[normal]),
+        heads=[dict(init_cfg=None, sizes=(1, 2)), None])
+    assert cfg.model.init_cfg == pretrained
+
+
+@pytest.mark.parametrize('k, factor', [(8, 0.25), (1, 0.03125)])
+def test_the_learning_rate_follows_the_expressions(k, factor):
+    part = dict(type='RefCOCODataset', num_expressions=k)
+    cfg = Config(dict(
+        auto_scale_lr=dict(base_batch_size=8, num_expressions=8, enable=True),
+        train_dataloader=dict(batch_size=2, dataset=dict(
+            type='RepeatDataset', dataset=dict(
+                type='ConcatDataset', datasets=[part, part])))))
+    count_expressions(cfg)
+    # mmengine: images x processes / base_batch_size
+    assert 2 / cfg.auto_scale_lr.base_batch_size == factor
+
+
+@pytest.mark.parametrize('scheduler, warns', [
+    (dict(type='LinearLR', end=4, by_epoch=False), True),
+    (dict(type='LinearLR', end=3, by_epoch=False), False),
+    (dict(type='ConstantLR', end=2), True),
+    (dict(type='LinearLR', start_factor=1.0, end_factor=0.0), False),
+    (dict(type='CosineAnnealingLR'), False)])
+def test_a_long_warmup_is_warned_of(scheduler, warns):
+    warnings = []
+    runner = SimpleNamespace(
+        max_epochs=3, max_iters=9,
+        logger=SimpleNamespace(warning=warnings.append))
+    warn_of_long_warmup(runner, Config(dict(param_scheduler=[scheduler])))
+    assert bool(warnings) == warns
+    assert not warns or 'set param_scheduler.0.end' in warnings[0]
+
+
+class FileFault(ValueError):
+    kind = 'bad-file'
+
+
+@pytest.mark.parametrize('error, running, short', [
+    (ValueError('x'), False, True), (ValueError('x'), True, False),
+    (OSError('x'), True, True), (KeyError('x'), False, False),
+    (FileFault('x'), True, True),
+    (FileFault('Caught FileFault in DataLoader worker process 0.\nTraceback '
+               '...\n  raise X\ncris.io.files.FileFault: x\n'), True, True)])
+def test_errors_that_users_can_mend_are_sentences(error, running, short):
+    wanted = SystemExit if short else type(error)
+    with pytest.raises(wanted) as raised, short_errors() as phase:
+        phase.running = running
+        raise error
+    assert str(raised.value) == 'error: x' if short else raised.value is error
+
+
 def test_a_file_system_that_syncs_no_folder(monkeypatch, tmp_path):
     real = os.open
 
@@ -70,8 +206,8 @@ def test_a_file_system_that_syncs_no_folder(monkeypatch, tmp_path):
         return real(path, *args)
 
     monkeypatch.setattr(os, 'open', open_files)
-    AtomicBackend().put(b'x', str(tmp_path / 'a'))
-    assert (tmp_path / 'a').read_bytes() == b'x'
+    write_text(str(tmp_path / 'a'), 'x')
+    assert (tmp_path / 'a').read_text() == 'x'
     assert os.listdir(tmp_path) == ['a']
 
 
@@ -144,7 +280,8 @@ class TestCheckpoint:
                 message_hub=hub.state_dict()), path)
         load_weights(other, path)
         assert torch.equal(model.weight, other.weight)
-        old = checkpoint_module._load_before_torch_2_6(path)
+        old = checkpoint_module._load_before_torch_2_6(
+            path, map_location='cpu')
         assert torch.equal(old['state_dict']['weight'], model.weight)
         torch.save(model.state_dict(), path)
         load_weights(other, path)
@@ -167,8 +304,7 @@ class TestCheckpoint:
     @pytest.mark.parametrize('torch_version', ['2.1', '2.6'])
     def test_code_is_not_run(self, tmp_path, monkeypatch, torch_version):
         if torch_version == '2.1':
-            monkeypatch.setattr(checkpoint_module, '_load',
-                                checkpoint_module._load_before_torch_2_6)
+            monkeypatch.setattr(torch, '__version__', '2.1.0')
         marker = tmp_path / 'marker'
 
         class Evil:

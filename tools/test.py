@@ -4,24 +4,8 @@ import argparse
 import os
 import os.path as osp
 
-import torch
-from mmengine.config import Config, DictAction
-from mmengine.dist import is_main_process
-from mmengine.fileio import dump
-from mmengine.runner import Runner
-
-from cris.deploy import BACKENDS
-from cris.engine import (
-    PRECISIONS,
-    explain_data_errors,
-    init_cpu_process_group,
-    load_config,
-    optimize_for_inference,
-)
-from cris.evaluation import add_audit, audit_table, check_results_file
-from cris.evaluation.conventions import find_metric
-from cris.io.checkpoints import load_weights, use_safe_loader
-from cris.models.fast_cpu import reuse_memory
+PRECISIONS = ('fp32', 'bf16', 'fp16')
+BACKENDS = ('onnxruntime', 'openvino')
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,8 +16,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='run whatever code the checkpoint brings; only for files whose '
-        'origin is known')
+        help='run any code in the checkpoint; only for files whose origin is '
+        'known')
     parser.add_argument(
         '--precision',
         choices=PRECISIONS,
@@ -48,8 +32,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--no-optimize',
         action='store_true',
-        help='run the model as training leaves it, in fp32: no folding of '
-        'batch normalisation')
+        help='run the model as in training, in fp32: batch normalisation is '
+        'not folded')
     parser.add_argument(
         '--compile',
         action='store_true',
@@ -71,8 +55,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
-        help='override the config, key=value; for example '
+        action='extend',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override the config; for example '
         'test_dataloader.dataset.split=testA')
     parser.add_argument(
         '--launcher',
@@ -89,64 +75,73 @@ def parse_args() -> argparse.Namespace:
                      f'a checkpoint; {args.checkpoint} is a folder')
     if args.out is not None and not args.out.endswith('.json'):
         parser.error(f'--out writes JSON, got {args.out}')
-    if args.results is not None:
-        try:
-            check_results_file(args.results)
-        except (ImportError, ValueError) as error:
-            parser.error(f'--results: {error}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
-def build_config(args: argparse.Namespace) -> Config:
-    cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    cfg.launcher = args.launcher
-    cfg.load_from = None
-    cfg.resume = False
-    if args.results is not None:
-        find_metric(cfg.test_evaluator).out_file = args.results
-    if osp.isdir(args.checkpoint):
-        cfg.model = dict(
-            type='ExportedCRIS',
-            folder=args.checkpoint,
-            backend=args.backend,
-            precision=args.precision)
-    if args.audit:
-        cfg.test_evaluator = add_audit(cfg.test_evaluator)
-    if args.show_dir is not None:
-        cfg.setdefault('default_hooks', {})['visualization'] = dict(
-            type='SegVisualizationHook', draw=True, interval=1)
-        cfg.visualizer = dict(
-            type='ReferLocalVisualizer', show_dir=args.show_dir)
-    if not torch.cuda.is_available():
-        reuse_memory()
-        if args.launcher != 'none':
-            init_cpu_process_group(cfg)
-    return cfg
+def run(args: argparse.Namespace) -> None:
+    # PyTorch takes seconds to import: --help does not wait for it.
+    import torch
+    from mmengine.dist import is_main_process
+    from mmengine.fileio import dump
+    from mmengine.runner import Runner
 
+    from cris.engine.config import load_config
+    from cris.engine.cpu_ranks import init_cpu_process_group
+    from cris.engine.hooks.data_timeout_hook import explain_data_errors
+    from cris.engine.inference import optimize_for_inference
+    from cris.engine.logs import log_run, quiet_logs, short_errors
+    from cris.evaluation.conventions import add_audit, audit_table, find_metric
+    from cris.evaluation.results import check_results_file
+    from cris.io.checkpoints import load_weights, use_safe_loader
+    from cris.models.fast_cpu import reuse_memory
 
-def main() -> None:
-    args = parse_args()
+    quiet_logs()
     use_safe_loader(args.trust_checkpoint)
-    runner = Runner.from_cfg(build_config(args))
-    try:
-        if not osp.isdir(args.checkpoint):
+    exported = osp.isdir(args.checkpoint)
+    with short_errors() as phase:
+        cfg = load_config(args.config, args.cfg_options, args.work_dir)
+        cfg.merge_from_dict(
+            dict(launcher=args.launcher, load_from=None, resume=False))
+        if args.results is not None:
+            check_results_file(args.results)
+            find_metric(cfg.test_evaluator).out_file = args.results
+        if args.audit:
+            cfg.test_evaluator = add_audit(cfg.test_evaluator)
+        if exported:
+            cfg.model = dict(
+                type='ExportedCRIS',
+                folder=args.checkpoint,
+                backend=args.backend,
+                precision=args.precision)
+        if args.show_dir is not None:
+            cfg.default_hooks = dict(
+                cfg.get('default_hooks', {}),
+                visualization=dict(
+                    type='SegVisualizationHook', draw=True, interval=1))
+            cfg.visualizer = dict(
+                type='ReferLocalVisualizer', show_dir=args.show_dir)
+        if not torch.cuda.is_available():
+            reuse_memory()
+            if args.launcher != 'none':
+                init_cpu_process_group(cfg)
+        runner = Runner.from_cfg(cfg)
+        log_run(runner)
+        if not exported:
             load_weights(runner.model, args.checkpoint, args.trust_checkpoint)
             if not args.no_optimize:
                 optimize_for_inference(runner.model, args.precision,
                                        args.compile)
         runner.test_dataloader  # noqa: B018  it is built now
-    except (OSError, ValueError) as error:
-        raise SystemExit(f'error: {error}') from error
-    with explain_data_errors(runner):
-        scores = runner.test()
-    if not is_main_process():
-        return
-    if args.audit:
-        print(audit_table(scores))
-    if args.out is not None:
-        dump(scores, args.out, indent=2)
+        phase.running = True
+        with explain_data_errors(runner):
+            scores = runner.test()
+    if is_main_process():
+        if args.audit:
+            print(audit_table(scores))
+        if args.out is not None:
+            dump(scores, args.out, indent=2)
 
 
 if __name__ == '__main__':
-    main()
+    run(parse_args())

@@ -7,3 +7,4 @@ _base_ = [
     '../_base_/schedules/schedule_scratch.py', '../_base_/default_runtime.py'
 ]
 train_cfg = dict(max_epochs=3, val_interval=3)
+auto_scale_lr = dict(num_expressions=6)

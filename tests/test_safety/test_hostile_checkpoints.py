@@ -230,7 +230,7 @@ def test_trust(commands, tmp_path, name):
     command = commands[name](path)
     out = tool(command[0], '--trust-checkpoint', *command[1:], ok=False)
     assert marker.is_dir()  # what mkdir returns is no weights, hence ok=False
-    assert f'{path} is trusted: whatever code it brings is run' in out
+    assert f'{path} is trusted: any code in it is run' in out
 
 
 def test_init_model(tmp_path, marker):

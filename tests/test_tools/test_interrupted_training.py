@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -19,12 +20,12 @@ import torch
 from conftest import CONFIG, REPO, ReferSet, run, start_tool, tool
 
 EPOCH = 5  # iterations
+KEEP_TWO = 'default_hooks.checkpoint.max_keep_ckpts=2'
 SMALL = [
     'model.decode_head.num_layers=1', 'model.decode_head.dropout=0.1',
     'train_dataloader.batch_size=2',
     'train_dataloader.dataset.num_expressions=1',
-    'train_dataloader.dataset.pipeline.3.size=64',
-    'val_dataloader.dataset.pipeline.2.size=64',
+    'image_size=64',
     'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
     'custom_hooks.0.type=EMAHook', 'train_cfg.val_interval=1'
 ]
@@ -49,6 +50,22 @@ def arguments(data, work, epochs, *options, workers=2, persistent=True):
     ]
     return [CONFIG, '--work-dir', work, '--resume', '--cfg-options', *cfg,
             *options]
+
+
+@pytest.fixture(scope='module')
+def whole(data, tmp_path_factory):
+    """The work dir of a run of four epochs that was not interrupted."""
+    root = tmp_path_factory.mktemp('whole')
+    tool('train.py', *arguments(data, root / 'work', 4, KEEP_TWO))
+    return shutil.copytree(root / 'work', root / 'whole')
+
+
+@pytest.fixture
+def work(whole):
+    """The same, to be changed; its checkpoints name this folder."""
+    work = whole.parent / 'work'
+    shutil.rmtree(work)
+    return shutil.copytree(whole, work)
 
 
 def equal(a, b):
@@ -110,10 +127,13 @@ def run_killed_and_not(data,
                        times,
                        epochs,
                        *options,
+                       whole=None,
                        first_saves=False,
                        **workers):
-    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    tool('train.py', *arguments(data, whole, epochs, *options, **workers))
+    killed = tmp_path / 'killed'
+    if whole is None:
+        whole = tmp_path / 'whole'
+        tool('train.py', *arguments(data, whole, epochs, *options, **workers))
     args = arguments(data, killed, epochs, *options, **workers)
     resumed = kill_at_random(args, tmp_path / 'output', times, times,
                              first_saves)
@@ -139,8 +159,8 @@ def test_thirty_kills(data, tmp_path):
     assert resumed == 30
 
 
-def test_two_kills(data, tmp_path):
-    run_killed_and_not(data, tmp_path, 2, 4)
+def test_two_kills(data, whole, tmp_path):
+    run_killed_and_not(data, tmp_path, 2, 4, KEEP_TWO, whole=whole)
 
 
 @pytest.mark.slow
@@ -150,14 +170,12 @@ def test_kills_in_the_middle_of_epochs_without_workers(data, tmp_path):
         'default_hooks.checkpoint.interval=2', workers=0, persistent=False)
 
 
-def test_sigterm_saves_and_the_run_goes_on_at_the_next_batch(data, tmp_path):
+def test_sigterm_saves_and_the_run_goes_on_at_the_next_batch(
+        data, whole, tmp_path):
     """To the data workers, too, as cluster schedulers send it."""
-    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    output = tmp_path / 'output'
-    options = ('default_hooks.logger.interval=1', )
-    fresh = dict(persistent=False)
-    tool('train.py', *arguments(data, whole, 2, *options, **fresh))
-    args = arguments(data, stopped, 2, *options, **fresh)
+    stopped, output = tmp_path / 'stopped', tmp_path / 'output'
+    args = arguments(data, stopped, 4, KEEP_TWO,
+                     'default_hooks.logger.interval=1', persistent=False)
     process = start_tool('train.py', *args, output=output)
     wait_for('Epoch(train) [1][2/5]', output, process)
     for pid in [*children(process.pid), process.pid]:
@@ -194,42 +212,44 @@ custom_hooks = [dict(type='EMAHook'), dict(type='BetterEveryEpoch')]
     assert [path.exists() for path in best] == [True, True, False]
     log = tool('train.py', *args)
     assert 'resumed epoch: 2' in log
+    assert 'The validation of epoch 2 did not end: it is repeated' in log
     assert [path.exists() for path in best] == [False, False, True]
+    log = tool('train.py', *args, 'train_cfg.max_epochs=4')
+    assert re.findall(r'Epoch\(val\) \[(\d)\]', log) == ['4']
 
 
 @pytest.mark.parametrize('harm', ['cut', 'flipped bit'])
-def test_a_broken_newest_checkpoint_is_skipped(data, tmp_path, harm):
-    args = arguments(data, tmp_path, 2,
-                     'default_hooks.checkpoint.max_keep_ckpts=2')
-    tool('train.py', *args)
-    whole = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
-    newest = tmp_path / 'epoch_2.pth'
+def test_a_broken_newest_checkpoint_is_skipped(data, work, harm):
+    newest = work / 'epoch_4.pth'
+    before = torch.load(newest, weights_only=False)
     content = bytearray(newest.read_bytes())
     if harm == 'cut':
         content = content[:len(content) // 2]
     else:
         content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    log = tool('train.py', *args)
-    assert re.search(r'epoch_2.pth is .*it is skipped', log)
-    assert 'resumed epoch: 1' in log
+    log = tool('train.py', *arguments(data, work, 4, KEEP_TWO))
+    assert re.search(r'epoch_4.pth is .*it is skipped', log)
+    assert 'resumed epoch: 3' in log
+    # That of epoch 3 is known, whatever became of later checkpoints.
+    assert re.findall(r'Epoch\(val\) \[(\d)\]', log) == ['4']
     again = torch.load(newest, weights_only=False)
-    assert equal(whole['state_dict'], again['state_dict'])
+    assert equal(before['state_dict'], again['state_dict'])
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(data, tmp_path):
+def test_a_full_disk_keeps_the_last_checkpoint(data, work):
     """Real: the kernel refuses to write files beyond a size."""
-    tool('train.py', *arguments(data, tmp_path, 1))
-    kept = (tmp_path / 'epoch_1.pth').read_bytes()
+    kept = (work / 'epoch_4.pth').read_bytes()
     limit = len(kept) // 2048  # KiB, half of it
     command = ' '.join(
         shlex.quote(str(a))
         for a in (sys.executable, REPO / 'tools/train.py',
-                  *arguments(data, tmp_path, 2)))
+                  *arguments(data, work, 5)))
     log = run('bash', '-c', f'ulimit -f {limit}; {command}', ok=False)
-    assert re.search(r'epoch_2.pth .* could not be written: File too large.*'
-                     'What was saved before is intact', log)
-    assert (tmp_path / 'epoch_1.pth').read_bytes() == kept
-    assert not list(tmp_path.glob('*.partial'))
-    tool('train.py', *arguments(data, tmp_path, 2))
-    assert (tmp_path / 'epoch_2.pth').is_file()
+    assert re.search(r'error: .*epoch_5.pth could not be written: File too '
+                     'large.*What was saved before is intact', log)
+    assert 'Traceback' not in log
+    assert (work / 'epoch_4.pth').read_bytes() == kept
+    assert not list(work.glob('*.partial'))
+    tool('train.py', *arguments(data, work, 5))
+    assert (work / 'epoch_5.pth').is_file()

@@ -4,12 +4,16 @@ import json
 import os
 import pickle
 import re
+import runpy
+import shutil
 import sys
 
 import pytest
 import torch
-from conftest import CONFIG, REPO, ReferSet, options, run, tool
+from conftest import CONFIG, REPO, ReferSet, options, run, start_tool, tool
 
+from cris.deploy.runtime import BACKENDS
+from cris.engine.inference import PRECISIONS
 from cris.engine.precision import has_bfloat16
 
 
@@ -27,7 +31,26 @@ def test_train_writes_checkpoints_and_validates(trained):
     assert (work / 'epoch_2.pth').is_file()
     assert list(work.glob('best_mIoU_epoch_*.pth'))
     assert re.search(r'Epoch\(val\) .*mIoU: [\d.]+ .*Pr@90', log)
-    assert ('BFloat16OptimWrapper' in log) == has_bfloat16()
+    dumped = (work / CONFIG.name).read_text()
+    assert ('BFloat16OptimWrapper' in dumped) == has_bfloat16()
+    lines = log.splitlines()
+    assert f'INFO - {CONFIG.stem}' in lines[0] and 'train' in lines[1]
+    assert len(lines) < 20 and 'deprecated' not in log
+
+
+@pytest.mark.parametrize('name', ['train', 'test', 'misc/print_config'])
+def test_help_does_not_wait_for_torch(name):
+    code = (f'import runpy, sys; sys.argv = ["x", "--help"]\n'
+            f'try: runpy.run_path("tools/{name}.py", run_name="__main__")\n'
+            'finally: print("torch" in sys.modules, "cris" in sys.modules)')
+    out = run(sys.executable, '-c', code)
+    assert '--cfg-options KEY=VALUE' in out and out.endswith('False False\n')
+
+
+def test_choices_of_test_py():
+    names = runpy.run_path(str(REPO / 'tools/test.py'))
+    assert names['PRECISIONS'] == PRECISIONS
+    assert names['BACKENDS'] == tuple(BACKENDS)
 
 
 def test_test_scores_and_draws(trained, tmp_path):
@@ -45,14 +68,14 @@ def test_test_scores_and_draws(trained, tmp_path):
 
 def test_two_ranks_score_the_same(trained, tmp_path):
     data, work, _ = trained
-    scores = []
-    for ranks in (1, 2):
-        out = tmp_path / f'{ranks}.json'
-        run('bash', REPO / 'tools/dist_test.sh', CONFIG, work / 'epoch_2.pth',
-            ranks, '--work-dir', tmp_path, '--out', out, *options(data),
-            'test_dataloader.dataset.split=train',
-            MASTER_PORT=str(29600 + os.getpid() % 300 + ranks))
-        scores.append(json.loads(out.read_text()))
+    files = [tmp_path / '1.json', tmp_path / '2.json']
+    args = [*options(data), 'test_dataloader.dataset.split=train']
+    tool('test.py', CONFIG, work / 'epoch_2.pth', '--work-dir', tmp_path,
+         '--out', files[0], *args)
+    run('bash', REPO / 'tools/dist_test.sh', CONFIG, work / 'epoch_2.pth', 2,
+        '--work-dir', tmp_path, '--out', files[1], *args,
+        MASTER_PORT=str(29600 + os.getpid() % 300))
+    scores = [json.loads(file.read_text()) for file in files]
     assert scores[0] == scores[1]
     assert scores[0]['n_expressions'] == 16
 
@@ -60,12 +83,20 @@ def test_two_ranks_score_the_same(trained, tmp_path):
 def test_two_ranks_train_and_resume(trained, tmp_path):
     data, _, _ = trained
     port = str(29900 + os.getpid() % 90)
-    command = ('bash', REPO / 'tools/dist_train.sh', CONFIG, 2, '--work-dir',
-               tmp_path)
-    run(*command, *options(data)[:-1], 'train_cfg.max_epochs=1',
-        MASTER_PORT=port)
-    log = run(*command, '--resume', *options(data), MASTER_PORT=port)
+    ranks = [
+        start_tool('train.py', CONFIG, '--work-dir', tmp_path, '--launcher',
+                   'pytorch', *options(data)[:-1], 'train_cfg.max_epochs=1',
+                   output=tmp_path / f'rank{rank}', RANK=str(rank),
+                   LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_PORT=port,
+                   MASTER_ADDR='127.0.0.1') for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.join()
+    assert (tmp_path / 'epoch_1.pth').is_file()
+    log = run('bash', REPO / 'tools/dist_train.sh', CONFIG, 2, '--work-dir',
+              tmp_path, '--resume', *options(data), MASTER_PORT=port)
     assert 'resumed epoch: 1' in log
+    assert re.findall(r'Epoch\(val\) \[(\d)\]', log) == ['2']
     assert (tmp_path / 'epoch_2.pth').is_file()
 
 
@@ -77,6 +108,51 @@ def test_checkpoint_of_another_size(trained, tmp_path):
         out = tool(*command, '--work-dir', tmp_path, *cfg, ok=False)
         assert 'does not fit the model of this config' in out
         assert 'not in the model: decode_head.decoder.layers.1' in out
+        assert f'the config it was trained with, {CONFIG.stem} (' in out
+        assert 'Traceback' not in out
+
+
+def test_a_checkpoint_takes_the_place_of_clip(trained, tmp_path):
+    """CLIP is not read then, and the checkpoint no more than it must be."""
+    data, work, _ = trained
+    newest = tmp_path / 'work/epoch_2.pth'
+    newest.parent.mkdir()
+    shutil.copy(work / 'epoch_2.pth', newest)
+    config = tmp_path / 'config.py'
+    config.write_text(f'''
+_base_ = {str(CONFIG)!r}
+custom_imports = dict(imports=['cris', 'count_reads'])
+model = dict(backbone=dict(init_cfg=dict(
+    _delete_=True, type='Pretrained', checkpoint='clip.pt')))
+''')
+    args = ['train.py', config, '--work-dir', newest.parent]
+    cfg = options(data)
+    out = tool(*args, *cfg, ok=False)
+    assert 'error: checkpoint clip.pt does not exist' in out
+    assert 'Traceback' not in out
+    for choice, reads in ((['--resume'], ['mapped', 'whole']),
+                          (['--resume', newest], ['whole'])):
+        out = tool(*args, *choice, *cfg)
+        assert 'resumed epoch: 2' in out
+        assert re.findall(rf'READ (\w+) {newest}', out) == reads
+    out = tool(*args, *cfg, f'load_from={newest}', 'train_cfg.max_epochs=1')
+    assert re.findall(rf'READ (\w+) {newest}', out) == ['whole']
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['nowhere.py'], 'nowhere.py'),
+    ([CONFIG, '--cfg-options', 'lr'], 'key=value'),
+    ([CONFIG, '--resume', 'weights.pth'], 'weights, not the state of a run'),
+])
+def test_errors_of_train_py_are_sentences(trained, tmp_path, arguments,
+                                          message):
+    data, work, _ = trained
+    checkpoint = torch.load(work / 'epoch_2.pth', weights_only=False)
+    torch.save(checkpoint['state_dict'], tmp_path / 'weights.pth')
+    if arguments[-1] == 'weights.pth':
+        arguments = [*arguments, *options(data)]
+    out = tool('train.py', *arguments, cwd=tmp_path, ok=False)
+    assert re.search(f'error: .*{message}', out) and 'Traceback' not in out
 
 
 def test_checkpoint_with_code(trained, tmp_path):
@@ -112,9 +188,17 @@ def test_a_corrupt_image_ends_the_run_with_its_name(tmp_path):
     data = ReferSet(tmp_path / 'refer').write()
     image = data / 'images/2.jpg'
     image.write_bytes(image.read_bytes()[:900])
-    log = tool(
-        'train.py', CONFIG, '--work-dir', tmp_path, *options(data), ok=False)
+    log = tool('train.py', CONFIG, '--work-dir', tmp_path, *options(data),
+               ok=False)
     assert re.search(r'images/2.jpg cannot be decoded', log)
+    assert 'Traceback' not in log
+    log = tool('train.py', CONFIG, '--work-dir', tmp_path, *options(data),
+               'train_dataloader.dataset.check_images=False',
+               'train_dataloader.num_workers=1', 'log_level=DEBUG', ok=False)
+    assert re.search(r'^error: .*images/2.jpg cannot be decoded', log, re.M)
+    for detail in ('Traceback', 'System environment:', 'Config:',
+                   'Hooks will be executed in the following order'):
+        assert detail in log
 
 
 def test_mmengines_runner_in_another_project(tmp_path):

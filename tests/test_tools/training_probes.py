@@ -12,7 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS, TRANSFORMS
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cris.engine import SafeCheckpointHook
+from cris.engine.hooks.safe_checkpoint_hook import SafeCheckpointHook
 
 
 @TRANSFORMS.register_module()

@@ -11,4 +11,5 @@ param_scheduler = [
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=50, val_interval=10)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-auto_scale_lr = dict(enable=False, base_batch_size=8)
+# The rate is for 8 images x 8 expressions.
+auto_scale_lr = dict(enable=False, base_batch_size=8, num_expressions=8)

@@ -14,6 +14,7 @@ _MINIMUM = {
     'mmsegmentation': '1.2.2',
     'mmpretrain': '1.2.0',
 }
+REMARK = 'Could not import OneDL\n'
 _CURE = """
 Install one family of the OpenMMLab packages, never both in one environment:
   pip install -r requirements/mminstall.txt   # onedl-*, maintained: current torch
@@ -52,19 +53,18 @@ def check_requirements() -> None:
 def import_packages() -> None:
     """Import mmseg without its remarks on what is not installed.
 
-    They would head the output of every command. Anything else that it prints
-    or warns of stays.
+    onedl-mmsegmentation prints 'Could not import OneDL' to stdout at import,
+    and any use of its registries imports it, so there is no other way to keep
+    the line out of results that a command prints. All else that is printed or
+    warned of stays.
     """
     printed = io.StringIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stdout(printed):
         warnings.filterwarnings(
             'ignore', '(?s)Fail to import ``MultiScaleDeformableAttention``')
-        with redirect_stdout(printed):
-            import mmseg.datasets
-            import mmseg.models  # noqa: F401
-    for line in printed.getvalue().splitlines():
-        if line != 'Could not import OneDL':
-            print(line)
+        import mmseg.datasets
+        import mmseg.models  # noqa: F401
+    print(printed.getvalue().replace(REMARK, ''), end='')
 
 
 def _version(distribution: str):

@@ -1,81 +1,76 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Files that are complete or absent, whenever the process is killed."""
 import errno
 import os
+import os.path as osp
 import shutil
-import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
-from mmengine.fileio import LocalBackend, register_backend
-
-#: Of files that are being written.
+#: Suffix of a file that is being written.
 PARTIAL = '.partial'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class AtomicBackend(LocalBackend):
-    """Local files that are there wholly or not at all, whenever one looks.
+@contextmanager
+def atomic_write(path: str, rename: bool = True) -> Iterator[str]:
+    """Write a file or a folder beside its place, then rename it.
 
-    They are written beside, flushed to the disk and renamed.
+    Args:
+        path (str): Where the result is wanted. What is there stays until
+            the new content is complete and on the disk.
+        rename (bool): False in processes of which another one renames.
+
+    Yields:
+        str: The path to write to.
+
+    Raises:
+        OSError: If the disk is full or fails; what was written is removed.
     """
-
-    def put(self, obj: bytes, filepath: str) -> None:
-        """Write a file.
-
-        Args:
-            obj (bytes): Its content.
-            filepath (str): Its path; folders are made.
-
-        Raises:
-            OSError: If the disk is full or fails; a file that was there
-                before is left as it was.
-        """
-        path = os.fspath(filepath)
-        # Its own name: at times all ranks write the same file.
-        partial = f'{path}.{uuid.uuid4().hex}{PARTIAL}'
-        folder = os.path.dirname(path) or '.'
-        os.makedirs(folder, exist_ok=True)
-        try:
-            with open(partial, 'wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
+    partial = path + PARTIAL
+    try:
+        yield partial
+        if rename:
+            _sync(partial)
+            if osp.isdir(path):
+                shutil.rmtree(path)
             os.replace(partial, path)
-            _sync_folder(folder)
-        except OSError as error:
-            if os.path.exists(partial):
-                os.remove(partial)
-            if error.errno not in _FULL:
-                raise
-            raise OSError(
-                error.errno,
-                f'{path} ({len(obj) / 2**20:.1f} MiB) could not be written: '
-                f'{os.strerror(error.errno)}, {_free(folder):.1f} MiB are '
-                'free. What was saved before is intact: make room, then go '
-                'on with --resume') from error
-
-    def put_text(self, obj: str, filepath: str,
-                 encoding: str = 'utf-8') -> None:
-        self.put(obj.encode(encoding), filepath)
+            with suppress(OSError):  # some file systems sync no folder
+                _sync(osp.dirname(path) or '.', content=False)
+    except OSError as error:
+        if rename:
+            remove(partial)
+        if error.errno not in _FULL:
+            raise
+        free = shutil.disk_usage(osp.dirname(path) or '.').free / 2**20
+        raise OSError(
+            error.errno, f'{path} could not be written: '
+            f'{os.strerror(error.errno)}, {free:.1f} MiB are free. What was '
+            'saved before is intact: make room, then go on with --resume'
+        ) from error
 
 
-def use_atomic_files() -> None:
-    """Let mmengine write local files with :class:`AtomicBackend`.
-
-    This holds for the whole process; hooks that save checkpoints ask for it.
-    """
-    register_backend('local', AtomicBackend, force=True, prefixes='')
+def write_text(path: str, text: str) -> None:
+    """Write a small text file with :func:`atomic_write`."""
+    with atomic_write(path) as partial, open(partial, 'w') as file:
+        file.write(text)
 
 
-def _free(folder: str) -> float:
-    return shutil.disk_usage(folder).free / 2**20
+def remove(path: str) -> None:
+    """Remove a file or a folder, if it is there."""
+    if osp.isdir(path):
+        shutil.rmtree(path)
+    elif osp.exists(path):
+        os.remove(path)
 
 
-def _sync_folder(folder: str) -> None:
-    """The new name, too, must survive a loss of power."""
-    # Windows opens no folder, and some network file systems sync none.
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _sync(path: str, content: bool = True) -> None:
+    """Flush a file, or a folder with the files in it, to the disk."""
+    if content and osp.isdir(path):
+        for name in os.listdir(path):
+            _sync(osp.join(path, name))
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

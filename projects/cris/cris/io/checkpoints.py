@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Checkpoints, read without executing anything and loaded without gaps."""
+"""Checkpoints: nothing in them is executed, and they fit or are refused."""
 import codecs
 import logging
 import os
@@ -8,6 +8,8 @@ import pickle
 import re
 from collections import OrderedDict
 from types import SimpleNamespace
+from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -28,24 +30,22 @@ _NUMPY_FUNCTIONS = (_reconstruct, scalar)
 
 
 def _method_of_history_buffer(owner: type, name: str):
-    """Stands in for getattr, which the log's pickle names its methods with."""
+    """In place of getattr, which the pickle of a log asks for."""
     if owner is not HistoryBuffer or name.startswith('_'):
         raise pickle.UnpicklingError(f'it asks for {owner}.{name}')
     return getattr(HistoryBuffer, name)
 
 
 def _number_dtype(code: str, *_) -> np.dtype:
-    """Stands in for np.dtype: its other types can hold objects.
-
-    A copy, since a pickle could change the byte order of NumPy's own.
-    """
+    """In place of np.dtype, whose other types can hold objects."""
     if not re.fullmatch('[fiu][48]', str(code)):
         raise pickle.UnpicklingError(f'it asks for numpy.dtype({code!r})')
+    # A copy: a pickle could change the byte order of NumPy's own.
     return np.dtype(code, copy=True)
 
 
-# What mmengine stores beside the weights: the history of its log. By the
-# names in the pickle; numpy._core was numpy.core before NumPy 2.
+# mmengine stores the history of its log beside the weights. By the names in
+# the pickle; numpy._core was numpy.core before NumPy 2.
 _LOG_OBJECTS = {
     'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
     'builtins.getattr': _method_of_history_buffer,
@@ -60,8 +60,8 @@ _LOG_OBJECTS = {
         for core in ('core', '_core') for function in _NUMPY_FUNCTIONS
     },
 }
-# mmengine's ways to fetch a checkpoint, as it matches them: from the start.
-_ADDRESSES = [
+# How mmengine recognises a checkpoint that is not a local file.
+_URLS = [
     'http://', 'https://', 'pavi://', 'modelzoo://', 'torchvision://',
     'open-mmlab://', 'openmmlab://', 'mmcls://', 's3://',
     r'(\S+\:)?s3://', r'(\S+\:)?petrel://'
@@ -74,25 +74,32 @@ _TENSOR_OBJECTS = {
 }
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
 def read_checkpoint(path: str | os.PathLike,
-                    trust: bool = False) -> dict:
+                    trust: bool = False,
+                    mmap: bool = False) -> dict:
     """Read a checkpoint; only tensors and plain data are admitted.
 
     Args:
         path (str | PathLike): Written by this project's runner, a state_dict,
-            a TorchScript archive (its parameters and buffers are taken and
-            its code is not run) or a .safetensors file.
+            a TorchScript archive (its parameters and buffers are taken; its
+            code is not run) or a .safetensors file.
         trust (bool): Whether to admit everything that a pickle can bring,
-            code that runs at once included; a warning names the file.
+            including code that runs at once; a warning names the file.
             Defaults to False.
+        mmap (bool): Whether to leave tensors on the disk until they are used,
+            where the format allows it. Defaults to False.
 
     Returns:
         dict: As saved, on the CPU.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint or holds other objects; nothing in
-            it is executed, unless it is trusted.
+        FileNotFoundError: If the file does not exist.
+        CheckpointError: If it is not a checkpoint or holds other objects.
+            Nothing in it is executed, unless it is trusted.
     """
     path = os.fspath(path)
     if not osp.isfile(path):
@@ -100,46 +107,49 @@ def read_checkpoint(path: str | os.PathLike,
     try:
         if trust:
             print_log(
-                f'{path} is trusted: whatever code it brings is run',
+                f'{path} is trusted: any code in it is run',
                 'current',
                 level=logging.WARNING)
-        checkpoint = (_load_trusted if trust else _load)(path)
+        checkpoint = _load(path, trust, mmap)
     except OSError:
         raise
     except Exception as error:  # any broken byte ends in some exception
-        raise ValueError(
+        raise CheckpointError(
             f'{path} is not a checkpoint of tensors and plain data: '
             f'{_reason(error)}' +
             ('' if trust else '. Get it again from its source as plain '
              'weights; only --trust-checkpoint of train.py, test.py and the '
-             'converters (trust=True) would run what it brings')) from error
+             'converters (trust=True) would run the code in it')) from error
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a '
-                         'dict of weights')
+        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, '
+                              'not a dict of weights')
     return checkpoint
 
 
 def use_safe_loader(trust: bool = False) -> None:
     """Let mmengine read checkpoints with :func:`read_checkpoint`.
 
-    Its own loader executes what a file brings along when the safe way fails,
-    and knows no safetensors. This holds for the whole process, so the tools
-    ask for it and ``import cris`` does not. Addresses are refused: a file
-    that was fetched can be looked at first.
+    mmengine's own loader executes the code in a file when the safe way fails,
+    and does not read safetensors. This holds for the whole process, so the
+    tools call it and ``import cris`` does not. URLs are refused: a file that
+    was downloaded can be inspected first.
 
     Args:
         trust (bool): See :func:`read_checkpoint`.
     """
 
-    def load_local_file(path, map_location=None):
-        return read_checkpoint(path, trust)
+    def load_from_local(path, map_location=None):
+        checkpoint = read_checkpoint(path, trust)
+        # Hooks of mmengine want the key.
+        return (checkpoint if 'state_dict' in checkpoint else dict(
+            state_dict=checkpoint))
 
-    def refuse_address(path, map_location=None):
-        raise ValueError(f'{path} is the address of a checkpoint, not a file: '
-                         'download it and name the file')
+    def load_from_url(path, map_location=None):
+        raise CheckpointError(f'{path} is the URL of a checkpoint, not a '
+                              'file: download it and name the file')
 
-    CheckpointLoader.register_scheme('', load_local_file, force=True)
-    CheckpointLoader.register_scheme(_ADDRESSES, refuse_address, force=True)
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(_URLS, load_from_url, force=True)
 
 
 def state_dict_of(checkpoint: dict) -> dict:
@@ -153,13 +163,13 @@ def state_dict_of(checkpoint: dict) -> dict:
         ``DataParallel`` puts before every name.
 
     Raises:
-        ValueError: If it is no dict of names.
+        CheckpointError: If it is not a dict with names as keys.
     """
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, dict) or not all(
             isinstance(name, str) for name in weights):
-        raise ValueError('the checkpoint holds no weights by name, neither '
-                         "at its top nor under 'state_dict'")
+        raise CheckpointError('the checkpoint holds no weights by name, '
+                              "neither at its top nor under 'state_dict'")
     return {name.removeprefix('module.'): w for name, w in weights.items()}
 
 
@@ -174,18 +184,36 @@ def load_weights(model: nn.Module,
         trust (bool): See :func:`read_checkpoint`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, or a name or shape does not fit.
+        FileNotFoundError: If the file does not exist.
+        CheckpointError: If it cannot be read, or a name or shape does not
+            fit.
     """
     if is_model_wrapper(model):
         model = model.module
     checkpoint = read_checkpoint(path, trust)
-    weights = state_dict_of(checkpoint)
-    differences = compare_weights(weights, model.state_dict())
+    check_fit(checkpoint, model, path)
+    model.load_state_dict(state_dict_of(checkpoint))
+
+
+def check_fit(checkpoint: dict, model: nn.Module,
+              path: str | os.PathLike) -> None:
+    """Compare a checkpoint with a model, all names and shapes.
+
+    Args:
+        checkpoint (dict): Of :func:`read_checkpoint`.
+        model (nn.Module): Without a wrapper for several ranks.
+        path (str | PathLike): Of the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: If they differ. The message names the config that the
+            checkpoint was trained with, if the checkpoint does.
+    """
+    differences = compare_weights(
+        state_dict_of(checkpoint), model.state_dict())
     if differences:
-        raise ValueError(f'{path} does not fit the model of this config:\n'
-                         f'{differences}\nUse the config it was trained with.')
-    model.load_state_dict(weights)
+        raise CheckpointError(
+            f'{path} does not fit the model of this config:\n{differences}\n'
+            f'Use the config it was trained with{_trained_with(checkpoint)}.')
 
 
 def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:
@@ -197,7 +225,7 @@ def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:
         most (int): How many are listed. Defaults to 8.
 
     Returns:
-        str: One a line; empty if there is none.
+        str: One per line; empty if there is none.
     """
     faults = [f'missing: {name}' for name in wanted if name not in weights]
     faults += [f'not in the model: {k}' for k in weights if k not in wanted]
@@ -211,39 +239,45 @@ def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:
     return '\n'.join(f'  {fault}' for fault in faults)
 
 
+def _trained_with(checkpoint: dict) -> str:
+    """The config's name, which mmengine puts before the time of the start."""
+    meta = checkpoint.get('meta')
+    name = meta.get('experiment_name') if isinstance(meta, dict) else None
+    match = re.fullmatch(r'([\w.-]{1,200})_\d{8}_\d{6}', str(name))
+    return f", {match[1]} (its text is in meta['cfg'])" if match else ''
+
+
 def _shape(value) -> tuple:
     return tuple(getattr(value, 'shape', ('no tensor', )))
 
 
 def _reason(error: Exception) -> str:
-    """torch's own text suggests to load unsafely; take what it found."""
+    """What torch found; the rest of its text suggests to load unsafely."""
     text = str(error)
-    asked = re.search(r'it asks for [^\n]+', text)
-    if asked:
-        return asked[0]
-    unknown = re.search(r'GLOBAL ([\w.]+)', text)
-    if unknown:
+    if own := re.search(r'it asks for [^\n]+', text):
+        return own[0]
+    if unknown := re.search(r'GLOBAL ([\w.]+)', text):
         return f'it asks for {unknown[1]}'
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _load_trusted(path: str):
-    if path.endswith('.safetensors') or is_torchscript(path):
-        return _load(path)
-    return torch.load(path, map_location='cpu', weights_only=False)
-
-
-def _load(path: str):
+def _load(path: str, trust: bool, mmap: bool) -> Any:
     if path.endswith('.safetensors'):
         return load_file(path)
-    check_checkpoint_file(path)
-    if is_torchscript(path):
+    torchscript = is_torchscript(path)
+    if torchscript or not trust:
+        check_checkpoint_file(path)
+    if torchscript:
         return read_torchscript(path)
+    # The format before zip cannot be mapped.
+    options = dict(map_location='cpu', mmap=mmap and is_zipfile(path))
+    if trust:
+        return torch.load(path, weights_only=False, **options)
     if digit_version(torch.__version__) < digit_version('2.6'):
-        return _load_before_torch_2_6(path)
+        return _load_before_torch_2_6(path, **options)
     admitted = [(value, name) for name, value in _LOG_OBJECTS.items()]
     with torch.serialization.safe_globals(admitted):
-        return torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(path, weights_only=True, **options)
 
 
 class _AllowlistUnpickler(pickle.Unpickler):
@@ -256,14 +290,11 @@ class _AllowlistUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f'it asks for {full}') from None
 
 
-def _load_before_torch_2_6(path: str):
-    """weights_only=True, which cannot be told of mmengine's objects there."""
+def _load_before_torch_2_6(path: str, **options) -> Any:
+    """weights_only=True, which cannot be extended by mmengine's objects."""
     pickle_module = SimpleNamespace(
         __name__=__name__,
         Unpickler=_AllowlistUnpickler,
         load=lambda file, **kwargs: _AllowlistUnpickler(file, **kwargs).load())
     return torch.load(
-        path,
-        map_location='cpu',
-        pickle_module=pickle_module,
-        weights_only=False)
+        path, pickle_module=pickle_module, weights_only=False, **options)

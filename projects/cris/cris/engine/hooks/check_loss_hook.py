@@ -1,10 +1,13 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import json
 import os.path as osp
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch import Tensor
@@ -12,21 +15,43 @@ from torch import Tensor
 _NOTED = ('img_path', 'img_id', 'ref_ids', 'sent_ids', 'expressions')
 
 
+class CheckedOptimWrapper(OptimWrapper):
+    """Another optimizer wrapper, which sees only losses that pass a check.
+
+    Args:
+        wrapped (OptimWrapper): Of any kind; all but ``update_params`` is its.
+        check (Callable): Takes the loss; whether it may be used.
+    """
+
+    def __init__(self, wrapped: OptimWrapper, check: Callable[[Tensor], bool]):
+        self.__dict__.update(wrapped=wrapped, check=check)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ('__class__', '__dict__', 'update_params'):
+            return super().__getattribute__(name)
+        own = super().__getattribute__('__dict__')
+        return own[name] if name in own else getattr(own['wrapped'], name)
+
+    def update_params(self, loss: Tensor, *args, **kwargs) -> None:
+        if self.check(loss):
+            self.wrapped.update_params(loss, *args, **kwargs)
+
+
 @HOOKS.register_module()
 class CheckLossHook(Hook):
-    """Where the loss is not finite: stop, or skip the batch on all ranks.
+    """Stop where the loss is not finite, or skip the batch on all ranks.
 
     The samples of the batch are written to
     ``nonfinite_loss_iter<I>_rank<R>.json`` in the work dir, with paths, ids
     and expressions. A skipped batch leaves no trace in the model: no gradient
-    is taken from it, and batch norm's statistics are as before. How many
-    were skipped is in the log and, as ``num_skipped_batches``, in the
+    is taken, and the statistics of batch norm are restored. The number of
+    skipped batches is in the log and, as ``num_skipped_batches``, in the
     checkpoints.
 
     Args:
         action (str): 'stop' or 'skip'. Defaults to 'stop'.
-        max_in_a_row (int): More skipped batches one after the other end the
-            run: then the model itself is at fault. Defaults to 10.
+        max_in_a_row (int): More skipped batches in a row end the run, since
+            the model itself is at fault then. Defaults to 10.
 
     Raises:
         FloatingPointError: In training, where the run ends.
@@ -43,13 +68,11 @@ class CheckLossHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         # The only place between the loss and the step of every wrapper.
-        update = runner.optim_wrapper.update_params
+        runner.optim_wrapper = CheckedOptimWrapper(
+            runner.optim_wrapper, lambda loss: self._is_finite(runner, loss))
 
-        def update_if_finite(loss: Tensor, *args, **kwargs) -> None:
-            if self._is_finite(runner, loss):
-                update(loss, *args, **kwargs)
-
-        runner.optim_wrapper.update_params = update_if_finite
+    def after_train(self, runner: Runner) -> None:
+        runner.optim_wrapper = runner.optim_wrapper.wrapped
 
     def before_train_iter(self,
                           runner: Runner,
@@ -75,12 +98,14 @@ class CheckLossHook(Hook):
         if self.action == 'stop' or self._in_a_row > self.max_in_a_row:
             raise FloatingPointError(
                 f'{message}. Look at these samples; if they are fine, lower '
-                'the rate or clip the gradient. CheckLossHook(action="skip") '
-                f'passes over up to {self.max_in_a_row} such batches in a row')
+                'the learning rate or clip the gradient. '
+                'CheckLossHook(action="skip") skips up to '
+                f'{self.max_in_a_row} such batches in a row')
         skipped = runner.message_hub.runtime_info.get(
             'num_skipped_batches', 0) + 1
         runner.message_hub.update_info('num_skipped_batches', skipped)
-        runner.logger.warning(f'{message}; skipped, the {skipped}. batch.')
+        runner.logger.warning(
+            f'{message}; the batch is skipped, {skipped} in total')
         for buffer, before in zip(
                 runner.model.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
@@ -93,13 +118,11 @@ class CheckLossHook(Hook):
         samples = [{key: sample.metainfo[key]
                     for key in _NOTED if key in sample.metainfo}
                    for sample in self._batch['data_samples']]
+        record = dict(
+            loss=str(loss.item()),
+            epoch=runner.epoch + 1,
+            iter=runner.iter + 1,
+            samples=samples)
         with open(path, 'w') as file:
-            json.dump(
-                dict(
-                    loss=str(loss.item()),
-                    epoch=runner.epoch + 1,
-                    iter=runner.iter + 1,
-                    samples=samples),
-                file,
-                indent=2)
+            json.dump(record, file, indent=2)
         return path

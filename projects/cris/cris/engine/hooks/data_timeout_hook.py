@@ -14,30 +14,49 @@ from cris.datasets.base import refer_datasets
 class DataTimeoutHook(Hook):
     """End a run whose data workers have stalled, instead of waiting forever.
 
-    :func:`explain_data_errors` then says which files they were at.
+    :func:`explain_data_errors` then says which files they were reading.
 
     Args:
-        seconds (float): How long a batch may take. Defaults to 600.
+        seconds (float): The longest time a batch may take. Defaults to 600.
     """
 
     def __init__(self, seconds: float = 600):
         self.seconds = seconds
+        self._loaders: list[DataLoader] = []
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self._set(runner.train_dataloader)
+        self._watch(runner.train_dataloader)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        self._set(runner.val_dataloader)
+        self._watch(runner.val_dataloader)
 
     def before_test_epoch(self, runner: Runner) -> None:
-        self._set(runner.test_dataloader)
+        self._watch(runner.test_dataloader)
 
-    def _set(self, loader: DataLoader) -> None:
-        if loader.num_workers == 0:
+    def files_being_read(self) -> list[str]:
+        """The image that each worker of the watched loaders is at."""
+        lines = []
+        for loader in self._loaders:
+            for dataset in refer_datasets(loader.dataset):
+                for worker, index in (
+                        dataset.worker_state.samples_being_read().items()):
+                    path = dataset.get_data_info(index)['img_path']
+                    lines.append(f'  worker {worker}: {path}')
+        return lines
+
+    def _watch(self, loader: DataLoader) -> None:
+        if loader.num_workers == 0 or loader in self._loaders:
             return
+        self._loaders.append(loader)
         loader.timeout = self.seconds
         for dataset in refer_datasets(loader.dataset):
             dataset.worker_state.share()
+
+
+class DataWorkerError(RuntimeError):
+    """A data worker stalled or was killed."""
+
+    kind = 'data-worker'
 
 
 @contextmanager
@@ -45,34 +64,24 @@ def explain_data_errors(runner: Runner) -> Iterator[None]:
     """Add to an error of a data worker the files that were being read.
 
     Args:
-        runner (Runner): Whose train() or test() is called within.
+        runner (Runner): Its train() or test() is called within.
 
     Raises:
-        RuntimeError: In place of the one that PyTorch raises when a worker
-            stalls or is killed.
+        DataWorkerError: In place of the RuntimeError that PyTorch raises
+            when a worker stalls or is killed.
     """
     try:
         yield
     except RuntimeError as error:
         if not str(error).startswith('DataLoader'):
             raise
-        files = _files_being_read(runner)
-        raise RuntimeError(
+        files = [
+            line for hook in runner.hooks if isinstance(hook, DataTimeoutHook)
+            for line in hook.files_being_read()
+        ]
+        raise DataWorkerError(
             f'{error}\nFiles being read:\n' +
             ('\n'.join(files) or '  none is known') +
-            '\nLook at the disk or the network they are on, or remove what '
-            'is broken. DataTimeoutHook(seconds=...) sets how long is '
-            'waited.') from error
-
-
-def _files_being_read(runner: Runner) -> list[str]:
-    lines = []
-    for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
-        if not hasattr(loop, 'dataloader'):  # not built
-            continue
-        for dataset in refer_datasets(loop.dataloader.dataset):
-            for worker, index in (
-                    dataset.worker_state.samples_being_read().items()):
-                path = dataset.get_data_info(index)['img_path']
-                lines.append(f'  worker {worker}: {path}')
-    return lines
+            '\nCheck the disk or the network they are on, or remove what is '
+            'broken. DataTimeoutHook(seconds=...) sets the longest wait.'
+        ) from error

@@ -1,29 +1,41 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import json
+import os.path as osp
 import random
+import uuid
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    is_main_process,
+)
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmseg.registry import HOOKS
 
 from cris.datasets.base import refer_datasets
+from cris.io.atomic import write_text
 
 _KEY = 'exact_resume'
+_VALIDATED = 'validated.json'
 
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
     """A resumed run goes on as if it had never been interrupted.
 
-    mmengine restores weights, optimizer, schedule and the logs. What is drawn
-    at random is made here a function of the run's seed and the position: the
-    sentences of a sample of its epoch and index, dropout of the iteration and
-    the rank. So no state of a generator has to be saved, of whichever rank or
-    worker. A checkpoint from the middle of an epoch goes on at the next batch
-    (with :class:`ResumableSampler`), and a validation that was due and did
-    not end is made up for, so that the best checkpoint is not missed.
+    mmengine restores weights, optimizer, schedule and the logs. Here all
+    random draws become a function of the run's seed and the position: the
+    sentences of a sample, of its epoch and index; dropout, of the iteration
+    and the rank. So no state of a generator has to be saved. A checkpoint from
+    the middle of an epoch goes on at the next batch (with
+    :class:`ResumableSampler`).
+
+    The checkpoint of an epoch is saved before its validation. Which epochs
+    were validated is therefore in ``validated.json`` in the work dir; a
+    validation that was due and did not end is made up for.
 
     For epoch-based training; runs by iterations resume as in mmengine.
     """
@@ -32,23 +44,22 @@ class ExactResumeHook(Hook):
 
     def __init__(self):
         self._resumed: dict | None = None
-        self._scored = -1  # epochs trained when the last validation ended
+        self._run = uuid.uuid4().hex  # stays the same when a run is resumed
+        self._validated: list[int] = []  # epochs
         self._epoch = -1
         self._first_iter = 0  # the iteration with which the epoch began
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if runner._resume:
-            self._resumed = checkpoint.get(_KEY)
+        self._resumed = checkpoint.get(_KEY)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         meta = checkpoint['meta']
         batches = 0
         if meta['epoch'] == self._epoch:
             batches = meta['iter'] - self._first_iter
+        batch_size = runner.train_dataloader.batch_size * runner.world_size
         checkpoint[_KEY] = dict(
-            batches=batches,
-            samples=batches * self._samples_per_batch(runner),
-            scored=self._scored)
+            batches=batches, samples=batches * batch_size, run=self._run)
 
     def before_train(self, runner: Runner) -> None:
         positions = all_gather_object((runner.epoch, runner.iter))
@@ -65,9 +76,14 @@ class ExactResumeHook(Hook):
                 'diff_rank_seed'):
             # Built before the seed of the run was read from the checkpoint.
             sampler.seed = runner.seed
+        if runner.iter == 0:  # load_from takes nothing but weights
+            self._resumed = None
         if self._resumed is None:
             return
-        self._scored = self._resumed['scored']
+        # Checkpoints of before 2026-12 name no run.
+        self._run = self._resumed.get('run', self._run)
+        self._validated = self._read_validated(runner)
+        self._write_validated(runner)
         if self._resumed['batches'] == 0:
             self._validate_if_due(runner)
         elif not hasattr(sampler, 'skip'):
@@ -98,17 +114,34 @@ class ExactResumeHook(Hook):
         torch.manual_seed(int(numbers[2]))
 
     def after_val_epoch(self, runner: Runner, *args, **kwargs) -> None:
-        self._scored = runner.epoch
+        if runner.epoch:  # not runner.val() without training
+            self._validated.append(runner.epoch)
+            self._write_validated(runner)
+
+    def _write_validated(self, runner: Runner) -> None:
+        if is_main_process():
+            record = dict(run=self._run, epochs=self._validated)
+            write_text(
+                osp.join(runner.work_dir, _VALIDATED), json.dumps(record))
+
+    def _read_validated(self, runner: Runner) -> list[int]:
+        """Epochs that were validated before this position of this run."""
+        epochs: list = [[]]
+        path = osp.join(runner.work_dir, _VALIDATED)
+        if is_main_process() and osp.isfile(path):
+            with open(path) as file:
+                record = json.load(file)
+            if record['run'] == self._run:
+                epochs = [[e for e in record['epochs'] if e <= runner.epoch]]
+        broadcast_object_list(epochs)
+        return epochs[0]
 
     def _validate_if_due(self, runner: Runner) -> None:
         loop, epoch = runner.train_loop, runner.epoch
         due = (runner.val_loop is not None and epoch >= loop.val_begin
                and (epoch % loop.val_interval == 0
                     or epoch == loop.max_epochs))
-        if due and self._scored != epoch:
-            runner.logger.info(f'Epoch {epoch} was not validated to the end: '
-                               'it is now.')
+        if due and epoch not in self._validated:
+            runner.logger.info(f'The validation of epoch {epoch} did not end: '
+                               'it is repeated.')
             runner.val_loop.run()
-
-    def _samples_per_batch(self, runner: Runner) -> int:
-        return runner.train_dataloader.batch_size * runner.world_size

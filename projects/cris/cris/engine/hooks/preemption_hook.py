@@ -15,11 +15,13 @@ from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 from torch import Tensor
 
-from cris.io.atomic import use_atomic_files
+from cris.io.atomic import remove
+
+from ..run_checkpoints import save_checkpoint
 
 #: Exit status after SIGTERM: 128 + 15, as a shell reports it.
 PREEMPTED = 128 + signal.SIGTERM
-_PATIENCE = 60  # seconds
+_PATIENCE = 60  # seconds between the first SIGTERM and one that kills
 
 
 @HOOKS.register_module()
@@ -28,8 +30,8 @@ class PreemptionHook(Hook):
 
     The checkpoint is ``preempted.pth`` in the work dir; ``--resume`` finds it
     and goes on with the next batch. During validation nothing is saved: the
-    checkpoint of the epoch is there, or ``interval`` of the checkpoints was
-    chosen to be longer. SIGTERM to any rank is enough.
+    checkpoint of the epoch is there, unless ``interval`` of the checkpoints
+    is longer. SIGTERM to any rank is enough.
     """
 
     priority = 'LOWEST'
@@ -39,7 +41,6 @@ class PreemptionHook(Hook):
         self._previous = None
         self._asked_at = 0.0
         self._batches_of_all = 0
-        use_atomic_files()
 
     def before_train(self, runner: Runner) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -54,7 +55,8 @@ class PreemptionHook(Hook):
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         if not self._asked_any_rank():
             return
-        runner.save_checkpoint(
+        save_checkpoint(
+            runner,
             runner.work_dir,
             'preempted.pth',
             meta=dict(epoch=runner.epoch, iter=runner.iter + 1),
@@ -75,13 +77,12 @@ class PreemptionHook(Hook):
     def after_train(self, runner: Runner) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
-        path = osp.join(runner.work_dir, 'preempted.pth')
-        if is_main_process() and osp.isfile(path):
-            os.remove(path)
+        if is_main_process():
+            remove(osp.join(runner.work_dir, 'preempted.pth'))
 
     def _ask(self, *_) -> None:
         # Launchers may send several at once. One that comes much later finds
-        # a process that trains no more, for it has left none to ask.
+        # a process that trains no more, or it would have ended.
         now = time.monotonic()
         if self._asked and now - self._asked_at > _PATIENCE:
             signal.signal(signal.SIGTERM, self._previous)
@@ -95,13 +96,13 @@ class PreemptionHook(Hook):
         return bool(asked)
 
     def _leave(self, runner: Runner, what: str) -> None:
-        barrier()  # the others must not end before the file is written
+        barrier()  # no rank ends before the file is written
         runner.logger.warning(f'SIGTERM: {what}; go on with --resume.')
         raise SystemExit(PREEMPTED)
 
 
 class _Shielded:
-    """Data workers outlive a SIGTERM to the whole group: they are needed."""
+    """Data workers ignore a SIGTERM to the whole group: they are needed."""
 
     def __init__(self, init_fn: Callable | None, closing: Tensor):
         self.init_fn = init_fn
@@ -118,7 +119,7 @@ class _Shielded:
 
 
 def _end_workers(closing: Tensor) -> None:
-    """Before Python ends its children with SIGTERM and waits for them."""
+    """Called before Python sends its children SIGTERM and waits for them."""
     closing.fill_(1)
     workers = [c for c in multiprocessing.active_children() if c.daemon]
     for worker in workers:

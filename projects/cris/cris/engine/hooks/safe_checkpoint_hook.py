@@ -1,57 +1,57 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-import os
 import os.path as osp
 from glob import escape, glob
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from cris.io.atomic import PARTIAL, AtomicBackend, use_atomic_files
+from cris.io.atomic import PARTIAL, remove, write_text
 
-from ..latest_checkpoint import can_resume
+from ..run_checkpoints import save_checkpoint
 
-# In the message hub, so in checkpoints: files that the best so far replaces.
+# In the message hub, so in checkpoints: files that a new best may replace.
 _REPLACED = 'replaced_ckpts'
 
 
-class _RemovesLater(AtomicBackend):
-    """Adds to a list what it was to remove."""
+class _SafeRunner:
+    """A runner, but :func:`save_checkpoint` writes its checkpoints."""
 
-    def __init__(self, paths: list[str]):
-        self.paths = paths
+    def __init__(self, runner: Runner):
+        self._runner = runner
 
-    def remove(self, filepath: str) -> None:
-        self.paths.append(filepath)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
 
-    rmtree = remove
+    def save_checkpoint(self, *args, **kwargs) -> None:
+        save_checkpoint(self._runner, *args, **kwargs)
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """mmengine's, but no kill and no full disk costs what was saved before.
 
-    mmengine removes the old checkpoint, then overwrites or writes the new
-    one. Here the new one is written beside, renamed, and read back; only then
-    the old one, or the best so far, is removed. Takes the same arguments.
+    mmengine removes the old checkpoint, then writes the new one. Here the new
+    one is complete and verified before the old one, or the best so far, is
+    removed. Takes mmengine's arguments.
 
     Raises:
         OSError: While saving, if the disk is full or what was written cannot
             be read.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        use_atomic_files()
-
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        if is_main_process():  # of a run that was killed while saving
+        if is_main_process():  # what a run left that was killed while saving
             for path in glob(osp.join(escape(self.out_dir), '*' + PARTIAL)):
-                os.remove(path)
+                remove(path)
             hub = runner.message_hub
             self._remove_replaced(hub.runtime_info.get(_REPLACED, []))
+
+    def _save_checkpoint(self, runner: Runner) -> None:
+        super()._save_checkpoint(_SafeRunner(runner))
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict) -> None:
@@ -63,65 +63,50 @@ class SafeCheckpointHook(CheckpointHook):
             runner.message_hub.update_info('keep_ckpt_ids', kept)
             self.keep_ckpt_ids.clear()
             self.keep_ckpt_ids.extend(kept)
-        self.last_ckpt = self._path(step)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = osp.join(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
             self.out_dir,
-            osp.basename(self.last_ckpt),
-            self.file_client_args,
+            name,
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
             meta=meta,
             by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
             **self.args)
-        if not is_main_process():
-            return
-        self._verify(self.last_ckpt)
-        pointer = osp.join(runner.work_dir, 'last_checkpoint')
-        self.file_backend.put_text(self.last_ckpt, pointer)
-        for old in kept[:-self.max_keep_ckpts]:
-            self._remove(self._path(old))
+        if is_main_process():
+            write_text(
+                osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
+            for old in kept[:-self.max_keep_ckpts]:
+                remove(osp.join(self.out_dir, self.filename_tmpl.format(old)))
 
     def _save_best_checkpoint(self, runner: Runner,
                               metrics: dict[str, float]) -> None:
-        replaced: list[str] = []
+        if not self.save_best:
+            return
+        before = self._best()
+        replaced = [path for path in before.values() if path]
         runner.message_hub.update_info(_REPLACED, replaced)
-        backend, self.file_backend = self.file_backend, _RemovesLater(replaced)
-        try:
-            super()._save_best_checkpoint(runner, metrics)
-        finally:
-            self.file_backend = backend
-        for path in self._best() if replaced else ():
-            self._verify(path)
-        self._remove_replaced(replaced)
+        # What mmengine does not know of it does not remove.
+        self._set_best(dict.fromkeys(before))
+        super()._save_best_checkpoint(_SafeRunner(runner), metrics)
+        better = {key: path for key, path in self._best().items() if path}
+        self._set_best({**before, **better})
+        if is_main_process():
+            self._remove_replaced(replaced)
 
-    def _best(self) -> list[str]:
-        if self.save_best is None:
-            return []
-        paths = ([self.best_ckpt_path] if len(self.key_indicators) == 1 else
-                 self.best_ckpt_path_dict.values())
-        return [path for path in paths if path]
+    def _best(self) -> dict[str, str | None]:
+        if len(self.key_indicators) == 1:
+            return {'': self.best_ckpt_path}
+        return dict(self.best_ckpt_path_dict)
+
+    def _set_best(self, paths: dict[str, str | None]) -> None:
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = paths['']
+        else:
+            self.best_ckpt_path_dict = paths
 
     def _remove_replaced(self, paths: list[str]) -> None:
         for path in paths:
-            if path not in self._best():
-                self._remove(path)
-
-    def _path(self, step: int) -> str:
-        return self.file_backend.join_path(self.out_dir,
-                                           self.filename_tmpl.format(step))
-
-    def _verify(self, path: str) -> None:
-        try:
-            can_resume(path)
-        except ValueError as error:
-            raise OSError(
-                f'{path} was written but cannot be read back ({error}): '
-                'check the disk. The checkpoint before it is kept') from error
-
-    def _remove(self, path: str) -> None:
-        if self.file_backend.isfile(path):
-            self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):
-            self.file_backend.rmtree(path)
+            if path not in self._best().values():
+                remove(path)

@@ -1,0 +1,84 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""What a command of tools/ prints: short logs and short errors."""
+import logging
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from cris.version import __version__
+
+# mmengine logs these at INFO or WARNING. The config is in the work dir, too.
+_DETAILS = re.compile(
+    r'\s*-*\s*System environment:|Config:|Hooks will be executed|'
+    r'paramwise_options -- |Distributed training is not used, all Sync|'
+    r'LR is set based on batch size|The prefix is not set in metric class|'
+    r'.* will be deprecated')
+
+
+def quiet_logs() -> None:
+    """Start logs with what matters; ``log_level='DEBUG'`` shows all again.
+
+    mmengine makes its logger and logs the environment and the config in one
+    constructor, so no filter can be added in between: a factory of log
+    records, which Python has for this, lowers their level. Warnings of
+    deprecated functions are ignored unless ``python -W`` is used.
+    """
+    make = logging.getLogRecordFactory()
+
+    def make_record(*args, **kwargs) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if record.name == 'mmengine' and _DETAILS.match(str(record.msg)):
+            record.levelno, record.levelname = logging.DEBUG, 'DEBUG'
+        return record
+
+    logging.setLogRecordFactory(make_record)
+    if not sys.warnoptions:
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings('ignore', category=category)
+
+
+def log_run(runner: Runner) -> None:
+    """Log in one line what is run, where and with what."""
+    device = 'CPU'
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    runner.logger.info(
+        f'{runner.experiment_name} in {runner.work_dir}: '
+        f'{runner.world_size} process(es), {device}, seed {runner.seed}, '
+        f'cris {__version__}, PyTorch {torch.__version__}')
+
+
+@contextmanager
+def short_errors() -> Iterator[SimpleNamespace]:
+    """End the process with a sentence where the user can mend the fault.
+
+    While the run is set up, these are OSError, ValueError and ImportError;
+    at any time OSError, FloatingPointError and what has a ``kind``. The
+    traceback is logged at level DEBUG. Other errors are left alone.
+
+    Yields:
+        SimpleNamespace: Set its ``running`` when the set-up is over.
+    """
+    phase = SimpleNamespace(running=False)
+    try:
+        yield phase
+    except Exception as error:
+        kinds = (OSError, FloatingPointError)
+        if not phase.running:
+            kinds += (ValueError, ImportError)
+        if not isinstance(error, kinds) and not hasattr(error, 'kind'):
+            raise
+        print_log(traceback.format_exc(), 'current', logging.DEBUG)
+        text = str(error)
+        if text.startswith('Caught '):  # a data worker's, with its traceback
+            text = re.split(rf'^(?:[\w.]+\.)?{type(error).__name__}: ', text,
+                            flags=re.MULTILINE)[-1].strip()
+        raise SystemExit(f'error: {text}') from error

@@ -1,0 +1,217 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""What tools/train.py does around mmengine's runner."""
+import os
+from argparse import Namespace
+from collections.abc import Sized
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from cris.io.checkpoints import CheckpointError, check_fit, use_safe_loader
+from cris.models.fast_cpu import reuse_memory
+
+from .config import load_config
+from .cpu_ranks import init_cpu_process_group
+from .hooks.data_timeout_hook import explain_data_errors
+from .logs import log_run, quiet_logs, short_errors
+from .precision import avoid_fused, use_bfloat16
+from .run_checkpoints import latest_checkpoint
+
+
+def train(args: Namespace) -> None:
+    """Run a training.
+
+    Args:
+        args (Namespace): Of tools/train.py.
+
+    Raises:
+        SystemExit: With a sentence, where the user can mend the fault.
+    """
+    quiet_logs()
+    with short_errors() as phase:
+        use_safe_loader(args.trust_checkpoint)
+        cfg = build_config(args)
+        runner = (
+            RUNNERS.build(cfg)
+            if 'runner_type' in cfg else Runner.from_cfg(cfg))
+        log_run(runner)
+        runner.register_hook(_SetUpHook(phase, cfg))
+        with explain_data_errors(runner):
+            check_data(runner)
+            warn_of_long_warmup(runner, cfg)
+            if cfg.get('auto_scale_lr', {}).get('enable'):
+                log_scaled_rate(runner, cfg)
+            runner.train()
+
+
+def build_config(args: Namespace) -> Config:
+    """The config of the run, with all that depends on the machine.
+
+    Raises:
+        ValueError: If settings contradict each other.
+    """
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    cfg.launcher = args.launcher
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr = dict(cfg.get('auto_scale_lr', {}), enable=True)
+    if cfg.get('auto_scale_lr', {}).get('enable'):
+        count_expressions(cfg)
+    if (cfg.get('strategy', {}).get('type') == 'FSDPStrategy'
+            and cfg.optim_wrapper.get('clip_grad')):
+        raise ValueError(
+            'mmengine clips the shard of each process by its own norm, not '
+            'by that of all: with FSDPStrategy set '
+            'optim_wrapper.clip_grad=None')
+    if not torch.cuda.is_available():
+        reuse_memory()
+        avoid_fused(cfg)
+        if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
+            use_bfloat16(cfg)
+        if args.launcher != 'none':
+            init_cpu_process_group(cfg)
+    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+    if cfg.resume and (cfg.load_from is None or restarted):
+        cfg.load_from = latest_checkpoint(cfg.work_dir) or cfg.load_from
+    cfg.resume = cfg.resume and cfg.load_from is not None
+    # A FlexibleRunner starts from whatever part of a model a file holds.
+    if cfg.resume or cfg.load_from and 'runner_type' not in cfg:
+        cfg.model = without_pretrained(cfg.model)
+    return cfg
+
+
+def without_pretrained(node: Any) -> Any:
+    """A config without the weights that a checkpoint would replace.
+
+    Args:
+        node (Any): Config of a model, or a part of it.
+
+    Returns:
+        Any: A copy; where ``init_cfg`` is of type 'Pretrained' it is None.
+    """
+    if isinstance(node, dict):
+        if node.get('type') == 'Pretrained':
+            return None
+        return {key: without_pretrained(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        parts = [without_pretrained(value) for value in node]
+        return type(node)(p for p in parts if p is not None or p in node)
+    return node
+
+
+def expressions_per_image(dataset: dict) -> int:
+    """K of the config of a dataset; of several in one, the largest."""
+    parts = dataset.get('datasets', [dataset.get('dataset')])
+    if parts[0] is not None:
+        return max(map(expressions_per_image, parts))
+    return dataset.get('num_expressions', 1)
+
+
+def count_expressions(cfg: Config) -> None:
+    """Let mmengine scale the learning rate by expressions, not by images.
+
+    ``auto_scale_lr.base_batch_size`` are the images of the batch that the
+    rate is for; ``auto_scale_lr.num_expressions`` is the K of that batch, by
+    default 1 as in the paper.
+
+    Raises:
+        ValueError: If the config has no base_batch_size.
+    """
+    scale = cfg.auto_scale_lr
+    if 'base_batch_size' not in scale:
+        raise ValueError(
+            '--auto-scale-lr: the config has no auto_scale_lr='
+            'dict(base_batch_size=..., num_expressions=...), the batch that '
+            'its learning rate is for')
+    k = expressions_per_image(cfg.train_dataloader.dataset)
+    base = scale.base_batch_size * scale.get('num_expressions', 1)
+    cfg.auto_scale_lr = dict(base_batch_size=base / k, enable=True)
+
+
+def log_scaled_rate(runner: Runner, cfg: Config) -> None:
+    """Say what the learning rate is multiplied by, and why."""
+    k = expressions_per_image(cfg.train_dataloader.dataset)
+    images = cfg.train_dataloader.batch_size
+    number = images * k * runner.world_size
+    base = cfg.auto_scale_lr.base_batch_size * k
+    runner.logger.info(
+        f'auto_scale_lr: {images} images x {k} expressions x '
+        f'{runner.world_size} process(es) = {number} expressions per step; '
+        f'the learning rate is for {base:g}, it is multiplied by '
+        f'{number / base:g}')
+
+
+def check_data(runner: Runner) -> None:
+    """Read the datasets before anything else that takes long.
+
+    Raises:
+        ValueError: If an epoch would have no batch, or a dataset cannot be
+            used.
+    """
+    loader = runner.train_dataloader
+    if runner.val_loop is not None:
+        runner.val_dataloader  # noqa: B018  it is built now
+    if isinstance(loader.dataset, Sized) and not len(loader):
+        raise ValueError(
+            f'an epoch has no batch: {len(loader.dataset)} samples, '
+            f'{runner.world_size} process(es), '
+            f'batch_size={loader.batch_size}, drop_last={loader.drop_last}. '
+            'Set a smaller train_dataloader.batch_size, or drop_last=False')
+
+
+def warn_of_long_warmup(runner: Runner, cfg: Config) -> None:
+    """Warn if more than a third of the training is warm-up."""
+    schedulers = cfg.get('param_scheduler') or []
+    if isinstance(schedulers, dict):
+        schedulers = [schedulers]
+    for index, scheduler in enumerate(schedulers):
+        start = dict(
+            LinearLR=scheduler.get('start_factor', 1 / 3),
+            ConstantLR=scheduler.get('factor', 1 / 3))
+        if start.get(scheduler.get('type'), 1) >= 1:
+            continue
+        unit, total = 'epochs', runner.max_epochs
+        if not scheduler.get('by_epoch', True):
+            unit, total = 'iterations', runner.max_iters
+        steps = scheduler.get('end', total) - scheduler.get('begin', 0)
+        if steps > total / 3:
+            runner.logger.warning(
+                f'the warm-up of {steps} {unit} is more than a third of the '
+                f'training ({total}): set param_scheduler.{index}.end, or '
+                'train longer')
+
+
+class _SetUpHook(Hook):
+    """Checks what is loaded, and notes when training begins."""
+
+    priority = 'VERY_HIGH'  # before hooks that use the checkpoint
+
+    def __init__(self, phase: SimpleNamespace, cfg: Config):
+        self.phase = phase
+        self.path, self.resume = cfg.load_from, cfg.resume
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if not isinstance(runner, Runner):
+            return  # a FlexibleRunner's model is sharded
+        if self.resume and not {'meta', 'message_hub'} <= checkpoint.keys():
+            raise CheckpointError(
+                f'{self.path} holds weights, not the state of a run: start '
+                f'from it with --cfg-options load_from={self.path}')
+        # mmengine would leave at random what does not fit.
+        model = runner.model
+        check_fit(checkpoint,
+                  model.module if is_model_wrapper(model) else model,
+                  self.path)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.phase.running = True
