@@ -9,21 +9,16 @@ import pytest
 from conftest import ReferSet
 from mmseg.registry import DATASETS
 from PIL import Image
-from preparation import (
-    check,
-    collect_stats,
-    convert,
-    layouts,
-    locate,
-    print_stats,
-    write_report,
-    write_stats,
-)
-from preparation.report import summary
+from preparation.check import check
+from preparation.convert import convert, split_dataset
+from preparation.known_sets import DATASETS as KNOWN
+from preparation.known_sets import FORMS
+from preparation.locate import locate
+from preparation.report import summary, write_report
+from preparation.stats import collect_stats, print_stats, write_stats
+from preparation.writers import WRITERS
 
 from cris.datasets.masks import decode_mask
-
-FORMS = ('jsonl', 'coco', 'official-json', 'refer')
 
 
 def records(root, name, **kwargs):
@@ -289,11 +284,11 @@ class TestFilesAndCounts:
         ('refcocog', 'google', 'train', 44822),
     ])
     def test_published_counts(self, name, split_by, split, number):
-        assert layouts.DATASETS[name].counts[split_by][split][0] == number
+        assert KNOWN[name].counts[split_by][split][0] == number
 
     def test_sums_of_published_sentences(self):
         for name, total in (('refcoco', 142210), ('refcoco+', 141564)):
-            counts = layouts.DATASETS[name].counts['unc']
+            counts = KNOWN[name].counts['unc']
             assert sum(n for _, n, _ in counts.values()) == total
 
     def test_a_broken_file_is_a_finding(self, refer_set):
