@@ -35,6 +35,19 @@ def records(root, name, **kwargs):
     }
 
 
+def add_image(data, i):
+    """An image of 48 x 48 pixels with one ref of train."""
+    data.images.append(
+        dict(id=i, file_name=f'{i}.jpg', height=48, width=48))
+    noise = np.random.default_rng(i).integers(0, 255, (48, 48, 3), np.uint8)
+    cv2.imwrite(str(data.root / f'images/{i}.jpg'), noise)
+    data.add_ref(i, [[5, 10, 40, 10, 40, 40, 5, 40]], 'train')
+
+
+def test_every_form_has_a_writer():
+    assert set(FORMS) == set(WRITERS)
+
+
 class TestRoundTrips:
 
     def test_all_forms_in_a_ring(self, refer_set, tmp_path):
@@ -110,6 +123,83 @@ class TestRoundTrips:
                     'jsonl')
 
 
+class TestSplit:
+
+    @pytest.fixture(params=FORMS)
+    def source(self, request, refer_set, tmp_path):
+        """Ten images in train, in one of the forms; arguments of locate."""
+        for i in range(3, 10):
+            add_image(refer_set, i)
+        for ref in refer_set.refs:
+            ref['split'] = 'train'
+        root = str(refer_set.write())
+        if request.param == 'refer':
+            return root, 'refer'
+        convert(locate(root, 'refer'), str(tmp_path / 'own'), request.param)
+        return str(tmp_path / 'own'), request.param
+
+    def test_by_image_and_by_seed(self, source, tmp_path):
+        located = locate(*source)
+        for name, seed in (('a', 3), ('b', 3), ('c', 4)):
+            counts = split_dataset(located, str(tmp_path / name), 0.3, seed)
+            assert counts['train']['images'] == 7
+            assert counts['val']['images'] == 3
+        expected = records(*source)
+        found = records(tmp_path / 'a', source[1], images=located.img_folder)
+        assert {k: ref[1:] for k, ref in found.items()
+                } == {k: ref[1:] for k, ref in expected.items()}
+        images = {
+            split: {ref[1] for ref in found.values() if ref[0] == split}
+            for split in ('train', 'val')
+        }
+        assert not images['train'] & images['val']
+        assert [len(images[split]) for split in ('train', 'val')] == [7, 3]
+        a, b, c = ({
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob('*') if path.is_file()
+        } for name in 'abc')
+        assert a == b != c
+        assert not any(path.suffix == '.jpg' for path in a)
+
+    def test_copied_images(self, source, tmp_path):
+        split_dataset(locate(*source), str(tmp_path / 'a'), 0.5, 0, True)
+        assert len(list((tmp_path / 'a/images').iterdir())) == 10
+        assert check(locate(str(tmp_path / 'a'), source[1])).usable
+
+    def test_other_splits_are_kept(self, refer_set, tmp_path):
+        for ref in refer_set.refs[:2]:
+            ref['split'] = 'test'
+        located = locate(str(refer_set.write()), 'refer')
+        counts = split_dataset(located, str(tmp_path / 'a'), 0.01)
+        assert {k: n['images'] for k, n in counts.items()
+                } == dict(test=1, train=1, val=1)
+
+    @pytest.mark.parametrize('splits, fraction, message', [
+        (('train', 'train', 'train'), 0, 'between 0 and 1'),
+        (('train', 'train', 'train'), 1, 'between 0 and 1'),
+        (('train', 'train', 'train'), float('nan'), 'between 0 and 1'),
+        (('train', 'val', 'train'), .5, 'the splits train, val'),
+        (('dev', 'test', 'test'), .5, 'the splits dev, test'),
+        (('train', 'test', 'test'), .5, '0.jpg is the only image'),
+    ])
+    def test_refusals(self, refer_set, tmp_path, splits, fraction, message):
+        for ref in refer_set.refs:
+            ref['split'] = splits[ref['image_id']]
+        located = locate(str(refer_set.write()), 'refer')
+        with pytest.raises(ValueError, match=message):
+            split_dataset(located, str(tmp_path / 'a'), fraction)
+        assert not (tmp_path / 'a').exists()
+
+    def test_faulty_entries_and_a_full_folder(self, refer_set, tmp_path):
+        located = locate(str(refer_set.root), 'refer')
+        with pytest.raises(FileExistsError, match='not empty'):
+            split_dataset(located, str(refer_set.root), .5)
+        refer_set.refs[0]['ann_id'] = -5
+        refer_set.write()
+        with pytest.raises(ValueError, match='ref 0: its ann_id -5'):
+            split_dataset(located, str(tmp_path / 'a'), .5)
+
+
 def own_jsonl(root, lines=()):
     """Two images, three masks and three lines in train, or other lines."""
     rng = np.random.default_rng(0)
@@ -146,14 +236,8 @@ def grefs(refer_set):
 
 def plant(data: ReferSet):
     """Fifteen faults, each in entries of its own; returns their kinds."""
-    full = [[5, 10, 40, 10, 40, 40, 5, 40]]
     for i in range(3, 22):
-        data.images.append(
-            dict(id=i, file_name=f'{i}.jpg', height=48, width=48))
-        noise = np.random.default_rng(i).integers(0, 255, (48, 48, 3),
-                                                  np.uint8)
-        cv2.imwrite(str(data.root / f'images/{i}.jpg'), noise)
-        data.add_ref(i, full, 'train')
+        add_image(data, i)
     refs = {ref['image_id']: ref for ref in data.refs if ref['image_id'] > 2}
     anns = {ann['image_id']: ann for ann in data.anns if ann['image_id'] > 2}
     images = {image['id']: image for image in data.images}
