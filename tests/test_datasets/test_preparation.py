@@ -337,6 +337,22 @@ class TestBrokenData:
         assert fault.kind == 'bad-image' and '1.png' in fault.message
 
 
+    def test_what_is_left_out(self, refer_set, tmp_path, capsys):
+        root = tmp_path / 'coco'
+        convert(locate(str(refer_set.root), 'refer'), str(root), 'coco')
+        content = json.loads((root / 'train.json').read_text())
+        for ann in content['annotations'][1:]:
+            del ann['expressions']
+        (root / 'train.json').write_text(json.dumps(content))
+        result = check(locate(str(root), 'coco'))
+        assert result.usable
+        assert [f.kind for f in result.findings] == ['left-out'] * 2
+        assert '3 of 4 annotations have no expressions' in summary(result)
+        assert '1 of 2 images have no annotation' in summary(result)
+        convert(locate(str(root), 'coco'), str(tmp_path / 'a'), 'jsonl')
+        assert 'left out: ' in capsys.readouterr().out
+
+
 class TestFilesAndCounts:
 
     def test_missing_files_and_where_they_come_from(self, tmp_path):

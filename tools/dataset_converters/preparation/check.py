@@ -96,8 +96,7 @@ def check(located: Located,
             records = located.read()
             images = records.images
             findings += _once_per_image(records.faults)
-            findings += [Fault('left-out', '', note)
-                         for note in getattr(records, 'notes', [])]
+            findings += [Fault('left-out', '', note) for note in records.notes]
         except (ImportError, OSError, ValueError) as error:
             findings.append(Fault('broken-file', '', str(error)))
     if osp.isdir(located.img_folder):

@@ -90,6 +90,8 @@ class Located(NamedTuple):
         raise_faults(records.faults, self.args['ann_file'])
         if not records.images:
             raise ValueError(f'{self.args["ann_file"]} holds no refs')
+        for note in records.notes:
+            print(f'left out: {note}')
         return records.images
 
 
