@@ -16,51 +16,34 @@ from cris.io.images import is_truncated_jpeg, open_image
 
 from .locate import Located
 
-#: Masks with fewer pixels are reported.
-TINY = 16
+TINY = 16  # masks with fewer pixels are reported
 #: Kinds that leave a dataset usable, and what they mean.
 WARNINGS = {
-    'duplicate-annotation':
-    'several refs of a split mean the same annotation',
-    'duplicate-image':
-    'the same image file under two names',
-    'duplicate-sentence':
-    'a sentence twice in one ref',
-    'empty-sentence':
-    'a sentence without a word',
+    'duplicate-annotation': 'several refs of a split mean the same annotation',
+    'duplicate-image': 'the same image file under two names',
+    'duplicate-sentence': 'a sentence twice in one ref',
+    'empty-sentence': 'a sentence without a word',
     'leaking-image':
     'an image of train that is also in another split (the google splits of '
     'RefCOCO are made that way); exclude=[...] of the dataset leaves such '
     'images out of training',
-    'left-out':
-    'images or annotations that are not used',
-    'long-sentence':
-    'a sentence that is cut at the context length',
+    'left-out': 'images or annotations that are not used',
+    'long-sentence': 'a sentence that is cut at the context length',
     'partly-outside':
     'a polygon with points outside the image; that part is lost',
-    'tiny-mask':
-    f'a mask of fewer than {TINY} pixels',
+    'tiny-mask': f'a mask of fewer than {TINY} pixels',
 }
 _KINDS_OF_IMAGES = ('bad-image', 'image-size', 'image-too-large',
                     'missing-image')
 
 
 class Result(NamedTuple):
-    """What :func:`check` found.
-
-    Args:
-        name (str): Name of the dataset.
-        split_by (str, optional): Which of its splits.
-        counts (dict): Usable refs, sentences and images by split.
-        findings (list[Fault]): Errors and warnings, in a fixed order.
-        images (list[dict]): The records.
-        img_folder (str): Folder of the images.
-    """
+    """What :func:`check` found."""
     name: str
     split_by: str | None
-    counts: dict[str, dict[str, int]]
-    findings: list[Fault]
-    images: list[dict]
+    counts: dict[str, dict[str, int]]  # usable refs, ... by split
+    findings: list[Fault]  # errors and warnings, in a fixed order
+    images: list[dict]  # the records
     img_folder: str
 
     @property
@@ -82,8 +65,8 @@ def check(located: Located,
         located (Located): Its files.
         context_length (int, optional): Where sentences are cut. Defaults to
             that of the dataset.
-        decode_images (bool): Whether to decode every image; by default only
-            headers are read.
+        decode_images (bool): Whether to decode every image, not only its
+            header. Defaults to False.
         workers (int): Processes that decode images; 0 for this one.
 
     Returns:
@@ -103,8 +86,8 @@ def check(located: Located,
         findings += _once_per_image(check_headers(images, located.img_folder))
     if decode_images:
         findings += _decode_all(images, located, findings, workers)
-    findings += _check_refs(images, context_length
-                            or located.info.context_length)
+    findings += _check_refs(
+        images, context_length or located.info.context_length)
     findings += _find_leaks(images)
     counts = count_splits(images)
     if located.can_be_read:
@@ -149,11 +132,10 @@ def _compare_counts(counts: dict[str, dict[str, int]],
         for key, number in zip(keys, numbers, strict=True):
             if number is not None and found.get(key, 0) != number:
                 yield Fault(
-                    'wrong-count', f'split {split}',
-                    f'{found.get(key, 0)} {key} can be used, but '
-                    f'{located.name} ({located.split_by}) has {number}: the '
-                    'files are incomplete or of another version, or entries '
-                    'are faulty')
+                    'wrong-count', f'split {split}', f'{found.get(key, 0)} '
+                    f'{key} can be used, but {located.name} '
+                    f'({located.split_by}) has {number}: the files are '
+                    'incomplete or of another version, or entries are faulty')
 
 
 def _check_refs(images: list[dict], context_length: int) -> Iterator[Fault]:
@@ -207,8 +189,8 @@ def _check_sentences(ref: dict, where: str,
 def _find_leaks(images: list[dict]) -> Iterator[Fault]:
     splits = defaultdict(dict)
     for image in images:
-        for ref in image['refs']:
-            splits[image['file_name']].setdefault(ref['split'])
+        splits[image['file_name']].update(
+            dict.fromkeys(ref['split'] for ref in image['refs']))
     for name, found in splits.items():
         others = [split for split in found if split != 'train']
         if 'train' in found and others:

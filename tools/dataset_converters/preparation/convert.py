@@ -27,14 +27,8 @@ def convert(located: Located,
     categories, and masks pixel for pixel. Several objects of one ref become
     one mask.
 
-    Args:
-        located (Located): Files of the dataset.
-        dst (str): Folder to write to; new or empty.
-        form (str): One of ``known_sets.FORMS``.
-        with_images (bool): Whether images are copied. Defaults to True.
-
-    Returns:
-        dict: Refs, sentences and images by split.
+    The folder must be new or empty; the form is one of ``known_sets.FORMS``.
+    Returns the numbers of refs, sentences and images by split.
 
     Raises:
         FileExistsError: If the folder is not empty.
@@ -58,21 +52,13 @@ def split_dataset(located: Located,
     splits, train is divided and the others are kept. Whether an image is in
     val depends on its name and the seed: further images move few others.
 
-    Args:
-        located (Located): Files of the dataset.
-        dst (str): Folder to write to; new or empty.
-        val_fraction (float): Share of the images for val, between 0 and 1.
-        seed (int): The same seed gives the same files. Defaults to 0.
-        with_images (bool): Whether images are copied. Defaults to False.
-
-    Returns:
-        dict: Refs, sentences and images by split.
+    Returns what :func:`convert` does.
 
     Raises:
         FileExistsError: If the folder is not empty.
         FileNotFoundError: If files of the source are missing.
-        ValueError: If the fraction is out of range, an entry is faulty, there
-            is a val split already, or a single image.
+        ValueError: If the fraction is not between 0 and 1, an entry is
+            faulty, there is a val split already, or a single image.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f'the fraction for val is {val_fraction}; it must be '
@@ -152,7 +138,7 @@ def _make_ids_unique(splits: Splits) -> None:
         for i, ref in enumerate(refs):
             ref['ref_id'] = i
     sentences = [i for ref in refs for i in ref['sent_ids']]
-    if len(set(sentences)) < len(sentences):
+    if len(set(map(repr, sentences))) < len(sentences):
         numbers = count()
         for ref in refs:
             ref['sent_ids'] = [next(numbers) for _ in ref['sent_ids']]

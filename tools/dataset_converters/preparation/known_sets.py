@@ -12,26 +12,15 @@ Counts = dict[str, tuple[int | None, int | None, int | None]]
 
 
 class DatasetInfo(NamedTuple):
-    """What is known about a dataset.
-
-    Args:
-        reader (str): Name of its reader.
-        source (str): Where the annotations come from.
-        image_source (str): Where the images come from.
-        image_folders (tuple[str]): Usual names of the image folder, relative
-            to the root.
-        counts (dict[str, Counts]): Published counts by ``split_by``; the
-            first key is the default. Split 'all' is the sum of the splits.
-        context_length (int): Tokens of a sentence that models use.
-        skip_images (tuple[int]): Ids of images that are usually left out.
-    """
+    """What is known about a dataset."""
     reader: str
-    source: str
+    source: str  # of the annotations
     image_source: str = 'the same place'
-    image_folders: tuple[str, ...] = ('images', )
+    image_folders: tuple[str, ...] = ('images', )  # usual names in the root
+    # By split_by, the default first. Split 'all' is the sum of the others.
     counts: dict[str, Counts] = {}
-    context_length: int = 17
-    skip_images: tuple[int, ...] = ()
+    context_length: int = 17  # tokens of a sentence that models use
+    skip_images: tuple[int, ...] = ()  # ids that are usually left out
 
 
 YOURS = 'you: see docs/en/data.md for the layout'
@@ -44,41 +33,26 @@ _COCO_FOLDERS = ('train2014', 'images/train2014',
                  '../train2014', '../coco/train2014')
 DATASETS = {
     'refcoco': DatasetInfo(
-        'refer', f'refcoco.zip of {_REFER}', _COCO, _COCO_FOLDERS, {
-            'unc': {
-                'train': (42404, 120624, 16994),
-                'val': (3811, 10834, 1500),
-                'testA': (1975, 5657, 750),
-                'testB': (1810, 5095, 750),
-            },
-            'google': {
-                'train': (40000, None, None),
-                'val': (5000, None, None),
-                'test': (5000, None, None),
-                'all': (50000, 142210, None),
-            }
-        }),
+        'refer', f'refcoco.zip of {_REFER}', _COCO, _COCO_FOLDERS,
+        {'unc': {
+            'train': (42404, 120624, 16994), 'val': (3811, 10834, 1500),
+            'testA': (1975, 5657, 750), 'testB': (1810, 5095, 750)},
+         'google': {
+            'train': (40000, None, None), 'val': (5000, None, None),
+            'test': (5000, None, None), 'all': (50000, 142210, None)}}),
     'refcoco+': DatasetInfo(
-        'refer', f'refcoco+.zip of {_REFER}', _COCO, _COCO_FOLDERS, {
-            'unc': {
-                'train': (42278, 120191, None),
-                'val': (3805, 10758, None),
-                'testA': (1975, 5726, None),
-                'testB': (1798, 4889, None),
-            }
-        }),
+        'refer', f'refcoco+.zip of {_REFER}', _COCO, _COCO_FOLDERS,
+        {'unc': {
+            'train': (42278, 120191, None), 'val': (3805, 10758, None),
+            'testA': (1975, 5726, None), 'testB': (1798, 4889, None)}}),
     'refcocog': DatasetInfo(
-        'refer', f'refcocog.zip of {_REFER}', _COCO, _COCO_FOLDERS, {
-            'umd': {
-                'train': (42226, 80512, None),
-                'val': (2573, 4896, None),
-                'test': (5023, 9602, None),
-            },
-            'google': {
-                'train': (44822, 85474, None),
-                'val': (5000, 9536, None),
-            }
-        }, context_length=22),
+        'refer', f'refcocog.zip of {_REFER}', _COCO, _COCO_FOLDERS,
+        {'umd': {
+            'train': (42226, 80512, None), 'val': (2573, 4896, None),
+            'test': (5023, 9602, None)},
+         'google': {
+            'train': (44822, 85474, None), 'val': (5000, 9536, None)}},
+        context_length=22),
     'refclef': DatasetInfo(
         'refer', f'refclef.zip of {_REFER}',
         f'saiapr_tc-12.zip (the "selected" 20,000 images) of {_REFER}',

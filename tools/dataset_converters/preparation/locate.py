@@ -20,25 +20,15 @@ _PATTERNS = {
 
 
 class Located(NamedTuple):
-    """The files of a dataset on this disk.
-
-    Args:
-        info (DatasetInfo): What is known about it.
-        name (str): Its name.
-        split_by (str, optional): Which of its splits.
-        args (dict): Arguments of its reader, without the split.
-        splits (list[str], optional): Splits that have files of their own.
-        missing (list[Fault]): Files and folders that are missing.
-        lmdb (str, optional): Folder of official LMDB files, from which
-            :meth:`read` makes the files in ``args``.
-    """
+    """The files of a dataset on this disk."""
     info: DatasetInfo
     name: str
     split_by: str | None
-    args: dict
-    splits: list[str] | None
-    missing: list[Fault]
-    lmdb: str | None
+    args: dict  # of the reader, without the split
+    splits: list[str] | None  # those that have files of their own
+    missing: list[Fault]  # files and folders
+    # Folder of official LMDB files, from which read() makes those in args.
+    lmdb: str | None = None
 
     @property
     def img_folder(self) -> str:
@@ -75,11 +65,11 @@ class Located(NamedTuple):
               for fields in zip(Records([], faults), *parts, strict=True)))
 
     def read_strictly(self, with_images: bool) -> list[dict]:
-        """Records of all splits, of which no entry may be faulty.
+        """Records of all splits, without any faulty entry.
 
         Raises:
-            FileNotFoundError: If files are missing, the image folder only
-                ``with_images``.
+            FileNotFoundError: If files are missing; a missing image folder
+                matters only ``with_images``.
             ValueError: If an entry is faulty, or there are no refs.
         """
         missing = [fault for fault in self.missing
@@ -125,20 +115,17 @@ def locate(root: str,
         raise ValueError(f'{name} has no split_by {split_by!r}; it has '
                          f'{", ".join(info.counts)}')
     missing: list[Fault] = []
-    splits = lmdb = None
     if info.reader == 'refer':
         root, split_by, args = _refer_files(root, name, split_by, missing)
-        if info.skip_images:
-            args['skip_images'] = list(info.skip_images)
-    else:
-        args, splits, inner = _own_files(root, name, missing)
+        args['img_folder'] = _image_folder(root, info, images, missing)
+        return Located(info, name, split_by, args, None, missing)
+    args, splits, inner = _own_files(root, name, missing)
     if name == 'official-lmdb':
-        lmdb = root
         args = dict(ann_file=osp.join(scratch, 'anns/{split}.json'),
                     mask_folder=osp.join(scratch, 'masks'),
                     img_folder=osp.join(scratch, 'images'))
-        return Located(info, name, split_by, args, splits, missing, lmdb)
-    if name in ('jsonl', 'official-json'):
+        return Located(info, name, split_by, args, splits, missing, root)
+    if name != 'coco':
         folder = osp.join(root, masks or osp.join('masks', inner))
         if not osp.isdir(folder):
             missing.append(
@@ -148,7 +135,7 @@ def locate(root: str,
     if name == 'official-json':
         args['prompt_keys'] = prompt_keys
     args['img_folder'] = _image_folder(root, info, images, missing)
-    return Located(info, name, split_by, args, splits, missing, lmdb)
+    return Located(info, name, split_by, args, splits, missing)
 
 
 def _missing_file(path: str, source: str) -> Fault:
@@ -159,16 +146,16 @@ def _missing_file(path: str, source: str) -> Fault:
 def _image_folder(root: str, info: DatasetInfo, images: str | None,
                   missing: list[Fault]) -> str:
     names = [images] if images else info.image_folders
-    for name in names:
-        if osp.isdir(osp.join(root, name)):
-            return osp.normpath(osp.join(root, name))
+    folders = [osp.normpath(osp.join(root, name)) for name in names]
+    for folder in folders:
+        if osp.isdir(folder):
+            return folder
     tried = '' if images else f' (tried {", ".join(names)})'
-    folder = osp.join(root, names[0])
     missing.append(
-        Fault('missing-folder', folder,
+        Fault('missing-folder', folders[0],
               f'there is no folder of images{tried}; they come from '
               f'{info.image_source}. --images names another folder'))
-    return folder
+    return folders[0]
 
 
 def _refer_files(root: str, name: str, split_by: str | None,
@@ -176,9 +163,9 @@ def _refer_files(root: str, name: str, split_by: str | None,
     """The root, ``split_by`` and arguments of the reader."""
     info = DATASETS[name]
     inside = osp.join(root, name)
-    if info.counts and osp.isdir(inside) and not osp.isfile(
-            osp.join(root, 'instances.json')):
-        root = inside
+    ann_file = osp.join(root, 'instances.json')
+    if info.counts and osp.isdir(inside) and not osp.isfile(ann_file):
+        root, ann_file = inside, osp.join(inside, 'instances.json')
     if split_by is None and info.counts:
         split_by = next(iter(info.counts))
     if split_by is None:
@@ -194,10 +181,11 @@ def _refer_files(root: str, name: str, split_by: str | None,
     if name == 'grefcoco' or (not osp.isfile(split_file)
                               and osp.isfile(generalized)):
         split_file = generalized
-    ann_file = osp.join(root, 'instances.json')
     missing += [_missing_file(path, info.source)
                 for path in (ann_file, split_file) if not osp.isfile(path)]
-    return root, split_by, dict(ann_file=ann_file, split_file=split_file)
+    return root, split_by, dict(
+        ann_file=ann_file, split_file=split_file,
+        skip_images=list(info.skip_images))
 
 
 def _own_files(root: str, name: str,

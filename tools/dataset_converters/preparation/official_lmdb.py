@@ -42,14 +42,13 @@ def convert_lmdb(src: str, dst: str) -> tuple[dict[str, int], list[Fault]]:
         dst (str): Folder to write to; new or empty.
 
     Returns:
-        tuple: Refs by split (dict), and a fault for each broken entry (list).
-        Broken entries are left out.
+        tuple: Refs by split, and a fault for each broken entry. Broken
+        entries are left out.
 
     Raises:
         FileExistsError: If ``dst`` is not empty.
         FileNotFoundError: If there is no LMDB.
-        ImportError: If lmdb is missing, or pyarrow or msgpack where they are
-            needed.
+        ImportError: If lmdb, pyarrow or msgpack is needed and missing.
         ValueError: If a file is not such an LMDB.
     """
     paths = [src]
@@ -119,13 +118,10 @@ class _Converter:
         sentences, category = flatten(entry['sents']), entry.get('cat')
         image = dict(file_name=name, img_id=name, height=height, width=width)
         ref = dict(
-            ref_id=next(self._ref_ids),
-            ann_id=entry.get('seg_id'),
-            split=split,
+            ref_id=next(self._ref_ids), ann_id=entry.get('seg_id'),
             category=None if category is None else str(category),
-            segmentation=to_mask_files(mask_path),
-            sent_ids=[next(self._sent_ids) for _ in sentences],
-            sentences=sentences)
+            segmentation=to_mask_files(mask_path), sentences=sentences,
+            sent_ids=[next(self._sent_ids) for _ in sentences])
         self.builder.add(image, ref)
         self._digests[name] = digest
         return official_entry(image, ref, segment_id)
@@ -157,10 +153,7 @@ def _read_values(path: str) -> Iterator[tuple[str, bytes]]:
     lmdb = _import('lmdb', path)
     try:
         with lmdb.open(
-                path,
-                subdir=osp.isdir(path),
-                readonly=True,
-                create=False,
+                path, subdir=osp.isdir(path), readonly=True, create=False,
                 lock=False) as environment, environment.begin() as transaction:
             stored = transaction.get(b'__keys__')
             if stored is None:
@@ -188,18 +181,11 @@ def _import(name: str, where: str) -> ModuleType:
 
 
 def parse_value(value: bytes, where: str) -> Any:
-    """Parse a value of the LMDB: plain data only, nothing is executed.
-
-    Args:
-        value (bytes): The stored value.
-        where (str): Its name in messages.
-
-    Returns:
-        Lists, dicts, numbers, strings and bytes.
+    """Parse a stored value: plain data only, nothing is executed.
 
     Raises:
         ImportError: If the package that reads its format is not installed.
-        ValueError: If its format is unknown.
+        ValueError: If its format is unknown; ``where`` is its name.
     """
     if value[:1] == b'\x80' and value[1:2] in (b'\2', b'\3', b'\4', b'\5'):
         return parse_plain_pickle(value, where)
@@ -228,8 +214,7 @@ def _parse_arrow(value: bytes, where: str) -> Any:
         with pyarrow.ipc.open_stream(pyarrow.py_buffer(value)[16:]) as stream:
             batch = stream.read_next_batch()
         batch.validate(full=True)
-        (content, ) = batch.column(0).to_pylist()
-        return _from_arrow(content)
+        return _from_arrow(*batch.column(0).to_pylist())
     except Exception as error:  # pyarrow raises all kinds on broken bytes
         raise ValueError(
             f'{where} was written by pyarrow.serialize, but this pyarrow '

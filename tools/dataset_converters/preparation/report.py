@@ -39,12 +39,7 @@ def summary(result: Result) -> str:
 def write_report(result: Result, folder: str) -> str:
     """Write ``report.json`` with all findings and ``report.html``.
 
-    Args:
-        result (Result): The result of a check.
-        folder (str): Where to write; made if missing.
-
-    Returns:
-        str: Path of the page.
+    The folder is made if it is missing. Returns the path of the page.
     """
     os.makedirs(folder, exist_ok=True)
     findings = [
@@ -52,18 +47,12 @@ def write_report(result: Result, folder: str) -> str:
              level='warning' if fault.kind in WARNINGS else 'error')
         for fault in result.findings
     ]
+    content = dict(
+        dataset=result.name, split_by=result.split_by, usable=result.usable,
+        counts=result.counts, findings=findings,
+        kinds=Counter(fault.kind for fault in result.findings))
     with open(osp.join(folder, 'report.json'), 'w', encoding='utf-8') as file:
-        json.dump(
-            dict(
-                dataset=result.name,
-                split_by=result.split_by,
-                usable=result.usable,
-                counts=result.counts,
-                kinds=Counter(fault.kind for fault in result.findings),
-                findings=findings),
-            file,
-            indent=1,
-            ensure_ascii=False)
+        json.dump(content, file, indent=1, ensure_ascii=False)
     refs = {
         f'ref {ref["ref_id"]}': (image, ref)
         for image in reversed(result.images) for ref in reversed(image['refs'])
@@ -77,7 +66,7 @@ def write_report(result: Result, folder: str) -> str:
         kinds=_by_kind(result.findings),
         warnings=WARNINGS,
         refs=refs,
-        samples=[list(refs)[int(i)] for i in evenly],
+        samples=[list(refs)[-1 - int(i)] for i in evenly],
         picture=lambda where: _picture(*refs[where], result.img_folder))
     path = osp.join(folder, 'report.html')
     with open(path, 'w', encoding='utf-8') as file:
@@ -105,6 +94,6 @@ def _picture(image: dict, ref: dict, folder: str) -> dict[str, str]:
         if ref['segmentation'] is not None:
             mask = decode_mask(ref['segmentation'], *size)
         path = osp.join(folder, image['file_name'])
-        return dict(uri=thumbnail(path, size, mask, mask))
+        return dict(uri=thumbnail(path, size, mask))
     except (OSError, ValueError) as error:
         return dict(error=str(error)[:200])

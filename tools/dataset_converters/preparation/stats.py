@@ -34,14 +34,10 @@ def collect_stats(images: list[dict]) -> dict:
     refs = [(image, ref) for image in images for ref in image['refs']]
     return dict(
         splits=count_splits(images),
-        sentence_tokens=[
-            count_tokens(sentence) for _, ref in refs
-            for sentence in ref['sentences']
-        ],
-        mask_share=[
-            100 * ref['area'] / (image['height'] * image['width'])
-            for image, ref in refs if ref['segmentation'] is not None
-        ],
+        sentence_tokens=[count_tokens(sentence) for _, ref in refs
+                         for sentence in ref['sentences']],
+        mask_share=[100 * ref['area'] / (image['height'] * image['width'])
+                    for image, ref in refs if ref['segmentation'] is not None],
         referents_per_image=[len(image['refs']) for image in images],
         no_target=sum(ref['segmentation'] is None for _, ref in refs),
         categories=dict(
@@ -52,8 +48,7 @@ def print_stats(stats: dict) -> str:
     """The statistics as text."""
     lines = [
         f'{split}: {n["images"]} images, {n["refs"]} refs, '
-        f'{n["sentences"]} sentences'
-        for split, n in stats['splits'].items()
+        f'{n["sentences"]} sentences' for split, n in stats['splits'].items()
     ]
     for key, label in _LABELS.items():
         quantiles = _quantiles(stats[key]).items()
@@ -69,30 +64,21 @@ def print_stats(stats: dict) -> str:
 def _quantiles(values: list[float]) -> dict[str, float]:
     if not values:
         return {}
+    quantiles = np.quantile(values, (0, .05, .5, .95, 1)).tolist()
     names = ('min', '5%', 'median', '95%', 'max')
     return dict(
-        zip(names, np.quantile(values, (0, .05, .5, .95, 1)).tolist(),
-            strict=True),
-        mean=float(np.mean(values)))
+        zip(names, quantiles, strict=True), mean=float(np.mean(values)))
 
 
 def write_stats(stats: dict, folder: str) -> str:
-    """Write ``stats.json`` and ``stats.png``.
+    """Write ``stats.json`` and ``stats.png``; return the path of the latter.
 
-    Args:
-        stats (dict): From :func:`collect_stats`.
-        folder (str): Where to write; made if missing.
-
-    Returns:
-        str: Path of the plots.
+    The folder is made if it is missing.
     """
     os.makedirs(folder, exist_ok=True)
+    short = dict(stats, **{key: _quantiles(stats[key]) for key in _LABELS})
     with open(osp.join(folder, 'stats.json'), 'w', encoding='utf-8') as file:
-        json.dump(
-            dict(stats, **{key: _quantiles(stats[key]) for key in _LABELS}),
-            file,
-            indent=1,
-            ensure_ascii=False)
+        json.dump(short, file, indent=1, ensure_ascii=False)
     figure = Figure(figsize=(11, 8), layout='constrained')
     axes = figure.subplots(2, 2).flat
     tokens, referents = stats['sentence_tokens'], stats['referents_per_image']

@@ -39,19 +39,14 @@ def write_refer(splits: Splits, dst: str) -> None:
                     annotations.get(ann_id, ann) != ann):
                 ann_id = next(free)
             annotations[ann_id] = ann
+        sentences = [dict(sent_id=i, sent=s, raw=s, tokens=s.split())
+                     for i, s in _sentences(ref)]
         refs.append(
             dict(
-                ref_id=ref['ref_id'],
-                ann_id=ann_id,
-                image_id=image['img_id'],
+                _pick(ref, 'ref_id', 'sent_ids'), ann_id=ann_id, split=split,
+                image_id=image['img_id'], file_name=image['file_name'],
                 category_id=categories.get(ref['category'], 0),
-                split=split,
-                file_name=image['file_name'],
-                sent_ids=ref['sent_ids'],
-                sentences=[
-                    dict(sent_id=i, sent=s, raw=s, tokens=s.split())
-                    for i, s in _sentences(ref)
-                ]))
+                sentences=sentences))
     _write_coco(
         osp.join(dst, 'instances.json'), list(images.values()),
         [dict(ann, id=i) for i, ann in annotations.items()], categories)
@@ -78,15 +73,10 @@ def write_jsonl(splits: Splits, dst: str) -> None:
                     mask = f'{next(numbers):06d}.png'
                     _write_mask(image, ref, osp.join(dst, 'masks', mask))
                 line = dict(
-                    image=image['file_name'],
-                    mask=mask,
-                    expressions=ref['sentences'],
-                    sent_ids=ref['sent_ids'],
-                    ref_id=ref['ref_id'],
-                    image_id=image['img_id'],
-                    ann_id=ref['ann_id'],
-                    category=ref['category'],
-                    split=split)
+                    image=image['file_name'], mask=mask,
+                    expressions=ref['sentences'], image_id=image['img_id'],
+                    split=split,
+                    **_pick(ref, 'ref_id', 'ann_id', 'sent_ids', 'category'))
                 file.write(json.dumps(line, ensure_ascii=False) + '\n')
 
 
@@ -96,12 +86,9 @@ def write_coco(splits: Splits, dst: str) -> None:
     for split, images in splits.items():
         annotations = [
             dict(
-                _coco_annotation(image, ref, categories),
-                id=number,
-                ref_id=ref['ref_id'],
-                ann_id=ref['ann_id'],
-                sent_ids=ref['sent_ids'],
-                expressions=ref['sentences'])
+                _coco_annotation(image, ref, categories), id=number,
+                expressions=ref['sentences'],
+                **_pick(ref, 'ref_id', 'ann_id', 'sent_ids'))
             for number, (_, image, ref) in enumerate(
                 _iter_refs({split: images}), 1)
         ]
@@ -132,19 +119,13 @@ def write_official_json(splits: Splits, dst: str) -> None:
 def official_entry(image: dict, ref: dict, segment_id: int | str) -> dict:
     """A ref in the official JSON form, with our ids as further keys."""
     rle = encode_mask(ref['segmentation'], image['height'], image['width'])
+    sentences = [dict(idx=idx, sent_id=i, sent=s)
+                 for idx, (i, s) in enumerate(_sentences(ref))]
     return dict(
-        bbox=bounding_box(rle),
-        cat=ref['category'],
-        segment_id=segment_id,
-        img_name=image['file_name'],
-        sentences=[
-            dict(idx=idx, sent_id=i, sent=s)
-            for idx, (i, s) in enumerate(_sentences(ref))
-        ],
-        sentences_num=len(ref['sentences']),
-        ref_id=ref['ref_id'],
-        ann_id=ref['ann_id'],
-        image_id=image['img_id'])
+        bbox=bounding_box(rle), cat=ref['category'], segment_id=segment_id,
+        img_name=image['file_name'], sentences=sentences,
+        sentences_num=len(sentences), image_id=image['img_id'],
+        **_pick(ref, 'ref_id', 'ann_id'))
 
 
 #: The keys are those of ``known_sets.FORMS``.
@@ -174,6 +155,10 @@ def _iter_refs(splits: Splits) -> Iterator[tuple[str, dict, dict]]:
                 yield split, image, ref
 
 
+def _pick(source: dict, *keys: str) -> dict:
+    return {key: source[key] for key in keys}
+
+
 def _sentences(ref: dict) -> Iterator[tuple[int, str]]:
     return zip(ref['sent_ids'], ref['sentences'], strict=True)
 
@@ -186,8 +171,8 @@ def _write_coco(path: str, images: list[dict], annotations: list[dict],
 
 
 def _coco_image(image: dict) -> dict:
-    keys = ('file_name', 'height', 'width')
-    return dict(id=image['img_id'], **{key: image[key] for key in keys})
+    return dict(_pick(image, 'file_name', 'height', 'width'),
+                id=image['img_id'])
 
 
 def _coco_annotation(image: dict, ref: dict, categories: dict) -> dict:
@@ -196,10 +181,8 @@ def _coco_annotation(image: dict, ref: dict, categories: dict) -> dict:
     if mask_files(segmentation):
         segmentation = plain_rle(segmentation, *size)
     return dict(
-        image_id=image['img_id'],
+        image_id=image['img_id'], iscrowd=0, area=ref['area'],
         category_id=categories.get(ref['category'], 0),
-        iscrowd=0,
-        area=ref['area'],
         bbox=bounding_box(encode_mask(segmentation, *size)),
         segmentation=segmentation)
 
