@@ -147,6 +147,16 @@ def test_a_process_may_convert_twice_and_after_a_fork(tmp_path):
     assert child.exitcode == 0 and len(files(tmp_path / 'c')) == 6
 
 
+def test_a_folder_as_lmdb_writes_it_by_default(tmp_path):
+    root = write_lmdb(tmp_path, refs())
+    (root / 'train.lmdb').rename(root / 'data.mdb')
+    (root / 'train.lmdb').mkdir()
+    (root / 'data.mdb').rename(root / 'train.lmdb/data.mdb')
+    counts, faults = convert(f'{root}/train.lmdb/', tmp_path / 'json')
+    assert counts == dict(train=3) and not faults
+    assert files(root / 'train.lmdb') == ['data.mdb']
+
+
 def test_prepare_works_through_it(tmp_path):
     root = write_lmdb(tmp_path / 'own', refs())
     lmdb_set = (root, '--dataset', 'official-lmdb', '--out')

@@ -69,15 +69,16 @@ def split_dataset(located: Located,
     source = known[0] if len(known) == 1 else 'train'
     if source not in known or (len(known) > 1 and 'val' in known):
         raise ValueError(
-            f'{located.args["ann_file"]} has the splits {", ".join(known)}. '
-            'Only a single split can be divided, or train if there is no val.')
+            f'{located.source} has the splits {", ".join(known)}. Only a '
+            'single split can be divided, or train if there is no val.')
     refs = [(image['file_name'], ref) for image in images
             for ref in image['refs'] if ref['split'] == source]
     names = sorted(
         {name for name, _ in refs},
         key=lambda name: hashlib.sha256(f'{seed} {name}'.encode()).digest())
     if len(names) < 2:
-        raise ValueError(f'{names[0]} is the only image; there must be two')
+        raise ValueError(f'{names[0]} is the only image of {source}; there '
+                         'must be two')
     number = min(max(1, round(val_fraction * len(names))), len(names) - 1)
     val = set(names[:number])
     for name, ref in refs:

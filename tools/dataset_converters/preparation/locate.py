@@ -35,6 +35,11 @@ class Located(NamedTuple):
         return self.args['img_folder']
 
     @property
+    def source(self) -> str:
+        """The annotation files, for messages."""
+        return self.lmdb or self.args['ann_file'].replace('{split}', '*')
+
+    @property
     def can_be_read(self) -> bool:
         # The annotations of these two hold the sizes of the images.
         without_images = self.info.reader in ('refer', 'coco')
@@ -77,9 +82,9 @@ class Located(NamedTuple):
         if missing:
             raise FileNotFoundError('\n'.join(map(str, missing)))
         records = self.read()
-        raise_faults(records.faults, self.args['ann_file'])
+        raise_faults(records.faults, self.source)
         if not records.images:
-            raise ValueError(f'{self.args["ann_file"]} holds no refs')
+            raise ValueError(f'{self.source} holds no refs')
         for note in records.notes:
             print(f'left out: {note}')
         return records.images

@@ -51,8 +51,8 @@ def convert_lmdb(src: str, dst: str) -> tuple[dict[str, int], list[Fault]]:
         ImportError: If lmdb, pyarrow or msgpack is needed and missing.
         ValueError: If a file is not such an LMDB.
     """
-    paths = [src]
-    if not src.endswith('.lmdb'):
+    paths = [osp.normpath(src)]
+    if not paths[0].endswith('.lmdb'):
         paths = sorted(glob.glob(osp.join(glob.escape(src), '*.lmdb')))
     if not paths or not osp.exists(paths[0]):
         raise FileNotFoundError(
