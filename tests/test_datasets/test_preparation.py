@@ -102,6 +102,20 @@ class TestRoundTrips:
         assert len({i for ref in found.values() for i in ref[5]}) == 8
         assert check(locate(str(tmp_path / 'r'), 'refer')).usable
 
+    def test_an_annotation_id_of_two_masks_and_odd_sentence_ids(
+            self, tmp_path):
+        root = own_jsonl(tmp_path / 'own', [
+            dict(image='0.jpg', mask=f'{i}.png', expressions=['a'], ann_id=7,
+                 sent_ids=[[0]]) for i in range(2)
+        ])
+        expected = records(root, 'jsonl')
+        convert(locate(str(root), 'jsonl'), str(tmp_path / 'r'), 'refer')
+        found = records(tmp_path / 'r', 'refer')
+        assert [ref[-1] for ref in found.values()] == [
+            ref[-1] for ref in expected.values()]
+        assert len({ref[-1] for ref in found.values()}) == 2
+        assert [ref[5] for ref in found.values()] == [[0], [1]]
+
     def test_copies_are_no_links(self, refer_set, tmp_path):
         convert(locate(str(refer_set.root), 'refer'), str(tmp_path / 'a'),
                 'jsonl')
@@ -341,6 +355,10 @@ class TestBrokenData:
         root = tmp_path / 'coco'
         convert(locate(str(refer_set.root), 'refer'), str(root), 'coco')
         content = json.loads((root / 'train.json').read_text())
+        (ann, *_), (image, *_) = content['annotations'], content['images']
+        mask = decode_mask(ann['segmentation'], image['height'],
+                           image['width'])
+        assert ann['area'] == mask.sum() and ann['bbox'] == [5, 10, 15, 30]
         for ann in content['annotations'][1:]:
             del ann['expressions']
         (root / 'train.json').write_text(json.dumps(content))
@@ -373,8 +391,12 @@ class TestFilesAndCounts:
         assert len(messages) == 12 and not result.usable
         assert messages[0].startswith('split train: 4 refs can be used, but '
                                       'refcoco (unc) has 42404')
-        google = check(locate(str(refer_set.write()), 'refcocog', 'umd'))
-        assert [f.kind for f in google.findings] == ['missing-file']
+        umd = check(locate(str(refer_set.root), 'refcocog', 'umd'))
+        assert [f.kind for f in umd.findings] == ['missing-file']
+        root = refer_set.root
+        shutil.copy(root / 'refs(unc).p', root / 'refs(google).p')
+        google = summary(check(locate(str(root), 'refcoco', 'google')))
+        assert 'split all: 6 refs can be used, but refcoco (google)' in google
 
     def test_published_counts(self):
         for name, split_by, split, number in (
@@ -394,6 +416,15 @@ class TestFilesAndCounts:
         (fault, ) = check(locate(str(refer_set.root), 'refer')).findings
         assert fault.kind == 'broken-file'
         assert 'instances.json is not valid JSON' in fault.message
+
+    def test_an_image_of_two_splits_is_missing_once(self, refer_set,
+                                                    tmp_path):
+        refer_set.refs[3]['split'] = 'val'
+        root = tmp_path / 'coco'
+        convert(locate(str(refer_set.write()), 'refer'), str(root), 'coco')
+        (root / 'images/1.jpg').unlink()
+        findings = check(locate(str(root), 'coco')).findings
+        assert [f.kind for f in findings] == ['missing-image', 'leaking-image']
 
     def test_the_named_set_inside_the_root(self, refer_set, tmp_path):
         refer_set.root.rename(tmp_path / 'refclef')
@@ -427,7 +458,10 @@ def test_report(refer_set, tmp_path):
     refer_set.refs[2]['sentences'][0]['sent'] = '<b>' + 'word ' * 20
     refer_set.refs[3]['sentences'] = []
     result = check(locate(str(refer_set.write()), 'refer'))
+    text = summary(result)
+    assert text.index('ERROR no-sent') < text.index('warning long-sentence')
     page = open(write_report(result, str(tmp_path / 'out'))).read()
+    assert page.index('error no-sent') < page.index('warning long-sentence')
     assert page.count('<img src="data:image/jpeg;base64,') == 6
     assert '<b>word' not in page and '&lt;b&gt;word' in page
     report = json.loads((tmp_path / 'out/report.json').read_text())

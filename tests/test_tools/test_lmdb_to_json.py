@@ -158,9 +158,10 @@ def test_prepare_works_through_it(tmp_path):
     assert page.count('<img src="data:image/jpeg;base64,') == 3
     assert 'train: 2 images, 3 refs' in tool(
         PREPARE, 'stats', *lmdb_set, tmp_path / 'b')
-    out = tool(PREPARE, 'convert', *lmdb_set, tmp_path / 'c', '--to', 'jsonl')
-    assert 'train: 3 refs' in out
-    assert len(files(tmp_path / 'c')) == 6
+    out = tool(PREPARE, 'convert', *lmdb_set, tmp_path / 'c', '--to', 'jsonl',
+               '--no-images')
+    assert 'train: 3 refs' in out and 'img_path' not in out
+    assert len(files(tmp_path / 'c')) == 4
     out = tool(PREPARE, 'split', *lmdb_set, tmp_path / 'd')
     assert ' refs of 1 images' in out and 'img_path' not in out
     assert len(files(tmp_path / 'd/images')) == 2
