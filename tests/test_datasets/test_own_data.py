@@ -9,7 +9,8 @@ from conftest import REPO, ReferSet
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS
-from preparation import convert, locate
+from preparation.convert import convert
+from preparation.locate import locate
 from test_refcoco import PIPELINE
 
 DATA_CONFIGS = sorted((REPO / 'configs/_base_/datasets').glob('*.py'))

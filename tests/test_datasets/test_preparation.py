@@ -9,21 +9,16 @@ import pytest
 from conftest import ReferSet
 from mmseg.registry import DATASETS
 from PIL import Image
-from preparation import (
-    check,
-    collect_stats,
-    convert,
-    layouts,
-    locate,
-    print_stats,
-    write_report,
-    write_stats,
-)
-from preparation.report import summary
+from preparation.check import check
+from preparation.convert import convert, split_dataset
+from preparation.known_sets import DATASETS as KNOWN
+from preparation.known_sets import FORMS
+from preparation.locate import locate
+from preparation.report import summary, write_report
+from preparation.stats import collect_stats, print_stats, write_stats
+from preparation.writers import WRITERS
 
 from cris.datasets.masks import decode_mask
-
-FORMS = ('jsonl', 'coco', 'official-json', 'refer')
 
 
 def records(root, name, **kwargs):
@@ -38,6 +33,19 @@ def records(root, name, **kwargs):
              ref['segmentation'], image['height'], image['width']).tobytes())
         for image in images for ref in image['refs']
     }
+
+
+def add_image(data, i):
+    """An image of 48 x 48 pixels with one ref of train."""
+    data.images.append(
+        dict(id=i, file_name=f'{i}.jpg', height=48, width=48))
+    noise = np.random.default_rng(i).integers(0, 255, (48, 48, 3), np.uint8)
+    cv2.imwrite(str(data.root / f'images/{i}.jpg'), noise)
+    data.add_ref(i, [[5, 10, 40, 10, 40, 40, 5, 40]], 'train')
+
+
+def test_every_form_has_a_writer():
+    assert set(FORMS) == set(WRITERS)
 
 
 class TestRoundTrips:
@@ -94,6 +102,20 @@ class TestRoundTrips:
         assert len({i for ref in found.values() for i in ref[5]}) == 8
         assert check(locate(str(tmp_path / 'r'), 'refer')).usable
 
+    def test_an_annotation_id_of_two_masks_and_odd_sentence_ids(
+            self, tmp_path):
+        root = own_jsonl(tmp_path / 'own', [
+            dict(image='0.jpg', mask=f'{i}.png', expressions=['a'], ann_id=7,
+                 sent_ids=[[0]]) for i in range(2)
+        ])
+        expected = records(root, 'jsonl')
+        convert(locate(str(root), 'jsonl'), str(tmp_path / 'r'), 'refer')
+        found = records(tmp_path / 'r', 'refer')
+        assert [ref[-1] for ref in found.values()] == [
+            ref[-1] for ref in expected.values()]
+        assert len({ref[-1] for ref in found.values()}) == 2
+        assert [ref[5] for ref in found.values()] == [[0], [1]]
+
     def test_copies_are_no_links(self, refer_set, tmp_path):
         convert(locate(str(refer_set.root), 'refer'), str(tmp_path / 'a'),
                 'jsonl')
@@ -113,6 +135,83 @@ class TestRoundTrips:
         with pytest.raises(FileNotFoundError, match='no folder of images'):
             convert(locate(str(refer_set.root), 'refer'), str(tmp_path / 'a'),
                     'jsonl')
+
+
+class TestSplit:
+
+    @pytest.fixture(params=FORMS)
+    def source(self, request, refer_set, tmp_path):
+        """Ten images in train, in one of the forms; arguments of locate."""
+        for i in range(3, 10):
+            add_image(refer_set, i)
+        for ref in refer_set.refs:
+            ref['split'] = 'train'
+        root = str(refer_set.write())
+        if request.param == 'refer':
+            return root, 'refer'
+        convert(locate(root, 'refer'), str(tmp_path / 'own'), request.param)
+        return str(tmp_path / 'own'), request.param
+
+    def test_by_image_and_by_seed(self, source, tmp_path):
+        located = locate(*source)
+        for name, seed in (('a', 3), ('b', 3), ('c', 4)):
+            counts = split_dataset(located, str(tmp_path / name), 0.3, seed)
+            assert counts['train']['images'] == 7
+            assert counts['val']['images'] == 3
+        expected = records(*source)
+        found = records(tmp_path / 'a', source[1], images=located.img_folder)
+        assert {k: ref[1:] for k, ref in found.items()
+                } == {k: ref[1:] for k, ref in expected.items()}
+        images = {
+            split: {ref[1] for ref in found.values() if ref[0] == split}
+            for split in ('train', 'val')
+        }
+        assert not images['train'] & images['val']
+        assert [len(images[split]) for split in ('train', 'val')] == [7, 3]
+        a, b, c = ({
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob('*') if path.is_file()
+        } for name in 'abc')
+        assert a == b != c
+        assert not any(path.suffix == '.jpg' for path in a)
+
+    def test_copied_images(self, source, tmp_path):
+        split_dataset(locate(*source), str(tmp_path / 'a'), 0.5, 0, True)
+        assert len(list((tmp_path / 'a/images').iterdir())) == 10
+        assert check(locate(str(tmp_path / 'a'), source[1])).usable
+
+    def test_other_splits_are_kept(self, refer_set, tmp_path):
+        for ref in refer_set.refs[:2]:
+            ref['split'] = 'test'
+        located = locate(str(refer_set.write()), 'refer')
+        counts = split_dataset(located, str(tmp_path / 'a'), 0.01)
+        assert {k: n['images'] for k, n in counts.items()
+                } == dict(test=1, train=1, val=1)
+
+    @pytest.mark.parametrize('splits, fraction, message', [
+        (('train', 'train', 'train'), 0, 'between 0 and 1'),
+        (('train', 'train', 'train'), 1, 'between 0 and 1'),
+        (('train', 'train', 'train'), float('nan'), 'between 0 and 1'),
+        (('train', 'val', 'train'), .5, 'the splits train, val'),
+        (('dev', 'test', 'test'), .5, 'the splits dev, test'),
+        (('train', 'test', 'test'), .5, '0.jpg is the only image'),
+    ])
+    def test_refusals(self, refer_set, tmp_path, splits, fraction, message):
+        for ref in refer_set.refs:
+            ref['split'] = splits[ref['image_id']]
+        located = locate(str(refer_set.write()), 'refer')
+        with pytest.raises(ValueError, match=message):
+            split_dataset(located, str(tmp_path / 'a'), fraction)
+        assert not (tmp_path / 'a').exists()
+
+    def test_faulty_entries_and_a_full_folder(self, refer_set, tmp_path):
+        located = locate(str(refer_set.root), 'refer')
+        with pytest.raises(FileExistsError, match='not empty'):
+            split_dataset(located, str(refer_set.root), .5)
+        refer_set.refs[0]['ann_id'] = -5
+        refer_set.write()
+        with pytest.raises(ValueError, match='ref 0: its ann_id -5'):
+            split_dataset(located, str(tmp_path / 'a'), .5)
 
 
 def own_jsonl(root, lines=()):
@@ -151,14 +250,8 @@ def grefs(refer_set):
 
 def plant(data: ReferSet):
     """Fifteen faults, each in entries of its own; returns their kinds."""
-    full = [[5, 10, 40, 10, 40, 40, 5, 40]]
     for i in range(3, 22):
-        data.images.append(
-            dict(id=i, file_name=f'{i}.jpg', height=48, width=48))
-        noise = np.random.default_rng(i).integers(0, 255, (48, 48, 3),
-                                                  np.uint8)
-        cv2.imwrite(str(data.root / f'images/{i}.jpg'), noise)
-        data.add_ref(i, full, 'train')
+        add_image(data, i)
     refs = {ref['image_id']: ref for ref in data.refs if ref['image_id'] > 2}
     anns = {ann['image_id']: ann for ann in data.anns if ann['image_id'] > 2}
     images = {image['id']: image for image in data.images}
@@ -258,6 +351,26 @@ class TestBrokenData:
         assert fault.kind == 'bad-image' and '1.png' in fault.message
 
 
+    def test_what_is_left_out(self, refer_set, tmp_path, capsys):
+        root = tmp_path / 'coco'
+        convert(locate(str(refer_set.root), 'refer'), str(root), 'coco')
+        content = json.loads((root / 'train.json').read_text())
+        (ann, *_), (image, *_) = content['annotations'], content['images']
+        mask = decode_mask(ann['segmentation'], image['height'],
+                           image['width'])
+        assert ann['area'] == mask.sum() and ann['bbox'] == [5, 10, 15, 30]
+        for ann in content['annotations'][1:]:
+            del ann['expressions']
+        (root / 'train.json').write_text(json.dumps(content))
+        result = check(locate(str(root), 'coco'))
+        assert result.usable
+        assert [f.kind for f in result.findings] == ['left-out'] * 2
+        assert '3 of 4 annotations have no expressions' in summary(result)
+        assert '1 of 2 images have no annotation' in summary(result)
+        convert(locate(str(root), 'coco'), str(tmp_path / 'a'), 'jsonl')
+        assert 'left out: ' in capsys.readouterr().out
+
+
 class TestFilesAndCounts:
 
     def test_missing_files_and_where_they_come_from(self, tmp_path):
@@ -278,22 +391,23 @@ class TestFilesAndCounts:
         assert len(messages) == 12 and not result.usable
         assert messages[0].startswith('split train: 4 refs can be used, but '
                                       'refcoco (unc) has 42404')
-        google = check(locate(str(refer_set.write()), 'refcocog', 'umd'))
-        assert [f.kind for f in google.findings] == ['missing-file']
+        umd = check(locate(str(refer_set.root), 'refcocog', 'umd'))
+        assert [f.kind for f in umd.findings] == ['missing-file']
+        root = refer_set.root
+        shutil.copy(root / 'refs(unc).p', root / 'refs(google).p')
+        google = summary(check(locate(str(root), 'refcoco', 'google')))
+        assert 'split all: 6 refs can be used, but refcoco (google)' in google
 
-    @pytest.mark.parametrize('name, split_by, split, number', [
-        ('refcoco', 'unc', 'testB', 1810),
-        ('refcoco', 'google', 'test', 5000),
-        ('refcoco+', 'unc', 'train', 42278),
-        ('refcocog', 'umd', 'val', 2573),
-        ('refcocog', 'google', 'train', 44822),
-    ])
-    def test_published_counts(self, name, split_by, split, number):
-        assert layouts.DATASETS[name].counts[split_by][split][0] == number
-
-    def test_sums_of_published_sentences(self):
+    def test_published_counts(self):
+        for name, split_by, split, number in (
+                ('refcoco', 'unc', 'testB', 1810),
+                ('refcoco', 'google', 'test', 5000),
+                ('refcoco+', 'unc', 'train', 42278),
+                ('refcocog', 'umd', 'val', 2573),
+                ('refcocog', 'google', 'train', 44822)):
+            assert KNOWN[name].counts[split_by][split][0] == number
         for name, total in (('refcoco', 142210), ('refcoco+', 141564)):
-            counts = layouts.DATASETS[name].counts['unc']
+            counts = KNOWN[name].counts['unc']
             assert sum(n for _, n, _ in counts.values()) == total
 
     def test_a_broken_file_is_a_finding(self, refer_set):
@@ -302,6 +416,15 @@ class TestFilesAndCounts:
         (fault, ) = check(locate(str(refer_set.root), 'refer')).findings
         assert fault.kind == 'broken-file'
         assert 'instances.json is not valid JSON' in fault.message
+
+    def test_an_image_of_two_splits_is_missing_once(self, refer_set,
+                                                    tmp_path):
+        refer_set.refs[3]['split'] = 'val'
+        root = tmp_path / 'coco'
+        convert(locate(str(refer_set.write()), 'refer'), str(root), 'coco')
+        (root / 'images/1.jpg').unlink()
+        findings = check(locate(str(root), 'coco')).findings
+        assert [f.kind for f in findings] == ['missing-image', 'leaking-image']
 
     def test_the_named_set_inside_the_root(self, refer_set, tmp_path):
         refer_set.root.rename(tmp_path / 'refclef')
@@ -335,7 +458,10 @@ def test_report(refer_set, tmp_path):
     refer_set.refs[2]['sentences'][0]['sent'] = '<b>' + 'word ' * 20
     refer_set.refs[3]['sentences'] = []
     result = check(locate(str(refer_set.write()), 'refer'))
+    text = summary(result)
+    assert text.index('ERROR no-sent') < text.index('warning long-sentence')
     page = open(write_report(result, str(tmp_path / 'out'))).read()
+    assert page.index('error no-sent') < page.index('warning long-sentence')
     assert page.count('<img src="data:image/jpeg;base64,') == 6
     assert '<b>word' not in page and '&lt;b&gt;word' in page
     report = json.loads((tmp_path / 'out/report.json').read_text())

@@ -1,8 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Own data in every form, good and bad."""
 import json
-import os
-import pickle
 import re
 import shutil
 import struct
@@ -11,14 +9,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from conftest import REPO
 from hostile import variants
-from lmdb_to_json import parse_value
-from mmengine.dataset import pseudo_collate
 from mmseg.registry import DATASETS
 from PIL import Image
 from test_preparation import grefs, own_jsonl  # noqa: F401  a fixture
-from torch.utils.data import DataLoader
 
 from cris.datasets.headers import check_headers
 from cris.datasets.masks import decode_mask
@@ -345,140 +339,6 @@ class TestOfficialJSON:
         root = self.write(tmp_path / 'own', dict(a=self.entry()))
         with pytest.raises(ValueError, match='contains a dict, not the list'):
             read_own(root, 'official-json')
-
-
-def lmdb_values(root, dumps):
-    own_jsonl(root)
-    values = [
-        dict(
-            img=(root / f'images/{i}.jpg').read_bytes(),
-            mask=(root / f'masks/{k}.png').read_bytes(),
-            cat=3, seg_id=100 + k, img_name=f'sub/{i} ä.jpg', num_sents=2,
-            sents=[f'thing {k}', 'größe'])
-        for k, i in enumerate((0, 0, 1))
-    ]
-    return {str(i): dumps(v) for i, v in enumerate(values)}
-
-
-def write_lmdb(root, dumps, change=None):
-    lmdb = pytest.importorskip('lmdb')
-    values = lmdb_values(root, dumps)
-    values.update(change or {})
-    environment = lmdb.open(
-        str(root / 'train.lmdb'), subdir=False, map_size=1 << 24)
-    with environment.begin(write=True) as transaction:
-        for key, value in values.items():
-            transaction.put(key.encode(), value)
-        transaction.put(b'__keys__', dumps([k.encode() for k in values]))
-        transaction.put(b'__len__', dumps(len(values)))
-    environment.close()
-    return root
-
-
-def dumps_pickle(value):
-    return pickle.dumps(value)
-
-
-def dumps_msgpack(value):
-    return pytest.importorskip('msgpack').packb(value)
-
-
-def dumps_old_msgpack(value):
-    return pytest.importorskip('msgpack').packb(value, use_bin_type=False)
-
-
-class TestOfficialLMDB:
-
-    @pytest.mark.parametrize('dumps', [dumps_pickle, dumps_msgpack,
-                                       dumps_old_msgpack])
-    def test_the_same_samples_come_out(self, tmp_path, dumps):
-        root = write_lmdb(tmp_path / 'own', dumps)
-        content = (root / 'train.lmdb').read_bytes()
-        dataset = DATASETS.build(
-            dict(type='OfficialLMDBDataset', data_root=str(root),
-                 pipeline=TEST_PIPELINE, test_mode=True))
-        assert len(dataset) == 2 and not dataset.faults
-        packed = dataset[0]
-        sample = packed['data_samples']
-        assert sample.expressions == ['thing 0', 'größe', 'thing 1', 'größe']
-        for k, mask in zip((0, 0, 1, 1), sample.gt_sem_seg.data, strict=True):
-            expected = np.asarray(Image.open(root / f'masks/{k}.png')) > 0
-            assert np.array_equal(mask.numpy() > 0, expected)
-        import mmcv
-        assert np.array_equal(
-            mmcv.imread(sample.img_path),
-            cv2.imread(str(root / 'images/0.jpg')))
-        assert os.path.basename(sample.img_path) == '0 ä.jpg'
-        assert (root / 'train.lmdb').read_bytes() == content
-
-    @pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork')
-    def test_forked_workers_without_a_cache(self, tmp_path):
-        """The main process has the file open when they start."""
-        root = write_lmdb(tmp_path / 'own', dumps_pickle)
-        dataset = DATASETS.build(
-            dict(type='OfficialLMDBDataset', data_root=str(root),
-                 pipeline=TEST_PIPELINE, test_mode=True, cache_dir=False))
-        for _ in range(2):
-            batches = list(DataLoader(
-                dataset, num_workers=2, collate_fn=pseudo_collate,
-                multiprocessing_context='fork'))
-            assert len(batches) == 2 and len(dataset[0]) == 2
-
-    def test_pyarrow_serialize(self):
-        pytest.importorskip('pyarrow')
-        # Written by pyarrow.serialize of pyarrow 10.0.1.
-        content = (REPO / 'tests/data/pyarrow_serialize.bin').read_bytes()
-        (value, ) = parse_value(content, 'x')
-        assert value == dict(
-            img_name='0.jpg', n=None, f=1.5, sents=['é', 'b'],
-            img=b'\xff\x00', seg_id=7)
-        for cut in (20, 100, 600):
-            with pytest.raises(ValueError, match='x was written by pyarrow'):
-                parse_value(content[:cut], 'x')
-
-    def test_a_pickle_bomb(self, tmp_path):
-        marker = tmp_path / 'marker'
-
-        class Evil:
-
-            def __reduce__(self):
-                return os.mkdir, (str(marker), )
-
-        for protocol in range(6):
-            root = write_lmdb(
-                tmp_path / str(protocol), dumps_pickle,
-                {'1': pickle.dumps(dict(img=Evil()), protocol)})
-            records = READERS['official-lmdb'](f'{root}/{{split}}.lmdb',
-                                               'train')
-            assert 'mkdir' in only_fault(records).message
-            assert len(records.images) == 2
-        assert not marker.exists()
-
-    @pytest.mark.parametrize('value, message', [
-        (pickle.dumps([1]), 'holds no dict'),
-        (pickle.dumps(dict(img=b'')), 'has no mask, img_name, sents'),
-        (pickle.dumps(dict(img=b'', mask=b'', img_name='../a', sents=[])),
-         'leaves the folder'),
-        (pickle.dumps(dict(img=b'x', mask=b'', img_name='a', sents=['a'])),
-         'no image, or broken'),
-        (b'\xc1nothing', 'neither pyarrow.serialize nor pickle nor msgpack'),
-    ])
-    def test_bad_entries(self, tmp_path, value, message):
-        pytest.importorskip('msgpack')
-        root = write_lmdb(tmp_path / 'own', dumps_pickle, {'1': value})
-        records = READERS['official-lmdb'](f'{root}/{{split}}.lmdb', 'train')
-        assert message in only_fault(records).message
-
-    def test_other_files(self, tmp_path):
-        lmdb = pytest.importorskip('lmdb')
-        (tmp_path / 'a.lmdb').write_bytes(b'no lmdb' * 1000)
-        with pytest.raises(ValueError, match='a.lmdb is no LMDB, or broken'):
-            READERS['official-lmdb'](f'{tmp_path}/a.lmdb', 'a')
-        lmdb.open(str(tmp_path / 'b.lmdb'), subdir=False).close()
-        with pytest.raises(ValueError, match='no entry __keys__'):
-            READERS['official-lmdb'](f'{tmp_path}/b.lmdb', 'b')
-        with pytest.raises(FileNotFoundError, match='c.lmdb does not exist'):
-            READERS['official-lmdb'](f'{tmp_path}/c.lmdb', 'c')
 
 
 class TestGeneralized:

@@ -1,9 +1,11 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """prepare.py and the benchmarks, as processes."""
 import json
+import re
+import sys
 
-from conftest import REPO, ReferSet
-from test_train_and_test import CONFIG, options, tool
+import pytest
+from conftest import CONFIG, REPO, ReferSet, options, run, tool
 
 PREPARE = 'dataset_converters/prepare.py'
 
@@ -25,6 +27,33 @@ def test_check_convert_stats(refer_set, tmp_path):
     assert (tmp_path / 'c/stats.png').is_file()
 
 
+def test_split_says_where_the_images_are(refer_set, tmp_path):
+    for ref in refer_set.refs:
+        ref['split'] = 'all'
+    root = refer_set.write()
+    command = (PREPARE, 'split', root, '--dataset', 'refer', '--out')
+    out = tool(*command, tmp_path / 'a', '--val-fraction', 0.4, '--seed', 1)
+    assert 'train: 4 refs of 2 images' in out
+    assert 'val: 2 refs of 1 images' in out
+    assert f"data_root='{tmp_path}/a', data_prefix.img_path='{root}/im" in out
+    out = tool(*command, tmp_path / 'b', '--copy-images')
+    assert 'img_path' not in out and (tmp_path / 'b/images/0.jpg').is_file()
+
+
+FILES = [path.name for path in
+         (REPO / 'tools/dataset_converters').glob('*.py')]
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_help_imports_nothing_heavy(name):
+    out = run(sys.executable, '-X', 'importtime',
+              REPO / 'tools/dataset_converters' / name, '--help')
+    imported = set(re.findall(r'\| +([\w.]+)$', out, re.MULTILINE))
+    assert 'usage: ' in out and 'argparse' in imported
+    assert not imported & {'cris', 'cv2', 'jinja2', 'lmdb', 'matplotlib',
+                           'mmengine', 'numpy', 'PIL', 'torch', 'tqdm'}
+
+
 def test_status_of_what_is_not_usable(refer_set, tmp_path):
     refer_set.refs[2]['sentences'] = []
     command = (PREPARE, 'check', refer_set.write(), '--dataset', 'refer',
@@ -34,12 +63,13 @@ def test_status_of_what_is_not_usable(refer_set, tmp_path):
     assert 'NOT usable: 1 errors, 0 warnings' in out
     out = tool(PREPARE, 'check', tmp_path / 'nowhere', '--dataset', 'refer',
                ok=False)
-    assert 'nowhere is no folder' in out and 'Traceback' not in out
+    assert 'nowhere is not a folder' in out and 'Traceback' not in out
 
 
 def losses(config, root, work, *more):
     tool('train.py', config, '--work-dir', work, *options(root), *more,
-         'randomness.seed=3', 'default_hooks.logger.interval=1')
+         'randomness.seed=3', 'default_hooks.logger.interval=1',
+         'train_cfg.val_interval=9')
     (log, ) = work.glob('*/vis_data/scalars.json')
     return [
         json.loads(line)['loss'] for line in log.read_text().splitlines()

@@ -1,9 +1,11 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Check, convert and describe data sets for referring segmentation.
+"""Check, split, convert and describe datasets.
 
 Examples:
     python tools/dataset_converters/prepare.py check data/refcoco \
         --dataset refcoco
+    python tools/dataset_converters/prepare.py split data/mine \
+        --dataset coco --val-fraction 0.2 --out data/mine_split
     python tools/dataset_converters/prepare.py convert data/mine \
         --dataset jsonl --to refer --out data/mine_refer
     python tools/dataset_converters/prepare.py stats data/refcoco \
@@ -12,104 +14,102 @@ Examples:
 import argparse
 import os.path as osp
 import sys
+import tempfile
 
-from preparation import (
-    DATASETS,
-    Located,
-    check,
-    collect_stats,
-    convert,
-    locate,
-    print_stats,
-    write_report,
-    write_stats,
-)
-from preparation.report import summary
-from preparation.writers import WRITERS
-
-from cris.datasets.records import raise_faults
+from preparation.known_sets import DATASETS, FORMS
 
 
 def parse_args() -> argparse.Namespace:
+    common = argparse.ArgumentParser(add_help=False)
+    add = common.add_argument
+    add('root', help='folder of the dataset')
+    add('--dataset', required=True, choices=DATASETS)
+    add('--split-by', help='which splits, e.g. unc, google, umd')
+    add('--images', help='folder of the images, relative to the root')
+    add('--masks', help='folder of the masks, relative to the root')
+    add('--prompt-keys', nargs='+', metavar='KEY',
+        help='official-json: which of the prompts to take')
+
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
-    about = dict(
-        check='say what is missing or wrong; exit status 0 if it is usable',
-        convert='write it in another form',
-        stats='figures and plots')
-    parsers = {}
-    for name, text in about.items():
-        command = parsers[name] = commands.add_parser(name, help=text)
-        command.add_argument('root', help='folder of the data set')
-        command.add_argument('--dataset', required=True, choices=DATASETS)
+    check, split, convert, stats = (
+        commands.add_parser(name, help=text, parents=[common])
+        for name, text in dict(
+            check='say what is missing or wrong; exit status 0 if usable',
+            split='divide into train and val, image by image',
+            convert='write it in another form',
+            stats='statistics and plots').items())
+    for command in (check, stats):
         command.add_argument(
-            '--split-by', help='which splits, e.g. unc, google, umd')
-        command.add_argument(
-            '--images', help='folder of the images, relative to the root')
-        command.add_argument(
-            '--masks', help='folder of the masks, relative to the root')
-        command.add_argument(
-            '--prompt-keys', nargs='+', metavar='KEY',
-            help='official-json: which of the prompts to take')
-    parsers['check'].add_argument(
-        '--context-length', type=int,
-        help='where sentences are cut (default: 17, of refcocog 22)')
-    parsers['check'].add_argument(
-        '--decode-images', action='store_true',
+            '--out', metavar='DIR', help='folder to write to (default: '
+            'work_dirs/prepare/DATASET)')
+    for command in (split, convert):
+        command.add_argument('--out', metavar='DIR', required=True,
+                             help='new folder to write to')
+    add = check.add_argument
+    add('--context-length', type=int,
+        help='where sentences are cut (default: 17; refcocog 22)')
+    add('--decode-images', action='store_true',
         help='decode every image, not only its header')
-    parsers['check'].add_argument(
-        '--workers', type=int, default=0, help='processes that decode images')
-    parsers['convert'].add_argument('--to', required=True, choices=WRITERS)
-    parsers['convert'].add_argument(
-        '--no-images', action='store_true', help='do not copy the images')
-    for name in ('check', 'convert', 'stats'):
-        parsers[name].add_argument(
-            '--out', metavar='DIR', required=name == 'convert',
-            help='where to write' + (
-                '' if name == 'convert' else
-                ' (default: work_dirs/prepare/NAME of the data set)'))
-    return parser.parse_args()
+    add('--workers', type=int, default=0, help='processes that decode images')
+    add = split.add_argument
+    add('--val-fraction', type=float, default=0.2, metavar='F',
+        help='share of the images for val (default: %(default)s)')
+    add('--seed', type=int, default=0,
+        help='the same seed gives the same files (default: %(default)s)')
+    add('--copy-images', action='store_true', help='copy the images, too')
+    add = convert.add_argument
+    add('--to', required=True, choices=FORMS)
+    add('--no-images', action='store_true', help='do not copy the images')
+    args = parser.parse_args()
+    args.out = args.out or osp.join('work_dirs', 'prepare', args.dataset)
+    return args
 
 
-def run_check(args: argparse.Namespace, located: Located, out: str) -> int:
-    result = check(located, args.context_length, args.decode_images,
-                   args.workers)
-    print(summary(result))
-    print(f'report: {write_report(result, out)} and report.json')
-    return 0 if result.usable else 1
-
-
-def run_convert(args: argparse.Namespace, located: Located) -> int:
-    counts = convert(located, args.out, args.to, not args.no_images)
-    for split, number in counts.items():
-        print(f'{split}: {number} refs')
-    print(f'written to {args.out}')
-    return 0
-
-
-def run_stats(located: Located, out: str) -> int:
-    raise_faults(located.missing if not located.can_be_read else (),
-                 located.name)
-    images, faults = located.read()[:2]
-    if faults:
-        print(f'{len(faults)} entries at fault are left out; see check')
-    stats = collect_stats(images)
-    print(print_stats(stats))
-    print(f'plots: {write_stats(stats, out)}')
+def run(args: argparse.Namespace, scratch: str) -> int:
+    """Run the command; return the exit status."""
+    from preparation.locate import locate
+    located = locate(args.root, args.dataset, args.split_by, args.images,
+                     args.masks, args.prompt_keys, scratch)
+    if args.command == 'check':
+        from preparation.check import check
+        from preparation.report import summary, write_report
+        result = check(located, args.context_length, args.decode_images,
+                       args.workers)
+        print(summary(result))
+        print(f'report: {write_report(result, args.out)} and report.json')
+        return 0 if result.usable else 1
+    if args.command == 'stats':
+        from preparation.stats import collect_stats, print_stats, write_stats
+        records = located.read()
+        if records.faults:
+            print(f'{len(records.faults)} faulty entries are left out; see '
+                  'check')
+        stats = collect_stats(records.images)
+        print(print_stats(stats))
+        print(f'plots: {write_stats(stats, args.out)}')
+        return 0
+    from preparation.convert import convert, split_dataset
+    if args.command == 'convert':
+        copied = not args.no_images
+        counts = convert(located, args.out, args.to, copied)
+    else:
+        copied = args.copy_images or bool(located.lmdb)
+        counts = split_dataset(located, args.out, args.val_fraction,
+                               args.seed, copied)
+    for split, n in counts.items():
+        print(f'{split}: {n["refs"]} refs of {n["images"]} images')
+    print(f'written to {args.out}. To train on it: data_root={args.out!r}' +
+          ('' if copied or located.lmdb else ', data_prefix.img_path='
+           f'{osp.abspath(located.img_folder)!r}'))
     return 0
 
 
 def main() -> int:
     args = parse_args()
-    out = args.out or osp.join('work_dirs', 'prepare', args.dataset)
     try:
-        located = locate(args.root, args.dataset, args.split_by, args.images,
-                         args.masks, args.prompt_keys)
-        if args.command == 'check':
-            return run_check(args, located, out)
-        if args.command == 'convert':
-            return run_convert(args, located)
-        return run_stats(located, out)
+        with tempfile.TemporaryDirectory() as scratch:
+            return run(args, scratch)
     except (ImportError, OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

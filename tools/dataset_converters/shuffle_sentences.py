@@ -1,29 +1,20 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Permute the sentences among the refs of each split.
 
-A model scored on the result is asked for one object and told of another: what
-it still scores shows how far it gets without the words.
+A model that is tested on the result gets the sentences of other objects. Its
+score shows how far it gets without the words.
 """
 import argparse
 import os.path as osp
 import pickle
 
-import numpy as np
 
-from cris.io.pickles import load_plain_pickle
-
-
-def permute_sentences(refs: list, seed: int) -> list:
+def permute_sentences(refs: list[dict], seed: int) -> list[dict]:
     """Give every ref the sentences of another one of its split.
 
-    Args:
-        refs (list[dict]): As in ``refs(<split_by>).p``.
-        seed (int): Of the permutation.
-
-    Returns:
-        list[dict]: The same refs with other sentences; the only ref of a
-        split keeps its own.
+    The only ref of a split keeps its own.
     """
+    import numpy as np
     rng = np.random.default_rng(seed)
     permuted = [dict(ref) for ref in refs]
     for split in sorted({ref['split'] for ref in refs}):
@@ -31,9 +22,8 @@ def permute_sentences(refs: list, seed: int) -> list:
             [i for i, ref in enumerate(refs) if ref['split'] == split])
         # One cycle through all of them: none keeps its own.
         for i, j in zip(order, np.roll(order, 1), strict=True):
-            for key in ('sentences', 'sent_ids'):
-                if key in refs[j]:
-                    permuted[i][key] = refs[j][key]
+            for key in {'sentences', 'sent_ids'} & refs[j].keys():
+                permuted[i][key] = refs[j][key]
     return permuted
 
 
@@ -45,6 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     if osp.realpath(args.src) == osp.realpath(args.dst):
         parser.error('dst would overwrite src')
+    from cris.io.pickles import load_plain_pickle
     refs = permute_sentences(load_plain_pickle(args.src), args.seed)
     with open(args.dst, 'wb') as file:
         pickle.dump(refs, file)

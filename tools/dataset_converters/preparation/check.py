@@ -1,63 +1,50 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Everything that can be wrong with a data set, found before it is used."""
+"""Everything that can be wrong with a dataset, found before it is used."""
 import hashlib
 import os.path as osp
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cris.datasets.headers import check_headers
 from cris.datasets.masks import is_outside
 from cris.datasets.records import Fault
 from cris.datasets.tokenizer import count_tokens
 from cris.io.files import read_bytes
-from cris.io.images import is_truncated_jpeg, open_image
+from cris.io.images import open_image
 
-from .layouts import Located
+from .locate import Located
 
-#: Masks with fewer pixels are reported.
-TINY = 16
-#: What can be lived with; every other kind makes a set unusable.
+TINY = 16  # masks with fewer pixels are reported
+#: Kinds that leave a dataset usable, and what they mean.
 WARNINGS = {
-    'duplicate-annotation':
-    'several refs of a split mean the same annotation',
-    'duplicate-image':
-    'the same image file under two names',
-    'duplicate-sentence':
-    'a sentence twice in one ref',
-    'empty-sentence':
-    'a sentence without a word: it says nothing to the model',
+    'duplicate-annotation': 'several refs of a split mean the same annotation',
+    'duplicate-image': 'the same image file under two names',
+    'duplicate-sentence': 'a sentence twice in one ref',
+    'empty-sentence': 'a sentence without a word',
     'leaking-image':
-    'an image of train that is in another split, too (in the google splits '
-    'of RefCOCO they are by design); exclude=[...] of the data set leaves '
-    'them out of training',
-    'long-sentence':
-    'a sentence that is cut at the context length',
+    'an image of train that is also in another split (the google splits of '
+    'RefCOCO are made that way); exclude=[...] of the dataset leaves such '
+    'images out of training',
+    'left-out': 'images or annotations that are not used',
+    'long-sentence': 'a sentence that is cut at the context length',
     'partly-outside':
-    'a polygon with points outside the image; what is outside is lost',
-    'tiny-mask':
-    f'a mask of fewer than {TINY} pixels',
+    'a polygon with points outside the image; that part is lost',
+    'tiny-mask': f'a mask of fewer than {TINY} pixels',
 }
+_KINDS_OF_IMAGES = ('bad-image', 'image-size', 'image-too-large',
+                    'missing-image')
 
 
 class Result(NamedTuple):
-    """What :func:`check` found.
-
-    Args:
-        name (str): Of the data set.
-        split_by (str, optional): Which splits.
-        counts (dict): By split: refs, sentences and images that can be used.
-        findings (list[Fault]): Faults and warnings, in a fixed order.
-        images (list[dict]): The records.
-        img_folder (str, optional): Where the images lie.
-    """
+    """What :func:`check` found."""
     name: str
     split_by: str | None
-    counts: dict[str, dict[str, int]]
-    findings: list[Fault]
-    images: list[dict]
-    img_folder: str | None
+    counts: dict[str, dict[str, int]]  # usable refs, ... by split
+    findings: list[Fault]  # errors and warnings, in a fixed order
+    images: list[dict]  # the records
+    img_folder: str
 
     @property
     def errors(self) -> list[Fault]:
@@ -72,44 +59,45 @@ def check(located: Located,
           context_length: int | None = None,
           decode_images: bool = False,
           workers: int = 0) -> Result:
-    """Read a data set and report whatever is wrong with it.
+    """Read a dataset and report what is wrong with it.
 
     Args:
         located (Located): Its files.
-        context_length (int, optional): At which sentences are cut; that of
-            the data set by default.
-        decode_images (bool): Whether to decode every image, not only to read
-            its header.
+        context_length (int, optional): Where sentences are cut. Defaults to
+            that of the dataset.
+        decode_images (bool): Whether to decode every image, not only its
+            header. Defaults to False.
         workers (int): Processes that decode images; 0 for this one.
 
     Returns:
-        Result: Nothing is raised for what is wrong with the data.
+        Result: Faulty data raises nothing.
     """
     findings = list(located.missing)
     images: list[dict] = []
     if located.can_be_read:
         try:
-            images, faults = located.read()[:2]
-            findings += _once_per_image(faults)
+            records = located.read()
+            images = records.images
+            findings += _once_per_image(records.faults)
+            findings += [Fault('left-out', '', note) for note in records.notes]
         except (ImportError, OSError, ValueError) as error:
             findings.append(Fault('broken-file', '', str(error)))
-    if located.img_folder and osp.isdir(located.img_folder):
-        findings += _once_per_image(
-            check_headers(images, located.img_folder))
+    if osp.isdir(located.img_folder):
+        findings += _once_per_image(check_headers(images, located.img_folder))
     if decode_images:
         findings += _decode_all(images, located, findings, workers)
-    findings += _refs(images, context_length
-                      or located.dataset.context_length)
-    findings += _leaks(images)
+    findings += _check_refs(
+        images, context_length or located.info.context_length)
+    findings += _find_leaks(images)
     counts = count_splits(images)
     if located.can_be_read:
-        findings += _counts(counts, located)
+        findings += _compare_counts(counts, located)
     return Result(located.name, located.split_by, counts, findings, images,
                   located.img_folder)
 
 
 def count_splits(images: list[dict]) -> dict[str, dict[str, int]]:
-    """Refs, sentences and images by split."""
+    """Numbers of ``refs``, ``sentences`` and ``images`` by split."""
     counts: dict[str, dict[str, int]] = {}
     names = defaultdict(set)
     for image in images:
@@ -125,66 +113,62 @@ def count_splits(images: list[dict]) -> dict[str, dict[str, int]]:
 
 
 def _once_per_image(faults: list[Fault]) -> list[Fault]:
-    """Without the repetitions of an image's fault in each of its entries."""
-    firsts: dict[Any, Fault] = {}
+    """An image's fault is repeated in each of its entries: keep the first."""
+    firsts: dict = {}
     for i, fault in enumerate(faults):
-        of_image = fault.kind in ('missing-image', 'bad-image', 'image-size',
-                                  'image-too-large')
-        firsts.setdefault(fault[::2] if of_image else i, fault)
+        of_image = fault.kind in _KINDS_OF_IMAGES
+        firsts.setdefault((fault.kind, fault.message) if of_image else i,
+                          fault)
     return list(firsts.values())
 
 
-def _counts(counts: dict[str, dict[str, int]],
-            located: Located) -> Iterator[Fault]:
-    published = located.dataset.counts.get(located.split_by or '', {})
-    total = {
-        key: sum(split[key] for split in counts.values())
-        for key in ('refs', 'sentences', 'images')
-    }
+def _compare_counts(counts: dict[str, dict[str, int]],
+                    located: Located) -> Iterator[Fault]:
+    published = located.info.counts.get(located.split_by or '', {})
+    keys = ('refs', 'sentences', 'images')
+    total = {key: sum(split[key] for split in counts.values()) for key in keys}
     for split, numbers in published.items():
         found = total if split == 'all' else counts.get(split, {})
-        for key, number in zip(('refs', 'sentences', 'images'), numbers,
-                               strict=True):
+        for key, number in zip(keys, numbers, strict=True):
             if number is not None and found.get(key, 0) != number:
                 yield Fault(
-                    'wrong-count', f'split {split}',
-                    f'{found.get(key, 0)} {key} can be used, but '
-                    f'{located.name} ({located.split_by}) has {number}: the '
-                    'files are incomplete or of another version, or entries '
-                    'are at fault')
+                    'wrong-count', f'split {split}', f'{found.get(key, 0)} '
+                    f'{key} can be used, but {located.name} '
+                    f'({located.split_by}) has {number}: the files are '
+                    'incomplete or of another version, or entries are faulty')
 
 
-def _refs(images: list[dict], context_length: int) -> Iterator[Fault]:
-    anns = defaultdict(list)
+def _check_refs(images: list[dict], context_length: int) -> Iterator[Fault]:
+    refs_of_ann = defaultdict(list)
     for image in images:
         for ref in image['refs']:
             where = f'ref {ref["ref_id"]}'
-            yield from _sentences(ref, where, context_length)
+            yield from _check_sentences(ref, where, context_length)
             if ref['segmentation'] is None:
                 continue
-            # Several objects, as in gRefCOCO, are no annotation of their own.
+            # The list of several objects (gRefCOCO) is not an annotation.
             if not isinstance(ref['ann_id'], list):
-                anns[ref['split'], image['file_name'],
-                     str(ref['ann_id'])].append(ref['ref_id'])
+                refs_of_ann[ref['split'], image['file_name'],
+                            str(ref['ann_id'])].append(ref['ref_id'])
             if ref['area'] < TINY:
                 yield Fault(
                     'tiny-mask', where, f'its mask in {image["file_name"]} '
                     f'has only {ref["area"]} pixels')
-            if is_outside(ref['segmentation'], image['height'],
-                          image['width']):
+            size = [image['height'], image['width']]
+            if is_outside(ref['segmentation'], *size):
                 yield Fault(
                     'partly-outside', where, 'its polygon leaves the image '
-                    f'{image["file_name"]} of size '
-                    f'{[image["height"], image["width"]]} (height, width)')
-    for (split, _, ann_id), refs in anns.items():
+                    f'{image["file_name"]} of size {size} (height, width)')
+    for (split, _, ann_id), refs in refs_of_ann.items():
         if len(refs) > 1:
-            listed = ', '.join(map(str, refs))
-            yield Fault('duplicate-annotation', f'ref {refs[1]}',
-                        f'the refs {listed} of split {split} all mean the '
-                        f'annotation {ann_id}')
+            yield Fault(
+                'duplicate-annotation', f'ref {refs[1]}',
+                f'the refs {", ".join(map(str, refs))} of split {split} all '
+                f'mean the annotation {ann_id}')
 
 
-def _sentences(ref: dict, where: str, context_length: int) -> Iterator[Fault]:
+def _check_sentences(ref: dict, where: str,
+                     context_length: int) -> Iterator[Fault]:
     seen = set()
     for sentence in ref['sentences']:
         words = ' '.join(sentence.lower().split())
@@ -192,7 +176,7 @@ def _sentences(ref: dict, where: str, context_length: int) -> Iterator[Fault]:
             yield Fault('empty-sentence', where, 'it has an empty sentence')
         elif words in seen:
             yield Fault('duplicate-sentence', where,
-                        f'it says {sentence!r} twice')
+                        f'it has the sentence {sentence!r} twice')
         seen.add(words)
         length = count_tokens(sentence)
         if length > context_length:
@@ -202,11 +186,11 @@ def _sentences(ref: dict, where: str, context_length: int) -> Iterator[Fault]:
                 f'than the context length of {context_length}')
 
 
-def _leaks(images: list[dict]) -> Iterator[Fault]:
+def _find_leaks(images: list[dict]) -> Iterator[Fault]:
     splits = defaultdict(dict)
     for image in images:
-        for ref in image['refs']:
-            splits[image['file_name']].setdefault(ref['split'])
+        splits[image['file_name']].update(
+            dict.fromkeys(ref['split'] for ref in image['refs']))
     for name, found in splits.items():
         others = [split for split in found if split != 'train']
         if 'train' in found and others:
@@ -217,39 +201,29 @@ def _leaks(images: list[dict]) -> Iterator[Fault]:
 def _decode_all(images: list[dict], located: Located, known: list[Fault],
                 workers: int) -> Iterator[Fault]:
     bad = {fault.where for fault in known}
-    paths = {
-        image['file_name']:
-        image.get('img_path')
-        or osp.join(located.img_folder, image['file_name'])
-        for image in images if image['file_name'] not in bad
-    }
+    names = list(
+        dict.fromkeys(image['file_name'] for image in images
+                      if image['file_name'] not in bad))
+    paths = [osp.join(located.img_folder, name) for name in names]
     if workers:
         with ProcessPoolExecutor(workers) as pool:
-            results = list(pool.map(_decode, paths.values(), chunksize=16))
+            results = list(pool.map(_decode, paths, chunksize=16))
     else:
-        results = list(map(_decode, paths.values()))
+        results = list(map(_decode, paths))
     seen: dict[str, str] = {}
-    for name, (digest, message) in zip(paths, results, strict=True):
+    for name, (digest, message) in zip(names, results, strict=True):
         if message:
             yield Fault('bad-image', name, message)
-        elif digest in seen:
+        elif seen.setdefault(digest, name) != name:
             yield Fault('duplicate-image', name,
                         f'it is the same file as {seen[digest]}')
-        else:
-            seen[digest] = name
 
 
-def _decode(path: str) -> Any:
-    """Digest of an image file and what is wrong with it, if anything."""
+def _decode(path: str) -> tuple[str, str]:
+    """Digest of an image file and, if it cannot be decoded, why."""
     try:
         content = read_bytes(path)
-        truncated = is_truncated_jpeg(content)
-        if not truncated:
-            open_image(content, path).load()
-    except Exception as error:  # whatever a decoder raises
+        open_image(content, path).load()
+    except Exception as error:  # decoders raise all kinds of errors
         return '', f'{path} cannot be decoded: {error}'
-    if truncated:
-        return '', f'{path} cannot be decoded: the JPEG ends too early'
-    return hashlib.blake2b(content, digest_size=16).hexdigest(), ''
-
-
+    return hashlib.sha256(content).hexdigest(), ''

@@ -1,121 +1,145 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""From one form of annotation files to another."""
+"""Writes a dataset in another form, or divided into train and val."""
+import hashlib
 import os
 import os.path as osp
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
 from itertools import count
 
 from cris.datasets.records import raise_faults
-from cris.io.files import read_bytes
 
-from .layouts import Located
-from .writers import WRITERS
+from .check import count_splits
+from .locate import Located
+from .writers import WRITERS, Splits, check_new_folder
+
+Counts = dict[str, dict[str, int]]
 
 
 def convert(located: Located,
             dst: str,
             form: str,
-            with_images: bool = True) -> dict[str, int]:
-    """Write a data set in another form, images included.
+            with_images: bool = True) -> Counts:
+    """Write a dataset in another form.
 
-    What is kept: file names of images, sentences, ids of refs and sentences,
-    ids of images and annotations where they are single, splits, categories,
-    and masks pixel for pixel. Several objects of one ref become one mask.
+    These are kept: file names of images, sentences, ids of refs and
+    sentences, ids of images and annotations where they are single, splits,
+    categories, and masks pixel for pixel. Several objects of one ref become
+    one mask.
 
-    Args:
-        located (Located): Files of the data set.
-        dst (str): Folder to write to; new or empty.
-        form (str): 'refer', 'jsonl', 'coco' or 'official-json'.
-        with_images (bool): Whether images are copied, too.
-
-    Returns:
-        dict[str, int]: Refs by split.
+    The folder must be new or empty; the form is one of ``known_sets.FORMS``.
+    Returns the numbers of refs, sentences and images by split.
 
     Raises:
         FileExistsError: If the folder is not empty.
         FileNotFoundError: If files of the source are missing.
-        ValueError: If an entry of the source is at fault, or the form cannot
+        ValueError: If an entry of the source is faulty, or the form cannot
             express one (refs without a target).
     """
-    if osp.isdir(dst) and os.listdir(dst):
-        raise FileExistsError(f'{dst} is not empty; choose a new folder')
-    missing = [
-        f for f in located.missing
-        if with_images or located.args.get('img_folder') != f.where
-    ]
-    if missing:
-        raise FileNotFoundError('\n'.join(map(str, missing)))
-    images, faults = located.read()[:2]
-    raise_faults(faults, located.args['ann_file'])
-    if not images:
-        raise ValueError(f'{located.args["ann_file"]} holds no refs')
+    check_new_folder(dst)
+    images = located.read_strictly(with_images)
+    return _write(images, located, dst, form, with_images)
+
+
+def split_dataset(located: Located,
+                  dst: str,
+                  val_fraction: float,
+                  seed: int = 0,
+                  with_images: bool = False) -> Counts:
+    """Write a dataset in its own form, divided into train and val.
+
+    The images are divided, so that none is in both. If there are several
+    splits, train is divided and the others are kept. Whether an image is in
+    val depends on its name and the seed: further images move few others.
+
+    Returns what :func:`convert` does.
+
+    Raises:
+        FileExistsError: If the folder is not empty.
+        FileNotFoundError: If files of the source are missing.
+        ValueError: If the fraction is not between 0 and 1, an entry is
+            faulty, there is a val split already, or a single image.
+    """
+    if not 0 < val_fraction < 1:
+        raise ValueError(f'the fraction for val is {val_fraction}; it must be '
+                         'between 0 and 1')
+    check_new_folder(dst)
+    images = located.read_strictly(with_images)
+    known = list(count_splits(images))
+    source = known[0] if len(known) == 1 else 'train'
+    if source not in known or (len(known) > 1 and 'val' in known):
+        raise ValueError(
+            f'{located.source} has the splits {", ".join(known)}. Only a '
+            'single split can be divided, or train if there is no val.')
+    refs = [(image['file_name'], ref) for image in images
+            for ref in image['refs'] if ref['split'] == source]
+    names = sorted(
+        {name for name, _ in refs},
+        key=lambda name: hashlib.sha256(f'{seed} {name}'.encode()).digest())
+    if len(names) < 2:
+        raise ValueError(f'{names[0]} is the only image of {source}; there '
+                         'must be two')
+    number = min(max(1, round(val_fraction * len(names))), len(names) - 1)
+    val = set(names[:number])
+    for name, ref in refs:
+        ref['split'] = 'val' if name in val else 'train'
+    return _write(images, located, dst, located.info.reader, with_images)
+
+
+def _write(images: list[dict], located: Located, dst: str, form: str,
+           with_images: bool) -> Counts:
+    counts = count_splits(images)
+    if form != 'refer':
+        for split in counts:
+            if not split or split != osp.basename(split) or split[0] == '.':
+                raise ValueError(
+                    f'the split {split!r} cannot be part of a file name')
+    if form in ('coco', 'official-json'):
+        raise_faults([
+            f'ref {ref["ref_id"]}: it has no target, which the form {form} '
+            'cannot express; choose refer or jsonl' for image in images
+            for ref in image['refs'] if ref['segmentation'] is None
+        ], 'the conversion')
     splits = _by_split(images)
     _make_ids_unique(splits)
-    if form in ('coco', 'official-json'):
-        _refuse_no_target(splits, form)
     os.makedirs(dst, exist_ok=True)
     if with_images:
-        _copy_images(images, located.img_folder or '', osp.join(dst, 'images'))
+        for name in {image['file_name'] for image in images}:
+            to = osp.join(dst, 'images', name)
+            os.makedirs(osp.dirname(to), exist_ok=True)
+            # Not a link: changes of the copy must not reach the original.
+            shutil.copyfile(osp.join(located.img_folder, name), to)
     WRITERS[form](splits, dst)
-    return {
-        split: sum(len(image['refs']) for image in of_split)
-        for split, of_split in splits.items()
-    }
+    return counts
 
 
-def _by_split(images: Sequence[dict]) -> dict[str, list[dict]]:
-    splits: dict = defaultdict(list)
+def _by_split(images: list[dict]) -> Splits:
+    splits = defaultdict(list)
     for image in images:
         refs = defaultdict(list)
         for ref in image['refs']:
             refs[ref['split']].append(ref)
         for split, of_split in refs.items():
             splits[split].append(dict(image, refs=of_split))
-    return dict(splits)
+    return splits
 
 
-def _make_ids_unique(splits: dict[str, list[dict]]) -> None:
+def _make_ids_unique(splits: Splits) -> None:
     """Number anew what is numbered by split in the source."""
     images = [image for of_split in splits.values() for image in of_split]
     refs = [ref for image in images for ref in image['refs']]
-    files = {image['file_name'] for image in images}
+    names = {image['file_name'] for image in images}
     ids = {(image['img_id'], image['file_name']) for image in images}
-    if len({i for i, _ in ids}) < len(files) or len(ids) > len(files) or (
-            not all(isinstance(i, int) for i, _ in ids)):
-        numbers = {name: i for i, name in enumerate(sorted(files))}
+    if not len({i for i, _ in ids}) == len(names) == len(ids) or not all(
+            isinstance(i, int) for i, _ in ids):
+        numbers = {name: i for i, name in enumerate(sorted(names))}
         for image in images:
             image['img_id'] = numbers[image['file_name']]
     if len({ref['ref_id'] for ref in refs}) < len(refs):
         for i, ref in enumerate(refs):
             ref['ref_id'] = i
     sentences = [i for ref in refs for i in ref['sent_ids']]
-    if len(set(sentences)) < len(sentences):
-        number = count()
+    if len(set(map(repr, sentences))) < len(sentences):
+        numbers = count()
         for ref in refs:
-            ref['sent_ids'] = [next(number) for _ in ref['sent_ids']]
-
-
-def _refuse_no_target(splits: dict[str, list[dict]], form: str) -> None:
-    without = [
-        f'ref {ref["ref_id"]}: it has no target, which the form {form} cannot '
-        'express; choose refer or jsonl' for images in splits.values()
-        for image in images for ref in image['refs']
-        if ref['segmentation'] is None
-    ]
-    raise_faults(without, 'the conversion')
-
-
-def _copy_images(images: Sequence[dict], src: str, dst: str) -> None:
-    for image in images:
-        to = osp.join(dst, image['file_name'])
-        if osp.exists(to):
-            continue
-        os.makedirs(osp.dirname(to), exist_ok=True)
-        if 'img_path' in image:
-            with open(to, 'wb') as file:
-                file.write(read_bytes(image['img_path']))
-            continue
-        # No links: what is done to the copy must not reach the original.
-        shutil.copyfile(osp.join(src, image['file_name']), to)
+            ref['sent_ids'] = [next(numbers) for _ in ref['sent_ids']]

@@ -22,45 +22,34 @@ Splits = dict[str, list[dict]]
 
 
 def write_refer(splits: Splits, dst: str) -> None:
-    """``instances.json`` and ``refs(unc).p``; with refs without a target
-    ``grefs(unc).json``, since only gRefCOCO's form can express them."""
+    """``instances.json`` and ``refs(unc).p``; if there are refs without a
+    target ``grefs(unc).json``, since only gRefCOCO's form has them."""
     categories = _category_ids(splits)
-    images: dict = {}
-    annotations: dict = {}
-    refs = []
+    images, annotations, refs = {}, {}, []
     free = count(1 + max(
-        [0] + [r['ann_id'] for _, _, r in _refs(splits)
-               if isinstance(r['ann_id'], int)]))
-    for split, image, ref in _refs(splits):
-        images[image['img_id']] = _image(image)
+        [0] + [ref['ann_id'] for _, _, ref in _iter_refs(splits)
+               if isinstance(ref['ann_id'], int)]))
+    for split, image, ref in _iter_refs(splits):
+        images[image['img_id']] = _coco_image(image)
         ann_id: Any = -1
         if ref['segmentation'] is not None:
-            ann = _annotation(image, ref, categories)
+            ann = _coco_annotation(image, ref, categories)
             ann_id = ref['ann_id']
             if not isinstance(ann_id, (int, str)) or (
                     annotations.get(ann_id, ann) != ann):
                 ann_id = next(free)
             annotations[ann_id] = ann
+        sentences = [dict(sent_id=i, sent=s, raw=s, tokens=s.split())
+                     for i, s in _sentences(ref)]
         refs.append(
             dict(
-                ref_id=ref['ref_id'],
-                ann_id=ann_id,
-                image_id=image['img_id'],
+                _pick(ref, 'ref_id', 'sent_ids'), ann_id=ann_id, split=split,
+                image_id=image['img_id'], file_name=image['file_name'],
                 category_id=categories.get(ref['category'], 0),
-                split=split,
-                file_name=image['file_name'],
-                sent_ids=ref['sent_ids'],
-                sentences=[
-                    dict(sent_id=i, sent=s, raw=s, tokens=s.split())
-                    for i, s in zip(ref['sent_ids'], ref['sentences'],
-                                    strict=True)
-                ]))
-    _write_json(
-        osp.join(dst, 'instances.json'),
-        dict(
-            images=list(images.values()),
-            annotations=[dict(ann, id=i) for i, ann in annotations.items()],
-            categories=_categories(categories)))
+                sentences=sentences))
+    _write_coco(
+        osp.join(dst, 'instances.json'), list(images.values()),
+        [dict(ann, id=i) for i, ann in annotations.items()], categories)
     if all(ref['ann_id'] != -1 for ref in refs):
         with open(osp.join(dst, 'refs(unc).p'), 'wb') as file:
             pickle.dump(refs, file, protocol=2)
@@ -68,34 +57,27 @@ def write_refer(splits: Splits, dst: str) -> None:
     for ref in refs:
         ref['no_target'] = ref['ann_id'] == -1
         ref['ann_id'] = [ref['ann_id']]
-    _write_json(osp.join(dst, 'grefs(unc).json'), refs)
+    write_json(osp.join(dst, 'grefs(unc).json'), refs)
 
 
 def write_jsonl(splits: Splits, dst: str) -> None:
     """``<split>.jsonl`` and ``masks/*.png``."""
     numbers = count()
+    os.makedirs(osp.join(dst, 'masks'), exist_ok=True)
     for split, images in splits.items():
-        path = osp.join(dst, f'{_stem(split)}.jsonl')
+        path = osp.join(dst, f'{split}.jsonl')
         with open(path, 'w', encoding='utf-8') as file:
-            for _, image, ref in _refs({split: images}):
+            for _, image, ref in _iter_refs({split: images}):
                 mask = None
                 if ref['segmentation'] is not None:
                     mask = f'{next(numbers):06d}.png'
                     _write_mask(image, ref, osp.join(dst, 'masks', mask))
-                file.write(
-                    json.dumps(
-                        dict(
-                            image=image['file_name'],
-                            mask=mask,
-                            expressions=ref['sentences'],
-                            sent_ids=ref['sent_ids'],
-                            ref_id=ref['ref_id'],
-                            image_id=image['img_id'],
-                            ann_id=ref['ann_id'],
-                            category=ref['category'],
-                            split=split),
-                        ensure_ascii=False) + '\n')
-    os.makedirs(osp.join(dst, 'masks'), exist_ok=True)
+                line = dict(
+                    image=image['file_name'], mask=mask,
+                    expressions=ref['sentences'], image_id=image['img_id'],
+                    split=split,
+                    **_pick(ref, 'ref_id', 'ann_id', 'sent_ids', 'category'))
+                file.write(json.dumps(line, ensure_ascii=False) + '\n')
 
 
 def write_coco(splits: Splits, dst: str) -> None:
@@ -104,57 +86,49 @@ def write_coco(splits: Splits, dst: str) -> None:
     for split, images in splits.items():
         annotations = [
             dict(
-                _annotation(image, ref, categories),
-                id=number,
-                ref_id=ref['ref_id'],
-                ann_id=ref['ann_id'],
-                sent_ids=ref['sent_ids'],
-                expressions=ref['sentences'])
-            for number, (_, image, ref) in enumerate(_refs({split: images}), 1)
+                _coco_annotation(image, ref, categories), id=number,
+                expressions=ref['sentences'],
+                **_pick(ref, 'ref_id', 'ann_id', 'sent_ids'))
+            for number, (_, image, ref) in enumerate(
+                _iter_refs({split: images}), 1)
         ]
-        _write_json(
-            osp.join(dst, f'{_stem(split)}.json'),
-            dict(
-                images=[_image(image) for image in images],
-                annotations=annotations,
-                categories=_categories(categories)))
+        _write_coco(
+            osp.join(dst, f'{split}.json'), list(map(_coco_image, images)),
+            annotations, categories)
 
 
 def write_official_json(splits: Splits, dst: str) -> None:
     """``anns/<split>.json`` and ``masks/<segment_id>.png``."""
-    refs = [ref for _, _, ref in _refs(splits)]
+    refs = [ref for _, _, ref in _iter_refs(splits)]
     ids = {ref['ann_id'] for ref in refs if isinstance(ref['ann_id'], int)}
     numbers = count()
-    os.makedirs(osp.join(dst, 'anns'), exist_ok=True)
+    for folder in ('anns', 'masks'):
+        os.makedirs(osp.join(dst, folder), exist_ok=True)
     for split, images in splits.items():
         entries = []
-        for _, image, ref in _refs({split: images}):
-            # The official segment_id is the id of the annotation.
+        for _, image, ref in _iter_refs({split: images}):
+            # In the official files it is the id of the annotation.
             segment_id = (
                 ref['ann_id'] if len(ids) == len(refs) else next(numbers))
             _write_mask(image, ref,
                         osp.join(dst, 'masks', f'{segment_id}.png'))
-            rle = encode_mask(ref['segmentation'], image['height'],
-                              image['width'])
-            entries.append(
-                dict(
-                    bbox=bounding_box(rle),
-                    cat=ref['category'],
-                    segment_id=segment_id,
-                    img_name=image['file_name'],
-                    sentences=[
-                        dict(idx=idx, sent_id=i, sent=s)
-                        for idx, (i, s) in enumerate(
-                            zip(ref['sent_ids'], ref['sentences'],
-                                strict=True))
-                    ],
-                    sentences_num=len(ref['sentences']),
-                    ref_id=ref['ref_id'],
-                    ann_id=ref['ann_id'],
-                    image_id=image['img_id']))
-        _write_json(osp.join(dst, 'anns', f'{_stem(split)}.json'), entries)
+            entries.append(official_entry(image, ref, segment_id))
+        write_json(osp.join(dst, 'anns', f'{split}.json'), entries)
 
 
+def official_entry(image: dict, ref: dict, segment_id: int | str) -> dict:
+    """A ref in the official JSON form, with our ids as further keys."""
+    rle = encode_mask(ref['segmentation'], image['height'], image['width'])
+    sentences = [dict(idx=idx, sent_id=i, sent=s)
+                 for idx, (i, s) in enumerate(_sentences(ref))]
+    return dict(
+        bbox=bounding_box(rle), cat=ref['category'], segment_id=segment_id,
+        img_name=image['file_name'], sentences=sentences,
+        sentences_num=len(sentences), image_id=image['img_id'],
+        **_pick(ref, 'ref_id', 'ann_id'))
+
+
+#: The keys are those of ``known_sets.FORMS``.
 WRITERS = {
     'refer': write_refer,
     'jsonl': write_jsonl,
@@ -163,56 +137,61 @@ WRITERS = {
 }
 
 
-def _refs(splits: Splits) -> Iterator[tuple[str, dict, dict]]:
+def check_new_folder(path: str) -> None:
+    """Raise a FileExistsError unless a folder is new or empty."""
+    if osp.isdir(path) and os.listdir(path):
+        raise FileExistsError(f'{path} is not empty; choose a new folder')
+
+
+def write_json(path: str, content: Any) -> None:
+    with open(path, 'w', encoding='utf-8') as file:
+        json.dump(content, file, separators=(',', ':'))
+
+
+def _iter_refs(splits: Splits) -> Iterator[tuple[str, dict, dict]]:
     for split, images in splits.items():
         for image in images:
             for ref in image['refs']:
                 yield split, image, ref
 
 
-def _stem(split: str) -> str:
-    if not split or split != osp.basename(split) or split.startswith('.'):
-        raise ValueError(f'the split {split!r} cannot be part of a file name')
-    return split
+def _pick(source: dict, *keys: str) -> dict:
+    return {key: source[key] for key in keys}
 
 
-def _image(image: dict) -> dict:
-    return dict(
-        id=image['img_id'],
-        file_name=image['file_name'],
-        height=image['height'],
-        width=image['width'])
+def _sentences(ref: dict) -> Iterator[tuple[int, str]]:
+    return zip(ref['sent_ids'], ref['sentences'], strict=True)
 
 
-def _annotation(image: dict, ref: dict, categories: dict) -> dict:
+def _write_coco(path: str, images: list[dict], annotations: list[dict],
+                categories: dict[str, int]) -> None:
+    named = [dict(id=i, name=name) for name, i in categories.items()]
+    write_json(path, dict(images=images, annotations=annotations,
+                          categories=named))
+
+
+def _coco_image(image: dict) -> dict:
+    return dict(_pick(image, 'file_name', 'height', 'width'),
+                id=image['img_id'])
+
+
+def _coco_annotation(image: dict, ref: dict, categories: dict) -> dict:
     size = image['height'], image['width']
     segmentation = ref['segmentation']
     if mask_files(segmentation):
         segmentation = plain_rle(segmentation, *size)
     return dict(
-        image_id=image['img_id'],
+        image_id=image['img_id'], iscrowd=0, area=ref['area'],
         category_id=categories.get(ref['category'], 0),
-        iscrowd=0,
-        area=ref['area'],
         bbox=bounding_box(encode_mask(segmentation, *size)),
         segmentation=segmentation)
 
 
 def _category_ids(splits: Splits) -> dict[str, int]:
-    names = {ref['category'] for _, _, ref in _refs(splits)} - {None}
+    names = {ref['category'] for _, _, ref in _iter_refs(splits)} - {None}
     return {name: i for i, name in enumerate(sorted(names), 1)}
 
 
-def _categories(ids: dict[str, int]) -> list[dict]:
-    return [dict(id=i, name=name) for name, i in ids.items()]
-
-
 def _write_mask(image: dict, ref: dict, path: str) -> None:
-    os.makedirs(osp.dirname(path), exist_ok=True)
     mask = decode_mask(ref['segmentation'], image['height'], image['width'])
     Image.fromarray(mask * 255).save(path)
-
-
-def _write_json(path: str, content: Any) -> None:
-    with open(path, 'w', encoding='utf-8') as file:
-        json.dump(content, file, separators=(',', ':'))

@@ -1,0 +1,78 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Known datasets: where they come from and how many refs they have.
+
+Plain data without heavy imports: ``prepare.py --help`` lists it.
+"""
+from typing import NamedTuple
+
+#: Forms of annotation files that can be written; see docs/en/data.md.
+FORMS = ('refer', 'jsonl', 'coco', 'official-json')
+#: Refs, sentences and images (None: not published) by split.
+Counts = dict[str, tuple[int | None, int | None, int | None]]
+
+
+class DatasetInfo(NamedTuple):
+    """What is known about a dataset."""
+    reader: str
+    source: str  # of the annotations
+    image_source: str = 'the same place'
+    image_folders: tuple[str, ...] = ('images', )  # usual names in the root
+    # By split_by, the default first. Split 'all' is the sum of the others.
+    counts: dict[str, Counts] = {}
+    context_length: int = 17  # tokens of a sentence that models use
+    skip_images: tuple[int, ...] = ()  # ids that are usually left out
+
+
+YOURS = 'you: see docs/en/data.md for the layout'
+_REFER = 'the REFER page, https://github.com/lichengunc/refer'
+_COCO = ('COCO 2014 train images, '
+         'http://images.cocodataset.org/zips/train2014.zip')
+_COCO_FOLDERS = ('train2014', 'images/train2014',
+                 'images/mscoco/images/train2014', 'images',
+                 '../images/mscoco/images/train2014', '../images/train2014',
+                 '../train2014', '../coco/train2014')
+DATASETS = {
+    'refcoco': DatasetInfo(
+        'refer', f'refcoco.zip of {_REFER}', _COCO, _COCO_FOLDERS,
+        {'unc': {
+            'train': (42404, 120624, 16994), 'val': (3811, 10834, 1500),
+            'testA': (1975, 5657, 750), 'testB': (1810, 5095, 750)},
+         'google': {
+            'train': (40000, None, None), 'val': (5000, None, None),
+            'test': (5000, None, None), 'all': (50000, 142210, None)}}),
+    'refcoco+': DatasetInfo(
+        'refer', f'refcoco+.zip of {_REFER}', _COCO, _COCO_FOLDERS,
+        {'unc': {
+            'train': (42278, 120191, None), 'val': (3805, 10758, None),
+            'testA': (1975, 5726, None), 'testB': (1798, 4889, None)}}),
+    'refcocog': DatasetInfo(
+        'refer', f'refcocog.zip of {_REFER}', _COCO, _COCO_FOLDERS,
+        {'umd': {
+            'train': (42226, 80512, None), 'val': (2573, 4896, None),
+            'test': (5023, 9602, None)},
+         'google': {
+            'train': (44822, 85474, None), 'val': (5000, 9536, None)}},
+        context_length=22),
+    'refclef': DatasetInfo(
+        'refer', f'refclef.zip of {_REFER}',
+        f'saiapr_tc-12.zip (the "selected" 20,000 images) of {_REFER}',
+        ('saiapr_tc-12', 'images/saiapr_tc-12', 'images',
+         '../images/saiapr_tc-12', '../saiapr_tc-12'),
+        {'unc': {}, 'berkeley': {}}, skip_images=(19579, 17975, 19575)),
+    'grefcoco': DatasetInfo(
+        'refer', 'grefs(unc).json and instances.json of '
+        'https://github.com/henghuiding/gRefCOCO', _COCO, _COCO_FOLDERS,
+        {'unc': {}}),
+    'rrsis-d': DatasetInfo(
+        'refer', 'https://github.com/Lsan2401/RMSIN', 'the same place',
+        ('images/rrsisd/JPEGImages', 'JPEGImages', 'images',
+         '../images/rrsisd/JPEGImages'), {'unc': {}}),
+    'refer': DatasetInfo('refer', YOURS, YOURS, ('images', *_COCO_FOLDERS)),
+    'jsonl': DatasetInfo('jsonl', YOURS, YOURS),
+    'coco': DatasetInfo('coco', YOURS, YOURS,
+                        ('images', 'train2017', 'train2014')),
+    'official-json': DatasetInfo(
+        'official-json', YOURS, YOURS,
+        ('images/train2014', 'images', '../images/train2014')),
+    'official-lmdb': DatasetInfo('official-json', YOURS),
+}

@@ -1,0 +1,259 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The official repository's LMDB -> its JSON form.
+
+``<split>.lmdb`` has the keys ``__len__``, ``__keys__`` and one per ref:
+``{img, mask, cat, seg_id, img_name, num_sents, sents}`` with the contents of
+the image and mask files. Versions of the official code wrote it with
+``pyarrow.serialize`` (which newer pyarrow lacks), pickle or msgpack.
+"""
+import glob
+import hashlib
+import importlib
+import os
+import os.path as osp
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import count
+from types import ModuleType
+from typing import Any
+
+from cris.datasets.masks import to_mask_files
+from cris.datasets.readers.shared import flatten
+from cris.datasets.records import EntryError, Fault, RecordBuilder
+from cris.io.files import safe_join
+from cris.io.images import image_size
+from cris.io.pickles import parse_plain_pickle
+
+from .writers import check_new_folder, official_entry, write_json
+
+_FOLDERS = ('anns', 'masks', 'images')
+_MAX_NESTED = 1_000_000  # entries of a list or dict in msgpack
+
+
+def convert_lmdb(src: str, dst: str) -> tuple[dict[str, int], list[Fault]]:
+    """Write ``anns/<split>.json``, ``masks/`` and ``images/``.
+
+    Image and mask files are copied byte for byte. A mask file is named by its
+    ``seg_id`` if that is a free number. An image whose name belongs to a
+    different image already goes to a subfolder.
+
+    Args:
+        src (str): Folder of ``<split>.lmdb``, or one of them; only read.
+        dst (str): Folder to write to; new or empty.
+
+    Returns:
+        tuple: Refs by split, and a fault for each broken entry. Broken
+        entries are left out.
+
+    Raises:
+        FileExistsError: If ``dst`` is not empty.
+        FileNotFoundError: If there is no LMDB.
+        ImportError: If lmdb, pyarrow or msgpack is needed and missing.
+        ValueError: If a file is not such an LMDB.
+    """
+    paths = [osp.normpath(src)]
+    if not paths[0].endswith('.lmdb'):
+        paths = sorted(glob.glob(osp.join(glob.escape(src), '*.lmdb')))
+    if not paths or not osp.exists(paths[0]):
+        raise FileNotFoundError(
+            f'{src} does not exist, or has no <split>.lmdb')
+    check_new_folder(dst)
+    for folder in _FOLDERS:
+        os.makedirs(osp.join(dst, folder), exist_ok=True)
+    converter = _Converter(dst)
+    counts = {
+        osp.splitext(osp.basename(path))[0]: converter.convert(path)
+        for path in paths
+    }
+    return counts, converter.builder.faults
+
+
+class _Converter:
+
+    def __init__(self, dst: str):
+        self.builder = RecordBuilder()
+        self._anns, self._masks, self._images = (
+            osp.join(dst, folder) for folder in _FOLDERS)
+        self._digests: dict[str, bytes] = {}  # by name of the image
+        self._ref_ids, self._sent_ids = count(), count()
+
+    def convert(self, path: str) -> int:
+        """Convert one LMDB; return the number of its refs."""
+        split = osp.splitext(osp.basename(path))[0]
+        entries = []
+        for number, (key, value) in enumerate(_read_values(path)):
+            where = f'{path}, entry {key}'
+            # On an error, the files that it has written are removed.
+            with self.builder.entry(where), ExitStack() as undo:
+                entry = _check_entry(parse_value(value, where))
+                entries.append(
+                    self._convert_entry(entry, split, number, undo))
+                undo.pop_all()
+        write_json(osp.join(self._anns, f'{split}.json'), entries)
+        return len(entries)
+
+    def _convert_entry(self, entry: dict, split: str, number: int,
+                       undo: ExitStack) -> dict:
+        name, digest = entry['img_name'], hashlib.sha256(entry['img']).digest()
+        try:
+            safe_join(self._images, name)
+        except ValueError as error:
+            raise EntryError('unsafe-name', f'its image: {error}') from error
+        if self._digests.get(name, digest) != digest:
+            name = f'{split}_{number}/{name}'
+        path = osp.join(self._images, name)
+        if name not in self._digests:
+            _write(path, entry['img'], undo)
+        try:
+            height, width = image_size(path)
+        except ValueError as error:
+            raise EntryError(getattr(error, 'kind', 'bad-image'),
+                             str(error)) from error
+        segment_id = entry.get('seg_id')
+        if not isinstance(segment_id, int) or osp.exists(
+                osp.join(self._masks, f'{segment_id}.png')):
+            segment_id = f'{split}_{number}'
+        mask_path = osp.join(self._masks, f'{segment_id}.png')
+        _write(mask_path, entry['mask'], undo)
+        sentences, category = flatten(entry['sents']), entry.get('cat')
+        image = dict(file_name=name, img_id=name, height=height, width=width)
+        ref = dict(
+            ref_id=next(self._ref_ids), ann_id=entry.get('seg_id'),
+            category=None if category is None else str(category),
+            segmentation=to_mask_files(mask_path), sentences=sentences,
+            sent_ids=[next(self._sent_ids) for _ in sentences])
+        self.builder.add(image, ref)
+        self._digests[name] = digest
+        return official_entry(image, ref, segment_id)
+
+
+def _write(path: str, content: bytes, undo: ExitStack) -> None:
+    os.makedirs(osp.dirname(path), exist_ok=True)
+    with open(path, 'xb') as file:
+        undo.callback(os.remove, path)
+        file.write(content)
+
+
+def _check_entry(entry: Any) -> dict:
+    if not isinstance(entry, dict):
+        raise EntryError('bad-entry', 'it is not a dict')
+    missing = [key for key in ('img', 'mask', 'img_name', 'sents')
+               if key not in entry]
+    if missing:
+        raise EntryError('bad-entry', f'it has no {", ".join(missing)}')
+    for key in ('img', 'mask'):
+        if not isinstance(entry[key], bytes):
+            raise EntryError('bad-entry', f'its {key} is a '
+                             f'{type(entry[key]).__name__}, not bytes')
+    return entry
+
+
+def _read_values(path: str) -> Iterator[tuple[str, bytes]]:
+    """Keys and values, in the order of the file's own list of keys."""
+    lmdb = _import('lmdb', path)
+    try:
+        with lmdb.open(
+                path, subdir=osp.isdir(path), readonly=True, create=False,
+                lock=False) as environment, environment.begin() as transaction:
+            stored = transaction.get(b'__keys__')
+            if stored is None:
+                raise ValueError(f'{path} has no entry __keys__: it is not an '
+                                 'LMDB of the official code, or incomplete')
+            keys = parse_value(stored, f'{path}, entry __keys__')
+            if not isinstance(keys, (list, tuple)):
+                raise ValueError(f'{path}, entry __keys__ is not a list')
+            for key in keys:
+                key = key.decode() if isinstance(key, bytes) else str(key)
+                # LMDB itself refuses keys of other lengths.
+                found = 0 < len(key.encode()) < 512 and transaction.get(
+                    key.encode())
+                yield key, found or b''
+    except lmdb.Error as error:
+        raise ValueError(f'{path} is not an LMDB, or broken: {error}. Get the '
+                         'file again from its source.') from error
+
+
+def _import(name: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f'to read {where}, pip install {name}') from error
+
+
+def parse_value(value: bytes, where: str) -> Any:
+    """Parse a stored value: plain data only, nothing is executed.
+
+    Raises:
+        ImportError: If the package that reads its format is not installed.
+        ValueError: If its format is unknown; ``where`` is its name.
+    """
+    if value[:1] == b'\x80' and value[1:2] in (b'\2', b'\3', b'\4', b'\5'):
+        return parse_plain_pickle(value, where)
+    if value[:4] == b'\0\0\0\0' and len(value) > 16:
+        return _parse_arrow(value, where)
+    try:
+        return _parse_msgpack(value, where)
+    except ValueError as error:
+        if value[-1:] == b'.':  # pickle's protocols 0 and 1 have no magic
+            return parse_plain_pickle(value, where)
+        raise ValueError(f'{where} is neither pyarrow.serialize nor pickle '
+                         f'nor msgpack: {error}') from error
+
+
+def _parse_arrow(value: bytes, where: str) -> Any:
+    """``pyarrow.serialize``: four counts, then a stream of one batch.
+
+    The batch has one row; dicts are lists of (keys, vals). Objects of other
+    types would be dicts with ``_pytype_``, which nothing here acts on.
+    """
+    pyarrow = _import('pyarrow', where)
+    if value[:16] != bytes(16):
+        raise ValueError(f'{where} holds arrays or tensors of pyarrow, which '
+                         'are not part of the official format')
+    try:
+        with pyarrow.ipc.open_stream(pyarrow.py_buffer(value)[16:]) as stream:
+            batch = stream.read_next_batch()
+        batch.validate(full=True)
+        return _from_arrow(*batch.column(0).to_pylist())
+    except Exception as error:  # pyarrow raises all kinds on broken bytes
+        raise ValueError(
+            f'{where} was written by pyarrow.serialize, but this pyarrow '
+            f'({pyarrow.__version__}) cannot read it: {error}. Write the LMDB '
+            'again, with pickled plain data for instance.') from error
+
+
+def _from_arrow(content: Any) -> Any:
+    if not isinstance(content, list):
+        return content
+    if content and all(
+            isinstance(item, dict) and item.keys() == {'keys', 'vals'}
+            for item in content):
+        return {item['keys']: _from_arrow(item['vals']) for item in content}
+    return [_from_arrow(item) for item in content]
+
+
+def _parse_msgpack(value: bytes, where: str) -> Any:
+    msgpack = _import('msgpack', where)
+    limits = dict(
+        max_str_len=len(value), max_bin_len=len(value), max_ext_len=0,
+        max_array_len=_MAX_NESTED, max_map_len=_MAX_NESTED)
+    try:
+        try:
+            return msgpack.unpackb(value, raw=False, **limits)
+        except UnicodeDecodeError:
+            # Old versions have one type for text and bytes.
+            return _decode_texts(msgpack.unpackb(value, raw=True, **limits))
+    except Exception as error:  # msgpack raises all kinds on broken bytes
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _decode_texts(value: Any) -> Any:
+    """Bytes -> text, except in ``img`` and ``mask``."""
+    if isinstance(value, dict):
+        return {
+            k.decode(): v if k in (b'img', b'mask') else _decode_texts(v)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_decode_texts(item) for item in value]
+    return value.decode() if isinstance(value, bytes) else value
