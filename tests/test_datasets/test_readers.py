@@ -13,6 +13,7 @@ from hostile import variants
 from mmseg.registry import DATASETS
 from PIL import Image
 from test_preparation import grefs, own_jsonl  # noqa: F401  a fixture
+from torch.utils.data import DataLoader
 
 from cris.datasets.headers import check_headers
 from cris.datasets.masks import decode_mask

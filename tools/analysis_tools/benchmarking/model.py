@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cris import CRISInferencer
 from cris.engine import avoid_fused, optimize_for_inference, use_bfloat16
 from cris.engine.precision import has_bfloat16
+from cris.models.fast_cpu import optimize_for_cpu_training
 
 from . import measuring
 from .flops import STAGES, count_flops
@@ -103,6 +104,7 @@ def measure_training(case: Case) -> dict:
         wrapper.dtype = str(_DTYPES[case.precision]).removeprefix('torch.')
     if case.device == 'cpu':  # as tools/train.py does
         avoid_fused(cfg)
+        optimize_for_cpu_training(model)
         if case.precision != 'fp32':
             use_bfloat16(cfg)
     optimizer = build_optim_wrapper(model, wrapper)

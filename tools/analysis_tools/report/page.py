@@ -60,7 +60,8 @@ def write_report(results: str,
     faults = []
     groups = {
         name: list(_figures(records, indices, img_root, faults))
-        for name, indices in breakdown.choose_samples(records, num_samples).items()
+        for name, indices in breakdown.choose_samples(
+            records, num_samples).items()
     }
     filtered = _evenly(len(records), MAX_FILTERED)
     ranked = filtered[np.argsort(iou[filtered], kind='stable')]
@@ -168,7 +169,8 @@ def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
     with matplotlib.rc_context(style):
         return dict(
             histogram=_histogram(iou),
-            length=_curve(breakdown.by_length(records), 'words in the expression'),
+            length=_curve(
+                breakdown.by_length(records), 'words in the expression'),
             area=_curve(
                 breakdown.by_area(records),
                 'ground truth in percent of the image (logarithmic steps)'))

@@ -124,6 +124,7 @@ class ExportedCRIS(CRIS):
         ValueError: If the backend is unknown, lacks the precision, or cannot
             read a graph.
     """
+    expressions_at_once = 4  # as in fp32 on a CPU
 
     def __init__(self,
                  folder: str,

@@ -12,9 +12,10 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 from cris.io.checkpoints import CheckpointError, check_fit, use_safe_loader
-from cris.models.fast_cpu import reuse_memory
+from cris.models.fast_cpu import optimize_for_cpu_training, reuse_memory
 
 from .config import load_config
 from .cpu_ranks import init_cpu_process_group
@@ -41,6 +42,8 @@ def train(args: Namespace) -> None:
             RUNNERS.build(cfg)
             if 'runner_type' in cfg else Runner.from_cfg(cfg))
         log_run(runner)
+        if not torch.cuda.is_available() and isinstance(runner, Runner):
+            optimize_for_cpu_training(_unwrapped(runner.model))
         runner.register_hook(_SetUpHook(phase, cfg))
         with explain_data_errors(runner):
             check_data(runner)
@@ -191,6 +194,10 @@ def warn_of_long_warmup(runner: Runner, cfg: Config) -> None:
                 'train longer')
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
 class _SetUpHook(Hook):
     """Checks what is loaded, and notes when training begins."""
 
@@ -208,10 +215,7 @@ class _SetUpHook(Hook):
                 f'{self.path} holds weights, not the state of a run: start '
                 f'from it with --cfg-options load_from={self.path}')
         # mmengine would leave at random what does not fit.
-        model = runner.model
-        check_fit(checkpoint,
-                  model.module if is_model_wrapper(model) else model,
-                  self.path)
+        check_fit(checkpoint, _unwrapped(runner.model), self.path)
 
     def before_train_epoch(self, runner: Runner) -> None:
         self.phase.running = True
