@@ -92,54 +92,48 @@ class TestFaults:
         for message in messages:
             assert message in str(error.value)
 
-    def test_annotation_that_does_not_exist(self, refer_set):
-        refer_set.refs[3]['ann_id'] = 999
-        self.expect(refer_set, 'ref 3: its ann_id 999 does not exist',
-                    '1 fault(s)', 'Correct these entries')
+    @pytest.mark.parametrize('entries, change, message', [
+        ('refs', dict(ann_id=999), 'ref 2: its ann_id 999 does not exist'),
+        ('refs', dict(ann_id=100), 'ref 2: its ann_id 100 lies in image 0'),
+        ('refs', dict(ann_id='102'), "ref 2: its ann_id '102' does not"),
+        ('refs', dict(ann_id=[102]), 'ref 2: its ann_id [102] is a list'),
+        ('refs', dict(image_id=77), 'ref 2: its image_id 77 does not exist'),
+        ('refs', dict(sentences=[]), 'ref 2: it has no sentence'),
+        ('refs', dict(sentences=5), 'ref 2: its sentences 5 are not a list'),
+        ('refs', dict(sentences=['left']), 'ref 2: its sentence'),
+        ('refs', dict(sentences=[dict(sent='left')]), 'ref 2: its sentence'),
+        ('refs', dict(sentences=[dict(sent_id=1, sent=None)]),
+         'ref 2: its sentence'),
+        ('refs', dict(sentences=[dict(sent_id=1, sent='a' * 5001)]),
+         'has 5001 characters'),
+        ('images', dict(height=2**31), 'more than the limit of 100000000'),
+        ('images', dict(height=10**400), 'more than the limit of 100000000'),
+        ('images', dict(height=80.5), 'height 80.5, not a positive integer'),
+        ('images', dict(file_name='../1.jpg'), 'leaves the folder'),
+        ('images', dict(file_name='/etc/1.jpg'), 'leaves the folder'),
+        ('images', dict(file_name='a/../../1'), 'leaves the folder'),
+        ('anns', dict(segmentation=[]),
+         'ref 2: the mask of its ann_id 102 is empty'),
+        ('anns', dict(segmentation=[[3, 3, 3, 3, 3, 3]]), 'is empty'),
+        ('anns', dict(segmentation=dict(size=[80, 50], counts=[4000])),
+         'is empty'),
+    ])
+    def test_an_entry(self, refer_set, entries, change, message):
+        index = 1 if entries == 'images' else 2
+        getattr(refer_set, entries)[index].update(change)
+        self.expect(refer_set, message, 'Correct these entries')
 
-    def test_annotation_of_another_image(self, refer_set):
-        refer_set.refs[3]['ann_id'] = 100
-        self.expect(refer_set, 'ref 3: its ann_id 100 lies in image 0')
-
-    def test_image_that_does_not_exist(self, refer_set):
-        refer_set.refs[3]['image_id'] = 77
-        self.expect(refer_set, 'ref 3: its image_id 77 does not exist')
-
-    @pytest.mark.parametrize('segmentation',
-                             [[], [[3, 3, 3, 3, 3, 3]],
-                              dict(size=[80, 50], counts=[4000])])
-    def test_empty_mask(self, refer_set, segmentation):
-        refer_set.anns[2]['segmentation'] = segmentation
-        self.expect(refer_set, 'ref 2: the mask of its ann_id 102', 'empty')
-
-    def test_no_sentence(self, refer_set):
-        refer_set.refs[2]['sentences'] = []
-        self.expect(refer_set, 'ref 2: it has no sentence')
-
-    def test_ids_of_another_type(self, refer_set):
-        refer_set.refs[3]['ann_id'] = '103'
-        self.expect(refer_set, "ref 3: its ann_id '103' does not exist")
-        refer_set.refs[3]['ann_id'] = [103]
-        self.expect(refer_set, 'ref 3: its ann_id [103] is a list')
-
-    @pytest.mark.parametrize('size', [2**31, 10**400])
-    def test_image_of_absurd_size(self, refer_set, size):
-        refer_set.images[1]['height'] = size
-        self.expect(refer_set, 'more than the limit of 100000000')
-
-    @pytest.mark.parametrize('sentence, message', [
-        ('a' * 5001, 'has 5001 characters'), ('\ud800', 'not Unicode text')])
-    def test_sentences_that_no_tokenizer_takes(self, refer_set, sentence,
-                                               message):
-        refer_set.refs[2]['sentences'][0]['sent'] = sentence
-        root = refer_set.write()
+    def test_a_sentence_that_is_not_unicode(self, refer_set):
+        refer_set.refs[2]['sentences'][0]['sent'] = '\ud800'
+        root = refer_set.root  # a pickle cannot hold it
         (root / 'refs(unc).json').write_text(json.dumps(refer_set.refs))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match='not Unicode text'):
             load_refer(
                 str(root / 'instances.json'), str(root / 'refs(unc).json'),
                 'train')
 
-    def test_categories_that_are_none(self, refer_set):
+    def test_no_categories_and_a_ref_without_a_split(self, refer_set):
+        del refer_set.refs[0]['split']
         path = refer_set.write() / 'instances.json'
         content = json.loads(path.read_text())
         path.write_text(json.dumps(dict(content, categories=1)))
@@ -151,21 +145,9 @@ class TestFaults:
         getattr(refer_set, entries).append(getattr(refer_set, entries)[-1])
         self.expect(refer_set, 'two have the id', 'instances.json')
 
-    def test_entries_that_are_no_dicts(self, refer_set):
+    def test_entries_that_are_not_dicts(self, refer_set):
         refer_set.anns.append(5)
         self.expect(refer_set, 'annotations of', '5 is not a dict with an id')
-
-    def test_refs_without_a_split_and_sizes_that_are_no_integers(
-            self, refer_set):
-        del refer_set.refs[0]['split']
-        refer_set.images[1]['height'] = 80.5
-        self.expect(refer_set, 'has height 80.5, not a positive integer')
-
-    @pytest.mark.parametrize('sentence', [
-        'left', dict(sent='left'), dict(sent_id=1, sent=None)])
-    def test_sentences_that_are_none(self, refer_set, sentence):
-        refer_set.refs[2]['sentences'][0] = sentence
-        self.expect(refer_set, 'ref 2: its sentence')
 
     def test_all_are_listed_at_once(self, refer_set):
         for ref in refer_set.refs:
@@ -189,11 +171,6 @@ class TestFaults:
             refer_set,
             "no split 'testC'; it has val (2 refs), train (4 refs)",
             split='testC')
-
-    @pytest.mark.parametrize('name', ['../1.jpg', '/etc/1.jpg', 'a/../../1'])
-    def test_image_outside_its_folder(self, refer_set, name):
-        refer_set.images[1]['file_name'] = name
-        self.expect(refer_set, 'leaves the folder')
 
 
 class TestFiles:

@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""What the training process and its data workers tell each other."""
+"""Random draws of data workers, and where in the dataset they are."""
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +16,9 @@ _MAX_WORKERS = 256
 
 
 class WorkerState:
-    """The epoch, told to the workers; the samples they read, told by them.
+    """Shared memory: the epoch for the workers, their samples for us.
 
-    Persistent workers live through many epochs, so that the epoch can only
-    reach them through memory that is shared.
+    Persistent workers live through many epochs, so nothing else reaches them.
     """
 
     def __init__(self):
@@ -28,26 +27,24 @@ class WorkerState:
         self._rank = get_rank()  # a worker that is spawned does not know it
 
     def share(self) -> None:
-        """To be called before workers start; doing it twice is harmless."""
+        """Call this before workers start; twice is harmless."""
         self._state.share_memory_()
 
     def set_epoch(self, seed: int, epoch: int) -> None:
-        """From now on samples are drawn as this epoch of this run wants."""
+        """Make the draws of samples a function of seed and epoch."""
         self.share()
         self._state[0], self._state[1] = seed, epoch
 
     def seed(self, index: int) -> None:
         """Seed the generators that transforms draw from.
 
-        If the epoch has been told, they are a function of the run's seed,
-        the epoch and the sample: neither the worker that reads it matters nor
-        what was read before, so that a resumed run draws the same. If not, a
-        worker is seeded once: mmengine gives it the same number at every
-        start, with which every epoch of fresh workers would be alike; the
-        seed that PyTorch hands to it is new each time.
+        After :meth:`set_epoch`, by seed, epoch and sample, so that a resumed
+        run draws the same. Otherwise once per worker, with PyTorch's seed:
+        mmengine's is the same at every start, so that all epochs of fresh
+        workers would be alike.
 
         Args:
-            index (int): Of the sample in its data set.
+            index (int): Index of the sample in its dataset.
         """
         seed, epoch = self._state[:2].tolist()
         if epoch >= 0:
@@ -77,22 +74,18 @@ def _seed_generators(numbers: tuple) -> None:
     first, second = np.random.SeedSequence(numbers).generate_state(2)
     np.random.seed(first)
     random.seed(int(second))
-    # torch.manual_seed would visit the devices, too: 1 ms for nothing here.
+    # torch.manual_seed would seed the devices, too, which takes 1 ms.
     torch.default_generator.manual_seed(int(second))
 
 
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(DefaultSampler):
-    """mmengine's, which can also begin in the middle of an epoch."""
+    """DefaultSampler that can begin in the middle of an epoch."""
 
     _skipped = 0
 
     def skip(self, num_samples: int) -> None:
-        """Leave out the first samples of this rank, in the next epoch only.
-
-        Args:
-            num_samples (int): Samples of this rank that were seen already.
-        """
+        """Leave out the first samples of this rank in the next epoch."""
         self._skipped = num_samples
 
     def __iter__(self) -> Iterator[int]:

@@ -15,10 +15,7 @@ def _tokenizer() -> SimpleTokenizer:
 
 @lru_cache(maxsize=100_000)
 def _ids(text: str, context_length: int) -> bytes:
-    """Ids of a text, uint16: cleaning it takes half a millisecond.
-
-    Two bytes an id, so that a worker keeps no more than some 36 MB.
-    """
+    """Ids of a text, cached as uint16 (36 MB): tokenizing takes 0.5 ms."""
     ids = _tokenizer()([text], context_length)[0]
     return ids.numpy().astype(np.uint16).tobytes()
 
@@ -67,9 +64,8 @@ def split_words(ids: Sequence[int]) -> list[tuple[str, slice]]:
         ids (Sequence[int]): Token ids, with start and end, padded with 0.
 
     Returns:
-        list[tuple[str, slice]]: First ``<start>``, last ``<end>``; between
-        them words as the tokenizer sees them, punctuation on its own. The
-        slices follow one another; padding is in none.
+        list[tuple[str, slice]]: ``<start>``, the words, punctuation on its
+        own, and ``<end>``. Padding is in none of the slices.
     """
     tokenizer = _tokenizer()
     ids = [int(i) for i in ids]

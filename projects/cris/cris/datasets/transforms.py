@@ -170,10 +170,6 @@ class Letterbox(BaseTransform):
             ])
         return results
 
-    def __repr__(self) -> str:
-        return (f'{type(self).__name__}(size={self.size}, '
-                f'border_value={self.border_value})')
-
 
 @TRANSFORMS.register_module()
 class TokenizeExpressions(BaseTransform):
@@ -192,9 +188,6 @@ class TokenizeExpressions(BaseTransform):
         results['tokens'] = tokenize(results['expressions'],
                                      self.context_length)
         return results
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}(context_length={self.context_length})'
 
 
 @TRANSFORMS.register_module()
