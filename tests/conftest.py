@@ -22,8 +22,8 @@ GOLDEN = Path(__file__).parent / 'data' / 'golden'
 REPO = Path(__file__).parents[1]
 # What the tools keep beside themselves.
 sys.path[:0] = [
-    str(REPO / 'tools' / folder) for folder in
-    ('dataset_converters', 'analysis_tools', 'analysis_tools/report')
+    str(REPO / 'tools' / folder)
+    for folder in ('dataset_converters', 'analysis_tools')
 ]
 CONFIG = next((REPO / 'configs/cris').glob('cris_tiny_*_refer-*.py'))
 

@@ -228,7 +228,7 @@ def test_generalized_scores():
     (dict(sentences='second'), "sentences='second' must be 'all'"),
     (dict(gt_size=480), r'gt_size=480 must be \(height, width\)'),
     (dict(gt_size=(480, 0)), r'gt_size=\(480, 0\) must be'),
-    (dict(out_file='x.csv'), 'x.csv is no name .* .json or .parquet'),
+    (dict(out_file='x.csv'), 'x.csv is not a name .* .json or .parquet'),
 ])
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
@@ -303,10 +303,12 @@ def test_results_file_follows_the_options(tmp_path):
         path = results(tmp_path / 'results.json', **kwargs)
         return json.loads(path.read_text())
 
-    assert of(empty_union=1.0)[3] == dict(RECORDS[3], iou=1)
-    # The size is the picture's, the counts are those of the scores.
+    assert of(empty_union=1.0)[3] == dict(RECORDS[3], iou=1, empty_union=1)
+    # The size is the image's, the counts are those of the scores.
     assert of(gt_size=(2, 5))[0] == dict(
-        RECORD, intersection=2, union=4, pred_area=2, gt_area=4)
+        RECORD, intersection=2, union=4, pred_area=2, gt_area=4,
+        gt_size=[2, 5])
+    assert of(inclusive=True)[0] == dict(RECORD, inclusive=True)
 
 
 def test_results_file_of_one_sentence_of_each_ref(tmp_path):

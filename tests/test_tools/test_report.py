@@ -10,17 +10,21 @@ import cv2
 import numpy as np
 import pandas
 import pytest
-from breakdown import (
+import torch
+from conftest import tool
+from mmengine.evaluator import Evaluator
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from pycocotools import mask as coco_mask
+from report.breakdown import (
     by_area,
     by_length,
     choose_samples,
-    score,
     worst_words,
 )
-from conftest import tool
-from page import MAX_FILTERED, write_report
-from pycocotools import mask as coco_mask
+from report.page import MAX_FILTERED, write_report
 
+from cris.evaluation import RefSegMetric
 from cris.evaluation.results import read_results_file
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> "\''
@@ -129,10 +133,7 @@ def test_missing_pictures_are_said(records, tmp_path):
 def test_figures(records, tmp_path):
     results = tmp_path / 'results.json'
     results.write_text(json.dumps(records))
-    read = read_results_file(str(results))
-    assert score(read) == pytest.approx({
-        'mIoU': 52, 'oIoU': 52, 'Pr@50': 40, 'Pr@60': 40, 'Pr@70': 40,
-        'Pr@80': 40, 'Pr@90': 20})
+    read, _ = read_results_file(str(results))
     assert choose_samples(read, 2) == dict(
         best=[4, 3], median=[2, 1], worst=[0, 1])
     bins = {b.label: (b.count, b.mean) for b in by_length(read)}
@@ -147,6 +148,43 @@ def test_figures(records, tmp_path):
     assert words['car']['difference'] == pytest.approx(-17)
     assert "dog's" in words and list(words)[:3] == ['1', '2', 'alert']
     assert worst_words(read) == []
+
+
+@pytest.mark.parametrize('options', [
+    {}, dict(inclusive=True), dict(empty_union=0.75, inclusive=True),
+    dict(generalized=True, threshold=0.45), dict(sentences='last'),
+    dict(gt_size=(2, 5)),
+], ids=str)
+@pytest.mark.parametrize('suffix', ['json', 'parquet'])
+def test_scores_are_those_of_the_test(options, suffix, tmp_path):
+    """Under every convention, with an IoU of exactly 0.5 and two empty."""
+    target = np.zeros((5, 1, 10))
+    target[:3, :, :8] = 1
+    prob = np.zeros((5, 1, 10))
+    prob[0, 0, :4], prob[1, 0, :6], prob[2, 0, :8] = 0.9, 0.6, 0.4
+    prob[4, 0, :1] = 0.9  # predicted without a target
+    sample = SegDataSample(
+        metainfo=dict(img_path='x.jpg', ref_ids=[1, 1, 1, 2, 3]))
+    sample.seg_logits = PixelData(data=torch.from_numpy(prob))
+    sample.pred_sem_seg = PixelData(data=sample.seg_logits.data > 0.35)
+    sample.gt_sem_seg = PixelData(data=torch.from_numpy(target))
+    path = tmp_path / f'results.{suffix}'
+    evaluator = Evaluator([RefSegMetric(out_file=str(path), **options)])
+    evaluator.process([sample])
+    scores = evaluator.evaluate(1)
+    write_report(str(path), str(tmp_path / 'report.html'))
+    text = (tmp_path / 'report.html').read_text()
+    shown = dict(re.findall('<dt>(.*)</dt><dd>(.*)</dd>', text))
+    count = scores.pop('n_expressions')
+    assert shown == {name: f'{score:.2f}' for name, score in scores.items()}
+    assert f'{count} expressions' in text
+    sign = '≥' if options.get('inclusive') else '&gt;'
+    assert f'with IoU {sign} X' in text
+    for key, words in dict(
+            threshold='Threshold 0.45', generalized='N-acc and T-acc',
+            sentences='the last sentence', gt_size='counted at 2 x 5',
+            empty_union='ground truth is 75').items():
+        assert (words in text) == (key in options), key
 
 
 def test_a_page_of_many_records_stays_small(records, tmp_path):
@@ -167,7 +205,7 @@ def test_command_line_and_parquet(records, tmp_path):
     table = tmp_path / 'results.parquet'
     pandas.DataFrame(records).to_parquet(table)
     out = tmp_path / 'report.html'
-    log = tool('analysis_tools/report.py', table, '--out', out, '--num', 1,
+    log = tool('analysis_tools/report', table, '--out', out, '--num', 1,
                '--title', 'R50 <val>')
     assert '<h1>Test report: R50 &lt;val&gt;</h1>' in out.read_text()
     assert f'wrote {out}' in log and 'no picture' not in log
@@ -180,11 +218,15 @@ def test_command_line_and_parquet(records, tmp_path):
     ('{"a": 1}', 'holds no records'), ('[3]', 'record 0: it is a int'),
     ('[{"iou": 1}]', 'record 0: height is None'), (dict(iou=1.5), 'not in'),
     (dict(iou=float('nan')), 'iou is nan'), (dict(height=0), '0 x 10 pixels'),
-    (dict(expression=5), 'expression is 5, not a text'),
+    (dict(expression=5), 'expression is 5, not a string'),
     (dict(score='high'), "score is 'high', not in"),
     (dict(score=float('nan')), 'score is nan, not in'),
     (dict(intersection=9, union=3), 'intersection is 9'),
     (dict(gt_rle='!!'), 'characters that do not belong'),
+    (dict(height=float('nan')), 'height is nan, not in'),
+    (dict(union=10**400), 'union is 1000.* not in'),
+    (dict(inclusive=1), 'inclusive is 1, not true'),
+    (dict(empty_union=2), 'empty_union is 2, not in'),
 ])
 def test_bad_results(records, tmp_path, content, message):
     if isinstance(content, dict):
@@ -196,6 +238,12 @@ def test_bad_results(records, tmp_path, content, message):
     assert not (tmp_path / 'report.html').exists()
 
 
+def test_records_of_different_conventions(records, tmp_path):
+    records[1]['inclusive'] = True
+    with pytest.raises(ValueError, match='record 1: .* other conventions'):
+        page_of(records, tmp_path)
+
+
 def test_a_missing_file_is_said_on_the_command_line(tmp_path):
-    log = tool('analysis_tools/report.py', tmp_path / 'no.json', ok=False)
+    log = tool('analysis_tools/report', tmp_path / 'no.json', ok=False)
     assert 'no.json does not exist' in log and 'Traceback' not in log

@@ -1,44 +1,47 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""One HTML page about a test run: scores, curves, samples, words.
+"""Write one HTML page about a test run: scores, curves, samples, words.
 
 The page needs no other file and no network.
 
-Example:
     python tools/test.py CONFIG CHECKPOINT --results results.json
-    python tools/analysis_tools/report.py results.json --out report.html
+    python tools/analysis_tools/report results.json --out report.html
 """
 import argparse
-
-from page import write_report
+import sys
+from pathlib import Path
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(
+        prog='report', description=__doc__.split('\n')[0])
     parser.add_argument(
         'results', help='.json or .parquet of tools/test.py --results')
     parser.add_argument('--out', default='report.html', help='page to write')
     parser.add_argument(
         '--img-root',
-        help='folder of the images, by their file names, if they are no '
-        'longer where the results say')
+        help='folder of the images, by file name, if they have moved since '
+        'the test')
     parser.add_argument(
         '--num',
         type=int,
         default=8,
-        help='pictures of the best, median and worst, each')
+        help='number of best, median and worst samples, each')
     parser.add_argument(
-        '--title', help='for instance the model and the split')
+        '--title', help='title of the page, e.g. the model and the split')
     args = parser.parse_args()
     if not args.out.endswith('.html'):
         parser.error(f'--out writes HTML, got {args.out}')
     if not 0 <= args.num <= 100:
-        parser.error(f'--num {args.num}: it must be 0 ... 100, so that the '
-                     'page stays small')
+        parser.error(f'--num must be 0 to 100, so that the page stays small, '
+                     f'got {args.num}')
     return args
 
 
 def main() -> None:
     args = parse_args()
+    # Run as a folder, Python puts that folder on the path, not its parent.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from report.page import write_report
     try:
         faults = write_report(args.results, args.out, args.img_root, args.num,
                               args.title)

@@ -1,7 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Where a model is right and where it is wrong, from a results file.
+"""Where a model is right and where it is wrong.
 
-Records are those of :func:`.results_file.read_results_file`, N of them.
+Records are those of :func:`cris.evaluation.results.read_results_file`, N of
+them.
 """
 import re
 from collections import defaultdict
@@ -11,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from cris.datasets.masks import mask_area
-from cris.evaluation.refseg_metric import PRECISION_AT
 
 _WORST_WORDS = 20
 _AREAS = (0, .5, 1, 2, 5, 10, 20, 50, 100)  # percent of the image
@@ -19,40 +19,18 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
 class Bin(NamedTuple):
-    """A point of a curve: expressions of like length or size."""
+    """A point of a curve: expressions of similar length or size."""
     label: str
     count: int
     mean: float  #: IoU in percent; NaN without expressions
     margin: float  #: half of the mean's 95 % interval, percent
 
 
-def score(records: Sequence[dict]) -> dict[str, float]:
-    """mIoU, oIoU and Pr@X (IoU > X) of records, in percent."""
-    iou = np.array([record['iou'] for record in records])
-    intersection, union = (
-        sum(record[key] for record in records)
-        for key in ('intersection', 'union'))
-    scores = dict(mIoU=100 * iou.mean(), oIoU=100 * intersection /
-                  max(union, 1))
-    for level in PRECISION_AT:
-        scores[f'Pr@{100 * level:.0f}'] = 100 * (iou > level).mean()
-    return {name: float(value) for name, value in scores.items()}
-
-
 def choose_samples(records: Sequence[dict],
                    count: int) -> dict[str, list[int]]:
-    """Positions of the best, median and worst, one per image at most.
+    """Positions of the best, median and worst samples, all of other images.
 
-    Among the worst the most confident come first: of many that miss, those
-    tell the most.
-
-    Args:
-        records (Sequence[dict]): N of them.
-        count (int): Samples of each kind, at most.
-
-    Returns:
-        dict[str, list[int]]: By kind; the samples of a kind are of different
-        images.
+    Of equally bad ones, the most confident come first: they tell the most.
     """
     middle = np.median([record['iou'] for record in records])
     orders = dict(
@@ -71,22 +49,22 @@ def choose_samples(records: Sequence[dict],
 
 
 def words_of(sentence: str) -> list[str]:
-    """Its words, in lower case, without punctuation."""
+    """The words in lower case, without punctuation."""
     return _WORD.findall(sentence.lower())
 
 
 def worst_words(records: Sequence[dict]) -> list[dict]:
-    """Words of enough sentences, those of the lowest mean IoU first.
+    """Frequent words, lowest mean IoU first.
 
     Args:
-        records (Sequence[dict]): N of them. A word counts from 5 sentences
-            on, or from a thousandth of all.
+        records (Sequence[dict]): N of them. A word is frequent in 5 or more
+            sentences that are also a thousandth of all.
 
     Returns:
-        list[dict]: word, count (sentences), mean (of their IoU, percent) and
-        difference (from the mean of all, percent).
+        list[dict]: word, count (sentences), mean (IoU, percent) and
+        difference (from the mean of all records, percent).
     """
-    iou = np.array([record['iou'] for record in records])
+    iou = 100 * np.array([record['iou'] for record in records])
     sentences = defaultdict(list)
     for i, record in enumerate(records):
         for word in set(words_of(record['expression'])):
@@ -96,15 +74,15 @@ def worst_words(records: Sequence[dict]) -> list[dict]:
         dict(
             word=word,
             count=len(found),
-            mean=100 * iou[found].mean(),
-            difference=100 * (iou[found].mean() - iou.mean()))
+            mean=iou[found].mean(),
+            difference=iou[found].mean() - iou.mean())
         for word, found in sentences.items() if len(found) >= enough
     ]
     return sorted(rows, key=lambda r: (r['mean'], r['word']))[:_WORST_WORDS]
 
 
 def by_length(records: Sequence[dict], longest: int = 12) -> list[Bin]:
-    """Mean IoU by the number of words; longer ones share the last bin."""
+    """Mean IoU by number of words; the last bin holds all longer ones."""
     counts = [len(words_of(record['expression'])) for record in records]
     counts = np.minimum(counts, longest)
     labels = [str(n) for n in range(longest)] + [f'≥ {longest}']

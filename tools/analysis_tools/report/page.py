@@ -12,26 +12,27 @@ from io import BytesIO
 
 import matplotlib
 import numpy as np
-from breakdown import (
-    Bin,
-    by_area,
-    by_length,
-    choose_samples,
-    score,
-    target_share,
-    worst_words,
-)
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
 from cris.datasets.masks import decode_mask
+from cris.evaluation.refseg_metric import COUNTS, compute_scores
 from cris.evaluation.results import read_results_file
 from cris.io.files import safe_join
 from cris.io.images import check_pixels
 from cris.version import __version__
 from cris.visualization.draw import cut, thumbnail
 
-#: What the filter by word can find; of more expressions, evenly chosen.
+from .breakdown import (
+    Bin,
+    by_area,
+    by_length,
+    choose_samples,
+    target_share,
+    worst_words,
+)
+
+#: Expressions that the filter by word searches, evenly chosen.
 MAX_FILTERED = 50_000
 _LONGEST = 200  # characters of a sentence on the page
 _FILTER_PICTURES = 120
@@ -45,23 +46,22 @@ def write_report(results: str,
     """Write a self-contained HTML page about a results file.
 
     Args:
-        results (str): What ``tools/test.py --results`` wrote.
-        out (str): The page; missing folders are made.
-        img_root (str, optional): Where the images are now, by their file
-            names. None looks where the results say. Defaults to None.
-        num_samples (int): Of the best, median and worst, each.
+        results (str): Written by ``tools/test.py --results``.
+        out (str): Page to write; missing folders are made.
+        img_root (str, optional): Folder of the images, by file name. None
+            uses the paths in the results. Defaults to None.
+        num_samples (int): Number of best, median and worst samples, each.
             Defaults to 8.
-        title (str, optional): For instance the model and the split. Defaults
-            to the name of the file.
+        title (str, optional): Defaults to the name of the results file.
 
     Returns:
-        list[str]: Why pictures are missing, a line for each.
+        list[str]: Why pictures are missing.
 
     Raises:
         FileNotFoundError: If the results do not exist.
-        ValueError: If they are not what ``tools/test.py`` writes.
+        ValueError: If it is not a results file.
     """
-    records = read_results_file(results)
+    records, conventions = read_results_file(results)
     iou = np.array([record['iou'] for record in records])
     faults = []
     groups = {
@@ -88,7 +88,8 @@ def write_report(results: str,
         version=__version__,
         total=len(records),
         num_images=len({record['img_path'] for record in records}),
-        scores=score(records),
+        scores=scores_of(records, conventions),
+        conventions=conventions,
         charts=_charts(records, iou),
         groups=groups,
         faults=faults,
@@ -106,8 +107,15 @@ def write_report(results: str,
     return faults
 
 
+def scores_of(records: Sequence[dict], conventions: dict) -> dict[str, float]:
+    """Scores in percent, as :class:`RefSegMetric` computed them."""
+    counts = {name: np.array([r[name] for r in records]) for name in COUNTS}
+    options = ('inclusive', 'empty_union', 'generalized')
+    return compute_scores(counts, **{k: conventions[k] for k in options})
+
+
 def _evenly(length: int, count: int) -> np.ndarray:
-    """At most count of the positions 0 ... length - 1, with both ends."""
+    """At most count positions in 0 ... length - 1, with both ends."""
     return np.unique(
         np.linspace(0, length - 1, min(length, count)).round().astype(int))
 
@@ -134,7 +142,7 @@ def _figures(records: Sequence[dict], indices: Sequence[int],
 def _picture(record: dict, img_root: str | None) -> str:
     path, size = record['img_path'], (record['height'], record['width'])
     if not path:
-        raise ValueError('the results do not name the images')
+        raise ValueError('the results hold no image paths')
     if not record.get('gt_rle') or not record.get('pred_rle'):
         raise ValueError('the results hold no masks: write them again with '
                          'tools/test.py --results')
@@ -145,15 +153,15 @@ def _picture(record: dict, img_root: str | None) -> str:
     if img_root is not None:
         path = safe_join(img_root, osp.basename(path))
     if not osp.isfile(path):
-        raise FileNotFoundError(f'the image {path} does not exist: name the '
-                                'folder where it is with --img-root')
+        raise FileNotFoundError(f'the image {path} does not exist: give its '
+                                'folder with --img-root')
     return thumbnail(path, size, gt, pred)
 
 
 def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
     style = {
-        'svg.fonttype': 'none',  # text of the browser's own fonts
-        'svg.hashsalt': 'cris',  # the same page every time
+        'svg.fonttype': 'none',  # use the browser's fonts
+        'svg.hashsalt': 'cris',  # reproducible
         'font.family': 'sans-serif',
         'axes.spines.top': False,
         'axes.spines.right': False,
@@ -222,6 +230,6 @@ def _svg(figure: Figure) -> str:
 
 
 def _sha256(text: str) -> str:
-    """How a content security policy names a script."""
+    """Hash of a script for the content security policy."""
     digest = hashlib.sha256(str(text).encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"

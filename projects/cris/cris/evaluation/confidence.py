@@ -3,15 +3,15 @@ import numpy as np
 
 
 def confidence(prob: np.ndarray, mask: np.ndarray) -> float:
-    """How sure the model is of a mask.
+    """How confident the model is in a predicted mask.
 
     Args:
         prob (np.ndarray): Probabilities, float32 ``(h, w)``.
         mask (np.ndarray): bool ``(h, w)``.
 
     Returns:
-        float: Mean probability inside the mask, or the highest one where
-        the mask is empty; in [0, 1].
+        float: The mean probability inside the mask, or the maximum if the
+        mask is empty; in [0, 1].
     """
     score = prob[mask].mean() if mask.any() else prob.max()
     # Cubic interpolation overshoots.

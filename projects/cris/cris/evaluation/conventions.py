@@ -1,16 +1,16 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""One prediction scored under each convention of the field."""
+"""Scores of one set of predictions under each convention of the field."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Convention(NamedTuple):
-    """How scores are counted.
+    """How scores are computed.
 
     Args:
-        name (str): Of the row.
+        name (str): Of the row in the table.
         description (str): One line.
-        options (dict): Of :class:`RefSegMetric`, where they differ from its
+        options (dict): Options of :class:`RefSegMetric` that differ from its
             defaults.
     """
     name: str
@@ -51,7 +51,7 @@ def find_metric(evaluator: dict | Sequence[dict]) -> dict:
             ``test_evaluator``.
 
     Returns:
-        dict: The metric's config itself, no copy.
+        dict: The metric's config itself, not a copy.
 
     Raises:
         ValueError: If there is none.
@@ -64,17 +64,17 @@ def find_metric(evaluator: dict | Sequence[dict]) -> dict:
 
 
 def add_audit(evaluator: dict | Sequence[dict]) -> list[dict]:
-    """Add a metric per convention, with the prefix ``audit/<name>``.
+    """Add one metric per convention, with the prefix ``audit/<name>``.
 
-    The conventions begin at RefSegMetric's defaults, whatever the config's
-    own metric says; only its ``collect_device`` and ``generalized`` are kept,
-    which are no conventions.
+    The conventions start from RefSegMetric's defaults, whatever options the
+    config's own metric has. Only its ``collect_device`` and ``generalized``
+    are kept.
 
     Args:
         evaluator (dict | Sequence[dict]): ``test_evaluator`` of a config.
 
     Returns:
-        list[dict]: The metrics that were there, as they were, and the added.
+        list[dict]: The metrics that were there, unchanged, and the added.
 
     Raises:
         ValueError: If the evaluator has no RefSegMetric.
@@ -91,22 +91,22 @@ def add_audit(evaluator: dict | Sequence[dict]) -> list[dict]:
 
 
 def audit_table(scores: dict[str, float]) -> str:
-    """Conventions as rows, scores as columns, then what the rows are.
+    """A table of conventions (rows) and scores (columns), with a legend.
 
     Args:
         scores (dict[str, float]): What an evaluator of :func:`add_audit`
-            returns; scores without its prefix are left out.
+            returns; scores without its prefix are ignored.
 
     Returns:
-        str: Aligned lines; percent with two digits, and n, the number of
+        str: Aligned lines; scores in percent, and n, the number of
         expressions.
     """
     rows = {}
     for convention in CONVENTIONS:
-        start = f'audit/{convention.name}/'
+        prefix = f'audit/{convention.name}/'
         rows[convention.name] = {
-            key[len(start):].replace('n_expressions', 'n'): value
-            for key, value in scores.items() if key.startswith(start)
+            key.removeprefix(prefix).replace('n_expressions', 'n'): value
+            for key, value in scores.items() if key.startswith(prefix)
         }
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     width = max(map(len, rows))

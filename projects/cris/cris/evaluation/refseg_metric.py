@@ -1,7 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Scores of referring segmentation.
+"""Scores of referring image segmentation.
 
-Shapes: a sample of h x w pixels with K expressions.
+Shapes: a sample of h x w pixels with K expressions; N expressions in all.
 """
 from collections.abc import Sequence
 
@@ -11,67 +11,114 @@ from mmseg.registry import METRICS
 
 from .results import check_results_file, describe, write_results_file
 
+COUNTS = ('intersection', 'union', 'pred_area', 'gt_area')
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def compute_iou(intersection: np.ndarray, union: np.ndarray,
+                empty_union: float) -> np.ndarray:
+    """IoU as the official code computes it, float64 ``(N, )`` in [0, 1]."""
+    return np.where(union == 0, empty_union, intersection / (union + 1e-6))
+
+
+def compute_scores(counts: dict[str, np.ndarray],
+                   *,
+                   inclusive: bool = False,
+                   empty_union: float = 0.0,
+                   generalized: bool = False) -> dict[str, float]:
+    """Scores of N expressions; the one place of the formulas.
+
+    Args:
+        counts (dict[str, np.ndarray]): Pixels by the names in ``COUNTS``,
+            int64 ``(N, )`` each.
+        inclusive (bool): See :class:`RefSegMetric`, like the next two.
+            Defaults to False.
+        empty_union (float): Defaults to 0.0.
+        generalized (bool): Defaults to False.
+
+    Returns:
+        dict[str, float]: In percent: mIoU, oIoU, Pr@50 ... Pr@90 and, if
+        generalized, gIoU, cIoU, N-acc and T-acc.
+    """
+    intersection, union = counts['intersection'], counts['union']
+    iou = compute_iou(intersection, union, empty_union)
+    exact = np.where(union == 0, empty_union,
+                     intersection / np.maximum(union, 1))
+    scores = dict(
+        mIoU=100 * iou.mean(),
+        oIoU=100 * intersection.sum() / max(union.sum(), 1))
+    for level in PRECISION_AT:
+        reached = exact >= level if inclusive else iou > level
+        scores[f'Pr@{level * 100:.0f}'] = 100 * reached.mean()
+    if generalized:
+        answered, target = counts['pred_area'] > 0, counts['gt_area'] > 0
+        scores['gIoU'] = 100 * np.where(target, exact, ~answered).mean()
+        scores['cIoU'] = scores['oIoU']
+        if not target.all():
+            scores['N-acc'] = 100 * (~answered[~target]).mean()
+        if target.any():
+            scores['T-acc'] = 100 * answered[target].mean()
+    return {name: float(score) for name, score in scores.items()}
 
 
 @METRICS.register_module()
 class RefSegMetric(BaseMetric):
-    """mIoU, oIoU and Pr@X of referring segmentation, in percent.
+    """mIoU, oIoU and Pr@X of referring image segmentation, in percent.
 
-    Counts are taken at the image's original resolution. With I and U the
+    Pixels are counted at the image's original resolution. With I and U the
     pixels of intersection and union of one expression, IoU = I / (U + 1e-6),
-    so an empty union scores 0; mIoU is the mean of IoU over the expressions
-    ("IoU" in the paper), oIoU = sum I / sum U, and Pr@X the share of
-    expressions with IoU > X. All sentences count.
+    so an empty union scores 0. mIoU is the mean IoU over all expressions
+    ("IoU" in the paper), oIoU = sum I / sum U, and Pr@X is the share of
+    expressions with IoU > X. Every sentence counts.
 
-    That is the test of the official code. The options are the conventions of
-    others; :mod:`cris.evaluation.audit` puts them side by side.
+    These are the rules of the official code's test. The options are the
+    conventions of other papers; :mod:`cris.evaluation.conventions` compares
+    them.
 
     Args:
         collect_device (str): Where results of several ranks are gathered.
             Defaults to 'cpu'.
-        prefix (str, optional): Put before the names of the scores, with a
-            slash. Defaults to None.
-        threshold (float, optional): A pixel is predicted where its
-            probability in ``seg_logits`` is above. None takes
-            ``pred_sem_seg``, cut at the threshold of the model's head.
+        prefix (str, optional): Prefix of the names of the scores.
             Defaults to None.
+        threshold (float, optional): Predict the pixels whose probability in
+            ``seg_logits`` is above it. None uses ``pred_sem_seg``, which the
+            model cut at its own threshold. Defaults to None.
         inclusive (bool): Pr@X counts IoU >= X, as LAVT and its successors
             do, with IoU = I / U: the 1e-6 would put an exact X below X.
             Defaults to False.
-        sentences (str): Which sentences of a ref count: ``'all'``, the
-            ``'first'`` or the ``'last'`` that the sample has with its
-            ``ref_ids``. Defaults to 'all'.
+        sentences (str): Which sentences of a ref count: ``'all'``, or the
+            ``'first'`` or ``'last'`` of those with the same value in the
+            sample's ``ref_ids``. Defaults to 'all'.
         gt_size (tuple[int, int], optional): Height and width at which pixels
             are counted; LAVT's code scores at (480, 480). Prediction, cut at
-            the original size, and ground truth are both resized, regardless
-            of their ratio: pixel i of n takes the value of pixel
-            floor((i + 1/2) * N / n) of N, the one that its centre falls on.
-            None counts at the original size. Defaults to None.
-        empty_union (float): IoU where neither prediction nor ground truth
-            has a pixel: 0 in the official code, 1 in others.
-            Defaults to 0.0.
-        generalized (bool): Also report the scores of gRefCOCO, in percent;
-            ground truth without a pixel is an expression without target.
-            gIoU is the mean of I / U where an expression without target
-            scores 1 if nothing is predicted, else 0; cIoU is oIoU; N-acc is
-            the share of expressions without target for which nothing is
-            predicted, T-acc that of the others for which something is. An
-            accuracy over no expressions is left out. Defaults to False.
-        out_file (str, optional): ``.json`` or ``.parquet`` (for which pandas
-            and pyarrow are needed) with a record per expression that counts,
-            in the order of the data set: img_path, img_id, ref_id, sent_id
-            and expression of the metainfo (None where it has none), original
-            height and width, the pixels intersection, union, pred_area and
-            gt_area, iou in [0, 1], and score, the confidence in [0, 1]: the
-            mean probability of the predicted pixels at the original size, or
-            the largest of all where nothing is predicted; None without
-            ``seg_logits``. ``pred_rle`` and ``gt_rle`` are the masks at the
-            original size, the ``counts`` of COCO's compressed RLE.
+            the original size, and ground truth are resized without keeping
+            the aspect ratio: pixel i of n takes the value of pixel
+            floor((i + 1/2) * N / n) of N, on which its centre falls. None
+            counts at the original size. Defaults to None.
+        empty_union (float): IoU if neither prediction nor ground truth has a
+            pixel: 0 in the official code, 1 in others. Defaults to 0.0.
+        generalized (bool): Also report the scores of gRefCOCO, in percent. An
+            expression has no target if its ground truth is empty. gIoU is
+            the mean of I / U, where an expression without target scores 1 if
+            nothing is predicted, else 0; cIoU is oIoU; N-acc is the share of
+            expressions without target for which nothing is predicted, T-acc
+            the share of the others for which something is. An accuracy over
+            no expressions is left out. Defaults to False.
+        out_file (str, optional): ``.json`` or ``.parquet`` (needs pandas and
+            pyarrow). One record per counted expression, in the order of the
+            dataset: img_path, img_id, ref_id, sent_id and expression (None
+            if the metainfo lacks them); original height and width; the
+            pixels intersection, union, pred_area and gt_area; iou in [0, 1];
+            score, the confidence in [0, 1]: the mean probability of the
+            predicted pixels at the original size, or the maximum if nothing
+            is predicted, None without ``seg_logits``; ``pred_rle`` and
+            ``gt_rle``, the masks at the original size as ``counts`` of
+            COCO's compressed RLE. Each option above that differs from its
+            default is a further key, the same in every record.
             Defaults to None.
 
     Raises:
-        ValueError: If an option has a value that it cannot have.
+        ValueError: If an option has an invalid value.
         ImportError: If a package for ``.parquet`` is missing.
     """
 
@@ -101,94 +148,78 @@ class RefSegMetric(BaseMetric):
         if out_file is not None:
             check_results_file(out_file)
         self.threshold = threshold
-        self.inclusive = inclusive
         self.sentences = sentences
         self.gt_size = gt_size
-        self.empty_union = empty_union
-        self.generalized = generalized
+        self.scoring = dict(
+            inclusive=inclusive,
+            empty_union=empty_union,
+            generalized=generalized)
         self.out_file = out_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Count the pixels of a batch.
 
         One entry is kept per sample, however many expressions it has:
-        mmengine drops the padding of the last batch by the number of entries.
+        mmengine drops the padding of the last batch by number of entries.
 
         Args:
             data_batch (dict): Not used.
-            data_samples (Sequence[dict]): With ``pred_sem_seg`` and
-                ``gt_sem_seg``, both (K, h, w); with threshold, instead of
-                the first, ``seg_logits``, the probabilities, (K, h, w).
+            data_samples (Sequence[dict]): With ``gt_sem_seg`` and
+                ``pred_sem_seg`` or, for the option threshold,
+                ``seg_logits``, the probabilities; all (K, h, w).
 
         Raises:
             ValueError: If prediction and ground truth differ in shape, or
-                what an option needs is missing.
+                a sample lacks what an option needs.
         """
         for sample in data_samples:
-            pred = self._cut(sample)
+            pred = self._predicted(sample)
             target = sample['gt_sem_seg']['data'].cpu().numpy() > 0.5
             if pred.shape != target.shape:
                 raise ValueError(
                     f'prediction {pred.shape} and ground truth '
                     f'{target.shape} of {sample.get("img_path")} differ in '
                     'shape: load the masks after the letterbox, so that they '
-                    'stay at the original size')
-            chosen = self._choose(sample, len(pred))
+                    'keep the original size')
+            chosen = self._chosen(sample, len(pred))
             pred, target = pred[chosen], target[chosen]
             entry = {}
             if self.out_file is not None:
-                entry.update(
-                    described=describe(sample, chosen, pred, target))
+                entry['described'] = describe(sample, chosen, pred, target)
             if self.gt_size is not None:
                 pred, target = (
                     _resize(mask, self.gt_size) for mask in (pred, target))
-            entry.update(
-                intersection=(pred & target).sum(axis=(1, 2)),
-                union=(pred | target).sum(axis=(1, 2)),
-                pred_area=pred.sum(axis=(1, 2)),
-                gt_area=target.sum(axis=(1, 2)))
+            counted = (pred & target, pred | target, pred, target)
+            entry.update((name, masks.sum(axis=(1, 2)))
+                         for name, masks in zip(COUNTS, counted, strict=True))
             self.results.append(entry)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """Scores of the whole set; writes out_file.
+        """Scores of the whole dataset; writes out_file.
 
         Args:
             results (list[dict]): Counts of every sample.
 
         Returns:
-            dict[str, float]: mIoU, oIoU, Pr@50 ... Pr@90, n_expressions and,
-            if wanted, gIoU, cIoU, N-acc and T-acc.
+            dict[str, float]: Of :func:`compute_scores`, and n_expressions.
         """
         counts = {
             name: np.concatenate([r[name] for r in results])
-            for name in ('intersection', 'union', 'pred_area', 'gt_area')
+            for name in COUNTS
         }
-        intersection, union = counts['intersection'], counts['union']
-        exact = np.where(union == 0, self.empty_union,
-                         intersection / np.maximum(union, 1))
-        iou = np.where(union == 0, self.empty_union,
-                       intersection / (union + 1e-6))
-        scores = dict(
-            mIoU=100 * iou.mean(),
-            oIoU=100 * intersection.sum() / max(union.sum(), 1))
-        for level in PRECISION_AT:
-            reached = exact >= level if self.inclusive else iou > level
-            scores[f'Pr@{level * 100:.0f}'] = 100 * reached.mean()
-        if self.generalized:
-            answered, target = counts['pred_area'] > 0, counts['gt_area'] > 0
-            scores['gIoU'] = 100 * np.where(target, exact, ~answered).mean()
-            scores['cIoU'] = scores['oIoU']
-            if not target.all():
-                scores['N-acc'] = 100 * (~answered[~target]).mean()
-            if target.any():
-                scores['T-acc'] = 100 * answered[target].mean()
         if self.out_file is not None:
-            described = [d for r in results for d in r['described']]
-            write_results_file(described, counts, iou, self.out_file)
-        scores = {name: float(score) for name, score in scores.items()}
-        return dict(scores, n_expressions=len(iou))
+            iou = compute_iou(counts['intersection'], counts['union'],
+                              self.scoring['empty_union'])
+            conventions = dict(
+                self.scoring, threshold=self.threshold,
+                sentences=self.sentences, gt_size=self.gt_size)
+            write_results_file([d for r in results for d in r['described']],
+                               counts, iou, conventions, self.out_file)
+        return dict(
+            compute_scores(counts, **self.scoring),
+            n_expressions=len(counts['union']))
 
-    def _cut(self, sample: dict) -> np.ndarray:
+    def _predicted(self, sample: dict) -> np.ndarray:
         """Predicted pixels, bool (K, h, w)."""
         if self.threshold is None:
             return sample['pred_sem_seg']['data'].cpu().numpy() > 0
@@ -196,11 +227,11 @@ class RefSegMetric(BaseMetric):
             raise ValueError(
                 f'threshold={self.threshold} needs the probabilities, but the '
                 f'prediction of {sample.get("img_path")} has no seg_logits: '
-                'leave threshold=None to score pred_sem_seg')
+                'use threshold=None to score pred_sem_seg')
         # In torch, as the head does it, for the same rounding.
         return (sample['seg_logits']['data'] > self.threshold).cpu().numpy()
 
-    def _choose(self, sample: dict, count: int) -> list[int]:
+    def _chosen(self, sample: dict, count: int) -> list[int]:
         """Positions of the expressions that count."""
         if self.sentences == 'all':
             return list(range(count))
@@ -209,13 +240,12 @@ class RefSegMetric(BaseMetric):
             raise ValueError(
                 f'sentences={self.sentences!r} needs one of ref_ids for each '
                 f'of the {count} expressions of {sample.get("img_path")}, '
-                f'but they are {ref_ids}: add them to the meta_keys of '
-                'PackReferInputs')
-        positions = {}
-        for k, ref_id in enumerate(ref_ids):
-            if self.sentences == 'last' or ref_id not in positions:
-                positions[ref_id] = k
-        return sorted(positions.values())
+                f'but they are {ref_ids}: load the data with '
+                'PackReferInputs, which keeps them')
+        order = range(count)
+        if self.sentences == 'first':
+            order = reversed(order)
+        return sorted({ref_ids[k]: k for k in order}.values())
 
 
 def _check_fraction(name: str, value: float) -> None:

@@ -1,11 +1,12 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""A file with one record per expression, to sort and filter.
+"""The results file: one record per expression, to sort and filter.
 
 Shapes: a sample of h x w pixels with K expressions; N expressions in all.
 """
 import os
 import os.path as osp
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from mmengine.fileio import dump
@@ -15,19 +16,43 @@ from cris.io.files import load_json
 
 from .confidence import confidence
 
+# Options of RefSegMetric that change the scores, with their defaults.
+_DEFAULTS = dict(
+    threshold=None,
+    inclusive=False,
+    sentences='all',
+    gt_size=None,
+    empty_union=0.0,
+    generalized=False)
+_NUMBERS = ('height', 'width', 'intersection', 'union', 'pred_area',
+            'gt_area', 'iou')
+_MAX_NUMBER = 2**53  # of pixels, exact in float64
+_REWRITE = 'Write the file again with tools/test.py --results'
 
-def check_results_file(path: str) -> None:
-    """Refuse a file that could not be written in the end.
+
+class Results(NamedTuple):
+    """Content of a results file.
 
     Args:
-        path (str): Where the records are to go.
+        records (list[dict]): N of them; see :class:`RefSegMetric`.
+        conventions (dict): How they were scored: options of RefSegMetric.
+    """
+    records: list[dict]
+    conventions: dict
+
+
+def check_results_file(path: str) -> None:
+    """Check that a results file of this name can be written.
+
+    Args:
+        path (str): File to write.
 
     Raises:
         ValueError: If it is neither ``.json`` nor ``.parquet``.
         ImportError: If it is ``.parquet`` and a package for that is missing.
     """
     if not path.endswith(('.json', '.parquet')):
-        raise ValueError(f'{path} is no name for a file of results: end it '
+        raise ValueError(f'{path} is not a name for a results file: end it '
                          'in .json or .parquet')
     if path.endswith('.parquet'):
         try:
@@ -35,13 +60,13 @@ def check_results_file(path: str) -> None:
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise ImportError(
-                f'{path} cannot be written ({error}): pip install pandas '
-                'pyarrow, or end the name in .json') from error
+                f'{path} needs pandas and pyarrow ({error}): pip install '
+                'pandas pyarrow, or end the name in .json') from error
 
 
 def describe(sample: dict, chosen: Sequence[int], pred: np.ndarray,
              target: np.ndarray) -> list[dict]:
-    """What a record says beside the counts.
+    """The part of the records that does not depend on conventions.
 
     Args:
         sample (dict): A SegDataSample as a dict.
@@ -84,23 +109,28 @@ def _run_lengths(mask: np.ndarray) -> str:
 
 def write_results_file(described: Sequence[dict],
                        counts: dict[str, np.ndarray], iou: np.ndarray,
-                       path: str) -> None:
-    """Write a record per expression; missing folders are made.
+                       conventions: dict, path: str) -> None:
+    """Write one record per expression; missing folders are made.
 
     Args:
-        described (Sequence[dict]): N of them, by :func:`describe`.
+        described (Sequence[dict]): N of them, from :func:`describe`.
         counts (dict[str, np.ndarray]): Pixels by name, int64 ``(N, )`` each.
         iou (np.ndarray): float64 ``(N, )`` in [0, 1].
-        path (str): See :func:`check_results_file`. ``.json`` is a list of
-            flat dicts, ``.parquet`` a table.
+        conventions (dict): See :class:`Results`.
+        path (str): ``.json`` is a list of flat dicts, ``.parquet`` a table.
     """
+    unusual = {
+        key: value
+        for key, value in conventions.items() if value != _DEFAULTS[key]
+    }
+    last = ('score', 'pred_rle', 'gt_rle')
     records = []
     for i, known in enumerate(described):
-        last = ('score', 'pred_rle', 'gt_rle')
         record = {k: v for k, v in known.items() if k not in last}
         record.update({name: int(count[i]) for name, count in counts.items()})
         record['iou'] = float(iou[i])
-        records.append(dict(record, **{k: known[k] for k in last}))
+        records.append(
+            dict(record, **{k: known[k] for k in last}, **unusual))
     if path.endswith('.json'):
         dump(records, path, indent=2)
         return
@@ -109,19 +139,19 @@ def write_results_file(described: Sequence[dict],
     pandas.DataFrame(records).to_parquet(path, engine='pyarrow', index=False)
 
 
-def read_results_file(path: str) -> list[dict]:
-    """Read what :func:`write_results_file` wrote, checked.
+def read_results_file(path: str) -> Results:
+    """Read and check what :func:`write_results_file` wrote.
 
     Args:
         path (str): ``.json`` or ``.parquet``.
 
     Returns:
-        list[dict]: N records, N > 0; see :class:`RefSegMetric`. An expression
-        that is not known is ''.
+        Results: With at least one record. A missing expression is ''.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If its name or content is not that of such a file.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If its name or content is not that of a results file, or
+            its records were scored under different conventions.
         ImportError: If it is ``.parquet`` and a package for that is missing.
     """
     check_results_file(path)
@@ -133,14 +163,17 @@ def read_results_file(path: str) -> list[dict]:
     else:
         records = _read_parquet(path)
     if not isinstance(records, list) or not records:
-        raise ValueError(f'{path} holds no records: tools/test.py --results '
-                         'writes a list of them')
+        raise ValueError(f'{path} holds no records. {_REWRITE}')
     for i, record in enumerate(records):
-        fault = _fault(record)
+        fault = _fault(record) or _fault_of_conventions(record, records[0])
         if fault:
-            raise ValueError(f'{path}, record {i}: {fault}. Write the file '
-                             'again with tools/test.py --results')
-    return [dict(r, expression=r['expression'] or '') for r in records]
+            raise ValueError(f'{path}, record {i}: {fault}. {_REWRITE}')
+    return Results([
+        dict(
+            r,
+            expression=r.get('expression') or '',
+            img_path=r.get('img_path')) for r in records
+    ], _conventions(records[0]))
 
 
 def _read_parquet(path: str) -> list[dict]:
@@ -150,30 +183,51 @@ def _read_parquet(path: str) -> list[dict]:
         table = pandas.read_parquet(path, engine='pyarrow')
     except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise ValueError(f'{path} is not a Parquet file: {error}') from error
+    if 'gt_size' in table:
+        table['gt_size'] = table['gt_size'].map(list)
     table = table.astype(object)
     return table.where(table.notna(), None).to_dict('records')
 
 
+def _conventions(record: dict) -> dict:
+    return {k: record.get(k, default) for k, default in _DEFAULTS.items()}
+
+
+def _fault_of_conventions(record: dict, first: dict) -> str:
+    own = _conventions(record)
+    if own != _conventions(first):
+        return 'it was scored under other conventions than the first record'
+    fraction = own['empty_union']
+    for key in ('inclusive', 'generalized'):
+        if not isinstance(own[key], bool):
+            return f'{key} is {own[key]!r:.60}, not true or false'
+    if isinstance(fraction, bool) or not isinstance(
+            fraction, (int, float)) or not 0 <= fraction <= 1:
+        return f'empty_union is {fraction!r:.60}, not in [0, 1]'
+    return ''
+
+
 def _fault(record: dict) -> str:
-    """What is wrong with a record; '' if nothing is."""
+    """What is wrong with a record, or ''."""
     if not isinstance(record, dict):
         return f'it is a {type(record).__name__}, not a dict'
-    for key in ('height', 'width', 'intersection', 'union', 'gt_area', 'iou'):
+    for key in _NUMBERS:
         value = record.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f'{key} is {value!r:.60}, not a number'
-    if not 0 <= record['iou'] <= 1:  # so that NaN is refused, too
-        return f'iou is {record["iou"]}, not in [0, 1]'
-    sure = record.get('score')
-    if sure is not None and (not isinstance(sure, (int, float))
-                             or not 0 <= sure <= 1):
-        return f'score is {sure!r:.60}, not in [0, 1]'
-    if not 0 <= record['intersection'] <= record['union']:
+        most = 1 if key == 'iou' else _MAX_NUMBER
+        if not 0 <= value <= most:  # refuses NaN, too
+            return f'{key} is {value!s:.60}, not in [0, {most}]'
+    score = record.get('score')
+    if score is not None and (not isinstance(score, (int, float))
+                              or not 0 <= score <= 1):
+        return f'score is {score!r:.60}, not in [0, 1]'
+    if record['intersection'] > record['union']:
         return (f'intersection is {record["intersection"]}, union '
                 f'{record["union"]}')
     if record['height'] < 1 or record['width'] < 1:
         return f'the image has {record["height"]} x {record["width"]} pixels'
     for key in ('expression', 'img_path', 'pred_rle', 'gt_rle'):
         if not isinstance(record.get(key), (str, type(None))):
-            return f'{key} is {record[key]!r:.60}, not a text'
+            return f'{key} is {record[key]!r:.60}, not a string'
     return ''
