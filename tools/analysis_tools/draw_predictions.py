@@ -1,32 +1,25 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Draw a sheet of predictions, one expression for each of some images."""
+"""Draw a sheet of predictions, one expression for each of some test images.
+
+The ground truth is outlined in yellow, the prediction is tinted cyan.
+"""
 import argparse
-
-import mmcv
-import numpy as np
-import torch
-from mmengine.config import DictAction
-from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS, MODELS
-from tqdm import tqdm
-
-from cris.engine import load_config
-from cris.io.checkpoints import load_weights
-from cris.visualization import draw_expression_tile, join_tiles
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Draw a sheet of predictions: ground truth outlined in '
-        'yellow, prediction tinted cyan')
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('out', help='picture to write')
     parser.add_argument('--num', type=int, default=16, help='images')
     parser.add_argument('--columns', type=int, default=4)
-    parser.add_argument('--seed', type=int, default=0, help='of the choice')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed of the random choice')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        help='override the config, key=value')
     args = parser.parse_args()
     if args.num < 1 or args.columns < 1:
         parser.error('--num and --columns must be 1 or more')
@@ -35,21 +28,26 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-@torch.no_grad()
-def main() -> None:
-    args = parse_args()
-    cfg = load_config(args.config, args.cfg_options)
-    init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model)
-    load_weights(model, args.checkpoint)
-    model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
-    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+def draw(args: argparse.Namespace) -> int:
+    """Write the sheet; return the number of its predictions."""
+    import mmcv
+    import numpy as np
+    import torch
+    from mmengine.dataset import pseudo_collate
+    from mmseg.registry import DATASETS
+    from tqdm import tqdm
 
+    import cris
+    from cris.engine import load_config, optimize_for_inference
+    from cris.visualization import draw_expression_tile, join_tiles
+    cfg = load_config(args.config, args.cfg_options)
+    model = optimize_for_inference(cris.init_model(cfg, args.checkpoint))
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
     rng = np.random.default_rng(args.seed)
-    chosen = rng.permutation(len(dataset))[:args.num]
     tiles = []
-    for i in tqdm(chosen):
-        (sample, ) = model.test_step(pseudo_collate([dataset[int(i)]]))
+    for i in tqdm(rng.permutation(len(dataset))[:args.num]):
+        with torch.no_grad():
+            (sample, ) = model.test_step(pseudo_collate([dataset[int(i)]]))
         k = rng.integers(len(sample.expressions))
         gt = sample.gt_sem_seg.data[k].cpu().numpy() > 0.5
         pred = sample.pred_sem_seg.data[k].cpu().numpy()
@@ -57,7 +55,16 @@ def main() -> None:
         tiles.append(
             draw_expression_tile(image, sample.expressions[k], gt, pred))
     mmcv.imwrite(join_tiles(tiles, args.columns)[..., ::-1], args.out)
-    print(f'{len(tiles)} predictions in {args.out}')
+    return len(tiles)
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        count = draw(args)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
+    print(f'{count} predictions in {args.out}')
 
 
 if __name__ == '__main__':

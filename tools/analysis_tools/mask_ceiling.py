@@ -1,36 +1,41 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """What a perfect prediction scores: the limit set by input size and resizing.
 
-Every mask is letterboxed, resized to the logits' quarter size as in training,
-taken back as in testing, and scored against itself.
+Every mask is letterboxed, resized to the quarter size of the logits as in
+training, taken back as in testing, and scored against itself.
 """
 import argparse
 
-import cv2
-import numpy as np
-import torch
-import torch.nn.functional as F
-from tqdm import tqdm
 
-from cris.datasets.masks import decode_mask
-from cris.datasets.readers.refer import load_refer
-from cris.geometry import letterbox, unletterbox
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('ann_file', help='instances.json')
+    parser.add_argument('split_file', help='refs(<split_by>).p')
+    parser.add_argument('--split', default='val')
+    parser.add_argument('--sizes', type=int, nargs='+', default=[160, 416])
+    parser.add_argument('--threshold', type=float, default=0.35)
+    return parser.parse_args()
 
 
-def ceiling(mask: np.ndarray, size: int, target_resize: str,
-            align_corners: bool, threshold: float) -> float:
-    """IoU of a mask with what is left of it after the way there and back.
+def ceiling(mask, size: int, target_resize: str, align_corners: bool,
+            threshold: float) -> float:
+    """IoU of a mask with its copy after the way there and back.
 
     Args:
         mask (np.ndarray): uint8 (h, w) of 0 and 1.
         size (int): Side of the input, in pixels.
-        target_resize (str): Of the decode head.
-        align_corners (bool): Of the decode head.
-        threshold (float): Of the decode head.
+        target_resize (str): As in the decode head, like the next two.
+        align_corners (bool): Of the resizing of logits.
+        threshold (float): On the probabilities.
 
     Returns:
         float: In [0, 1].
     """
+    import cv2
+    import torch
+    import torch.nn.functional as F
+
+    from cris.geometry import letterbox, unletterbox
     boxed = letterbox(mask * 255, size, cv2.INTER_LINEAR) / 255
     prob = torch.from_numpy(boxed)[None, None]
     prob = F.interpolate(prob, (size // 4, size // 4), mode=target_resize)
@@ -41,20 +46,19 @@ def ceiling(mask: np.ndarray, size: int, target_resize: str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('ann_file', help='instances.json')
-    parser.add_argument('split_file', help='refs(<split_by>).p')
-    parser.add_argument('--split', default='val')
-    parser.add_argument('--sizes', type=int, nargs='+', default=[160, 416])
-    parser.add_argument('--threshold', type=float, default=0.35)
-    args = parser.parse_args()
-    images = load_refer(args.ann_file, args.split_file, args.split)
-    cases = [(size, *way) for size in args.sizes
-             for way in (('nearest', True), ('area', False))]
+    args = parse_args()
+    import numpy as np
+    from tqdm import tqdm
+
+    from cris.datasets.masks import decode_mask
+    from cris.datasets.readers.refer import load_refer
+    cases = [(size, *resizing) for size in args.sizes
+             for resizing in (('nearest', True), ('area', False))]
     ious, weights = [], []
+    images = load_refer(args.ann_file, args.split_file, args.split)
     for image in tqdm(images, leave=False):
         for ref in image['refs']:
-            if ref['segmentation'] is None:  # it refers to nothing
+            if ref['segmentation'] is None:  # no target
                 continue
             mask = decode_mask(ref['segmentation'], image['height'],
                                image['width'])

@@ -1,31 +1,17 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Scores at every threshold, from one pass of the model over the val set."""
+"""Scores at every threshold, from one pass of the model over the val set.
+
+The dataset is val_dataloader's; for another split:
+--cfg-options val_dataloader.dataset.split=testA
+"""
 import argparse
 import os.path as osp
-
-import torch
-from matplotlib.figure import Figure
-from mmengine.config import DictAction
-from mmengine.evaluator import Evaluator
-from mmengine.fileio import dump
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-from mmengine.utils import mkdir_or_exist
-from mmseg.registry import MODELS
-from tqdm import tqdm
-
-from cris.engine import load_config
-from cris.evaluation.conventions import find_metric
-from cris.io.checkpoints import load_weights
 
 SCORES = ('mIoU', 'oIoU', 'Pr@50')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Score a checkpoint at every threshold. The data set is '
-        "val_dataloader's; another split is --cfg-options "
-        'val_dataloader.dataset.split=testA')
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument(
@@ -37,7 +23,11 @@ def parse_args() -> argparse.Namespace:
         help='STOP is included (default: 0.05 0.95 0.05)')
     parser.add_argument('--out', help='draw a plot: .png, .pdf or .svg')
     parser.add_argument('--json', help='write the scores to this JSON file')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        help='override the config, key=value')
     args = parser.parse_args()
     start, stop, step = args.thresholds
     if not (0 <= start <= stop <= 1 and step > 0):
@@ -53,10 +43,40 @@ def parse_args() -> argparse.Namespace:
 
 def make_thresholds(start: float, stop: float, step: float,
                     own: float) -> list[float]:
-    """Thresholds of the sweep, ascending, with the config's own among them."""
+    """Thresholds of the sweep, ascending, with the config's own."""
     count = int((stop - start) / step + 1e-6) + 1
     # Rounded, so that 0.05 + 6 * 0.05 is the config's 0.35.
     return sorted({round(start + i * step, 6) for i in range(count)} | {own})
+
+
+def score(args: argparse.Namespace) -> tuple[list[dict], float]:
+    """A row of scores per threshold, and the config's own threshold."""
+    import torch
+    from mmengine.evaluator import Evaluator
+    from mmengine.runner import Runner
+    from tqdm import tqdm
+
+    import cris
+    from cris.engine import load_config, optimize_for_inference
+    from cris.evaluation.conventions import find_metric
+    cfg = load_config(args.config, args.cfg_options)
+    metric = find_metric(cfg.val_evaluator)
+    model = optimize_for_inference(cris.init_model(cfg, args.checkpoint))
+    dataloader = Runner.build_dataloader(cfg.val_dataloader)
+    own = model.decode_head.threshold
+    thresholds = make_thresholds(*args.thresholds, own)
+    evaluator = Evaluator([
+        dict(metric, threshold=t, prefix=str(t), out_file=None)
+        for t in thresholds
+    ])
+    with torch.no_grad():
+        for batch in tqdm(dataloader):
+            evaluator.process(model.val_step(batch), batch)
+    scores = evaluator.evaluate(len(dataloader.dataset))
+    return [
+        dict(threshold=t, **{name: scores[f'{t}/{name}'] for name in SCORES})
+        for t in thresholds
+    ], own
 
 
 def print_rows(rows: list[dict], own: float, best: float) -> None:
@@ -71,6 +91,8 @@ def print_rows(rows: list[dict], own: float, best: float) -> None:
 
 
 def draw_rows(rows: list[dict], own: float, best: float, path: str) -> None:
+    from matplotlib.figure import Figure
+    from mmengine.utils import mkdir_or_exist
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()
     thresholds = [row['threshold'] for row in rows]
@@ -80,10 +102,9 @@ def draw_rows(rows: list[dict], own: float, best: float, path: str) -> None:
             marker='o',
             markersize=3,
             label=name)
-    top = next(row for row in rows if row['threshold'] == best)
     axes.plot(
         best,
-        top['mIoU'],
+        max(row['mIoU'] for row in rows),
         marker='*',
         markersize=13,
         color='C0',
@@ -99,36 +120,18 @@ def draw_rows(rows: list[dict], own: float, best: float, path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-@torch.no_grad()
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args.config, args.cfg_options)
-    init_default_scope(cfg.default_scope)
-    metric = find_metric(cfg.val_evaluator)
-    model = MODELS.build(cfg.model)
-    load_weights(model, args.checkpoint)
-    model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
-    dataloader = Runner.build_dataloader(cfg.val_dataloader)
-
-    own = model.decode_head.threshold
-    thresholds = make_thresholds(*args.thresholds, own)
-    evaluator = Evaluator([
-        dict(metric, threshold=t, prefix=str(t), out_file=None)
-        for t in thresholds
-    ])
-    for batch in tqdm(dataloader):
-        evaluator.process(model.val_step(batch), batch)
-    scores = evaluator.evaluate(len(dataloader.dataset))
-    rows = [
-        dict(threshold=t, **{name: scores[f'{t}/{name}'] for name in SCORES})
-        for t in thresholds
-    ]
+    try:
+        rows, own = score(args)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
     best = max(rows, key=lambda row: row['mIoU'])['threshold']
-
     print_rows(rows, own, best)
     if args.out is not None:
         draw_rows(rows, own, best, args.out)
     if args.json is not None:
+        from mmengine.fileio import dump
         dump(
             dict(config_threshold=own, best_threshold=best, thresholds=rows),
             args.json,

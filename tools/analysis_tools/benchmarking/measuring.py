@@ -1,6 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""What the benchmarks share: options, a model, a clock, the machine."""
+"""Shared by the benchmarks: the case, the model, the clock, the output."""
 import argparse
+import json
 import logging
 import multiprocessing
 import os
@@ -9,18 +10,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mmcv
 import mmengine
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 import cris
 from cris.datasets.tokenizer import tokenize
-from cris.engine import PRECISIONS, load_config
+from cris.engine import load_config
 from cris.engine.precision import has_bfloat16
 from cris.models.fast_cpu import reuse_memory
 
@@ -31,7 +32,7 @@ _PRODUCT_SIZE = 2048
 class Case(NamedTuple):
     """What one process measures."""
     config: str
-    cfg_options: dict
+    cfg_options: list[str]
     device: str
     precision: str
     threads: int
@@ -43,37 +44,33 @@ class Case(NamedTuple):
     with_stages: bool = True
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of every benchmark of a model."""
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--device',
-        choices=['cpu', 'cuda'],
-        default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument(
-        '--precision', nargs='+', choices=PRECISIONS, default=['fp32'])
-    parser.add_argument(
-        '--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--runs', type=int, default=5)
-    parser.add_argument('--json', help='write all figures to this file')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={})
-
-
-def case_of(args: argparse.Namespace) -> Case:
-    """What the arguments of :func:`add_arguments` ask for, in fp32."""
+def case_of(args: argparse.Namespace, **options: Any) -> Case:
+    """The case of the command line, in fp32, with further options."""
     size = load_config(args.config, args.cfg_options).image_size
     size = (size, size) if isinstance(size, int) else tuple(size)
-    return Case(args.config, args.cfg_options, args.device, 'fp32',
-                args.threads, args.runs, size)
+    return Case(args.config, args.cfg_options, device_of(args), 'fp32',
+                threads_of(args), args.runs, size, **options)
+
+
+def device_of(args: argparse.Namespace) -> str:
+    chosen = getattr(args, 'device', 'cpu')
+    return chosen or ('cuda' if torch.cuda.is_available() else 'cpu')
+
+
+def threads_of(args: argparse.Namespace) -> int:
+    return args.threads or torch.get_num_threads()
 
 
 class Clock:
     """Times functions, and matrix products around them.
 
+    Machines differ, and shared ones from minute to minute. So each run is
+    also given as a *roofline ratio*: its time over the time that its FLOPs
+    would take at the rate of fp32 matrix products measured around that run.
+
     Args:
-        device (str): Where both run.
-        runs (int): Of which the median is taken, after two that do not count.
+        device (str): Device of both.
+        runs (int): The median of these is taken, after two that do not count.
     """
 
     def __init__(self, device: str, runs: int):
@@ -94,12 +91,12 @@ class Clock:
             torch.cuda.synchronize()
 
     def rate(self) -> float:
-        """FLOPs a second of one fp32 product."""
+        """FLOPs per second of one fp32 product."""
         return 2 * _PRODUCT_SIZE**3 / self.time(
             lambda: self._factor @ self._factor)
 
     def measure(self, function: Callable, flops: float) -> dict[str, float]:
-        """Seconds, and their ratio to those of ``flops`` at the rate."""
+        """Median seconds, and their ratio to ``flops`` at the rate."""
         for _ in range(2):
             function()
             self.rate()
@@ -119,19 +116,18 @@ def prepare(case: Case) -> tuple[Config, nn.Module]:
     """The config, and its model with random weights."""
     torch.set_num_threads(case.threads)
     if case.device == 'cpu':
-        reuse_memory()  # as in tools/train.py and test.py
+        reuse_memory()  # as tools/train.py and test.py do
     torch.manual_seed(0)
-    # Of the learning rate of every parameter.
+    # Silences the learning rate of every parameter.
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     cfg = load_config(case.config, case.cfg_options)
     # Times do not depend on the weights.
     cfg.model.backbone.init_cfg = None
-    model = cris.init_model(cfg, device=case.device, pretrained=False)
-    return cfg, model
+    return cfg, cris.init_model(cfg, device=case.device, pretrained=False)
 
 
 def make_inputs(case: Case, cfg: Config,
-                expressions: int) -> tuple[Tensor, ...]:
+                expressions: int) -> tuple[Tensor, Tensor, Tensor]:
     """Images, tokens and image_index of ``predict_logits``."""
     images = torch.randn(case.batch, 3, *case.size, device=case.device)
     tokens = tokenize([_SENTENCE] * case.batch * expressions,
@@ -147,16 +143,16 @@ def reset_peak(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """Bytes: of the device's tensors, or on a CPU of the whole process."""
+    """Peak of the tensors on a GPU, or of the whole process on a CPU."""
     if device != 'cpu':
         return torch.cuda.max_memory_allocated()
-    import resource  # Windows has none
+    import resource  # not on Windows
     unit = 1 if platform.system() == 'Darwin' else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def in_own_process(function: Callable, *args):
-    """Memory that others have used before must not count."""
+def in_own_process(function: Callable, *args: Any) -> Any:
+    """Call it where no earlier measurement has used memory."""
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *args).result()
@@ -179,7 +175,14 @@ def describe_machine(device: str, threads: int) -> str:
             f'mmcv {mmcv.__version__}, mmengine {mmengine.__version__}')
 
 
-def markdown_table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
-    """As GitHub shows it."""
-    lines = [head, ['---'] * len(head), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+def print_table(head: list[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print in GitHub's Markdown."""
+    for line in (head, ['---'] * len(head), *rows):
+        print(f'| {" | ".join(line)} |')
+
+
+def write_json(path: str | None, **figures: Any) -> None:
+    """Write all figures, if a file is wanted."""
+    if path is not None:
+        with open(path, 'w', encoding='utf-8') as file:
+            json.dump(figures, file, indent=2)
