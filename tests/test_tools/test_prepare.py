@@ -1,10 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """prepare.py and the benchmarks, as processes."""
 import json
-import re
-import runpy
 
-import pytest
 from conftest import REPO, ReferSet
 from test_train_and_test import CONFIG, options, tool
 
@@ -65,42 +62,3 @@ def test_a_conversion_trains_to_the_same_losses(tmp_path):
             .replace("'../_base_", f"'{REPO}/configs/_base_"))
         assert losses(config, tmp_path / form,
                       tmp_path / f'work_{form}') == expected
-
-
-def test_benchmark_data(refer_set):
-    out = tool('analysis_tools/benchmark_data.py', CONFIG, '--num', 30,
-               *options(refer_set.write()))
-    assert re.search(r'sample +[\d.]+ ms: \d+ samples/s', out)
-    assert 'LoadReferMasks' in out and 'decoding alone' in out
-
-
-@pytest.fixture(scope='module')
-def benchmark():
-    return runpy.run_path(
-        str(REPO / 'tools/analysis_tools/benchmark_index.py'))
-
-
-def test_generated_set(benchmark, tmp_path):
-    benchmark['generate'](str(tmp_path), share=0.01)
-    out = tool(PREPARE, 'check', tmp_path, '--dataset', 'refer', '--out',
-               tmp_path / 'out')
-    assert re.search(r'train +424 +1206 +170\n', out)
-    assert 'usable: 0 errors' in out
-
-
-@pytest.mark.slow
-def test_true_size(benchmark, tmp_path):
-    """Memory and counts; the times are for benchmark_index.py to print."""
-    benchmark['generate'](str(tmp_path))
-    name = 'analysis_tools/benchmark_index.py'
-    for _ in ('cold', 'from the cache'):
-        index = json.loads(
-            tool(name, tmp_path, '--measure', 'index').splitlines()[-1])
-        assert (index['train_samples'], index['val_samples']) == (42404, 3811)
-        assert index['peak_gib'] < 2e9 / 2**30
-    workers = json.loads(
-        tool(name, tmp_path, '--measure', 'workers').splitlines()[-1])
-    assert workers['workers'] == 4
-    for first, last in zip(workers['first_mib'], workers['last_mib'],
-                           strict=True):
-        assert last - first < 50

@@ -1,28 +1,19 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Convert a checkpoint of the official CRIS code to this project's, or back.
 
-Takes a plain state_dict, one with `module.` before every name, or one wrapped
+Reads a plain state_dict, one with `module.` before every name, or one wrapped
 in `state_dict` with the optimizer's; .pth, .pt or .safetensors; of any size.
-Names are mapped one to one. What is missing, unknown or of another shape than
-the rest of the checkpoint asks for ends the conversion with a list.
+Names are mapped one to one. Whatever is missing, unknown or of a shape that
+does not fit the rest ends the conversion with a list.
 """
 import argparse
 import math
 import os.path as osp
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from mmengine.config import Config, ConfigDict
-from mmseg.registry import MODELS
-from safetensors.torch import save_file
-
-import cris  # noqa: F401  registers the model
-from cris.io.checkpoints import compare_weights, read_checkpoint, state_dict_of
-
-# Beginnings of names, official and ours; the first that fits is taken.
+# Prefixes of names, official and ours; the first that matches is used.
 _PREFIXES = [
     ('backbone.visual.', 'backbone.visual.'),
     ('backbone.positional_embedding', 'backbone.text.positional_embedding'),
@@ -48,42 +39,15 @@ _PREFIXES = [
     ('proj.vis.', 'decode_head.projector.upsample.'),
     ('proj.txt.', 'decode_head.projector.kernel_proj.'),
 ]
-# Inside the decoder, whatever layer.
+# In any layer of the decoder.
 _CROSS_ATTENTION = ('.multihead_attn.', '.cross_attn.')
-# CLIP's temperature: CRIS has no use for it, but the official code loads it.
+# CLIP's temperature: CRIS does not use it, but the official code loads it.
 _UNUSED = 'backbone.logit_scale'
-_INITIAL = {_UNUSED: torch.tensor(math.log(1 / 0.07))}
+_INITIAL = math.log(1 / 0.07)
+_OFFICIAL, _OURS = 0, 1
+_WHOSE = ('of the official code', "with this project's names")
 BASE_CONFIG = (
     Path(__file__).parents[2] / 'configs/_base_/models/cris_r50.py')
-
-
-def our_name(name: str) -> str:
-    """Our name of a parameter or buffer of the official code.
-
-    Raises:
-        ValueError: If the official code has no such name.
-    """
-    return _rename(name, 0)
-
-
-def official_name(name: str) -> str:
-    """The official code's name of one of ours.
-
-    Raises:
-        ValueError: If the official code has no such name.
-    """
-    return _rename(name, 1)
-
-
-def _rename(name: str, source: int) -> str:
-    for pair in _PREFIXES:
-        if name.startswith(pair[source]):
-            name = pair[1 - source] + name[len(pair[source]):]
-            if 'decoder.layers.' in name:
-                name = name.replace(_CROSS_ATTENTION[source],
-                                    _CROSS_ATTENTION[1 - source])
-            return name
-    raise ValueError(name)
 
 
 def to_ours(state_dict: dict) -> dict:
@@ -98,45 +62,51 @@ def to_ours(state_dict: dict) -> dict:
     Raises:
         ValueError: If there are names that the official code does not have.
     """
-    return _rename_all(state_dict, our_name, 'of the official code')
+    return _rename_all(state_dict, _OFFICIAL)
 
 
 def to_official(state_dict: dict) -> dict:
-    """Rename all entries of a state_dict of ours.
-
-    Raises:
-        ValueError: If there are names that the official code does not have.
-    """
-    return _rename_all(state_dict, official_name, "with this project's names")
+    """Rename all entries of our state_dict; the inverse of :func:`to_ours`."""
+    return _rename_all(state_dict, _OURS)
 
 
-def _rename_all(state_dict: dict, rename: Callable, whose: str) -> dict:
+def _rename_all(state_dict: dict, source: int) -> dict:
     renamed, unknown = {}, []
     for name, value in state_dict.items():
-        if name == _UNUSED:
-            continue
-        try:
-            renamed[rename(name)] = value
-        except ValueError:
+        other = _rename(name, source)
+        if other is not None:
+            renamed[other] = value
+        elif name != _UNUSED:
             unknown.append(name)
     if unknown or not renamed:
         listed = '\n'.join(f'  {name}' for name in unknown)
         raise ValueError(
-            f'this is no CRIS checkpoint {whose}: ' +
+            f'this is not a CRIS checkpoint {_WHOSE[source]}: ' +
             (f'it has {len(unknown)} unknown names:\n{listed}'
              if unknown else 'it is empty'))
     return renamed
 
 
-def model_config(weights: dict, num_heads: int = 8) -> ConfigDict:
-    """Config of the model that a checkpoint was made with.
+def _rename(name: str, source: int) -> str | None:
+    for pair in _PREFIXES:
+        if name.startswith(pair[source]):
+            name = pair[1 - source] + name.removeprefix(pair[source])
+            if 'decoder.layers.' in name:
+                name = name.replace(_CROSS_ATTENTION[source],
+                                    _CROSS_ATTENTION[1 - source])
+            return name
+    return None
 
-    All sizes are read off the tensors, but for the number of heads of the
+
+def model_config(weights: dict, num_heads: int = 8) -> dict:
+    """Config of the model that a checkpoint belongs to.
+
+    All sizes are read from the tensors, except the number of heads of the
     decoder, which no tensor shows.
 
     Args:
         weights (dict): State_dict under our names.
-        num_heads (int): Of the decoder; the official code has 8.
+        num_heads (int): Heads of the decoder; the official code has 8.
 
     Returns:
         ConfigDict: For mmseg's MODELS.
@@ -144,6 +114,7 @@ def model_config(weights: dict, num_heads: int = 8) -> ConfigDict:
     Raises:
         ValueError: If a tensor that shows a size is missing or misshapen.
     """
+    from mmengine.config import Config
 
     def shape(name: str, dims: int) -> tuple:
         found = getattr(weights.get(name), 'shape', None)
@@ -151,11 +122,11 @@ def model_config(weights: dict, num_heads: int = 8) -> ConfigDict:
             state = (' is missing' if found is None else
                      f' has shape {tuple(found)}, not {dims} dimensions')
             raise ValueError('the sizes of the model cannot be read: '
-                             f'{official_name(name)}{state}')
+                             f'{_rename(name, _OURS)}{state}')
         return tuple(found)
 
     def count(pattern: str) -> int:
-        """Modules of a list, by the largest index there is."""
+        """Length of a list of modules, from the largest index."""
         found = [re.match(pattern, name) for name in weights]
         return 1 + max((int(m[1]) for m in found if m), default=-1)
 
@@ -168,10 +139,9 @@ def model_config(weights: dict, num_heads: int = 8) -> ConfigDict:
     projections = [shape(f'neck.proj{i}.0.weight', 4) for i in (3, 4, 5)]
     channels = shape(f'{projector}.upsample.1.0.weight', 4)[1]
     kernel, sentence_channels = shape(f'{projector}.kernel_proj.weight', 2)
-    if f'{decoder}.0.cross_attn.k_proj_weight' in weights:
-        word_channels = shape(f'{decoder}.0.cross_attn.k_proj_weight', 2)[1]
-    else:  # PyTorch joins the three projections where their sizes agree
-        word_channels = shape(f'{decoder}.0.cross_attn.in_proj_weight', 2)[1]
+    keys = f'{decoder}.0.cross_attn.k_proj_weight'
+    if keys not in weights:  # PyTorch joins projections of equal sizes
+        keys = f'{decoder}.0.cross_attn.in_proj_weight'
 
     model = Config.fromfile(BASE_CONFIG).model
     model.backbone = dict(
@@ -196,7 +166,7 @@ def model_config(weights: dict, num_heads: int = 8) -> ConfigDict:
         sentence_channels=embed_dim)
     model.decode_head.update(
         in_channels=channels,
-        word_channels=word_channels,
+        word_channels=shape(keys, 2)[1],
         sentence_channels=sentence_channels,
         num_layers=count(rf'{re.escape(decoder)}\.(\d+)\.'),
         num_heads=num_heads,
@@ -205,8 +175,8 @@ def model_config(weights: dict, num_heads: int = 8) -> ConfigDict:
     return model
 
 
-def check(official: dict, num_heads: int = 8) -> ConfigDict:
-    """Verify that an official state_dict is whole.
+def check(official: dict, num_heads: int = 8) -> dict:
+    """Check that an official state_dict is complete.
 
     Args:
         official (dict): Official names, without `module.`.
@@ -218,14 +188,18 @@ def check(official: dict, num_heads: int = 8) -> ConfigDict:
     Raises:
         ValueError: With all that is missing, unknown or misshapen.
     """
+    import torch
+    from mmseg.registry import MODELS
+
+    import cris  # noqa: F401  registers the model
+    from cris.io.checkpoints import compare_weights
     known = {
         name: value
-        for name, value in official.items()
-        if name.startswith(tuple(theirs for theirs, _ in _PREFIXES))
+        for name, value in official.items() if _rename(name, _OFFICIAL)
     }
     if not any(name.startswith('proj.') for name in known):
-        raise ValueError('this is no CRIS checkpoint of the official code: '
-                         f'none of its {len(official)} names begins with '
+        raise ValueError(f'this is not a CRIS checkpoint {_WHOSE[_OFFICIAL]}: '
+                         f'none of its {len(official)} names starts with '
                          f"'proj.'; it has {sorted(official)[:3]}")
     cfg = model_config(to_ours(known), num_heads)
     try:
@@ -246,60 +220,58 @@ def check(official: dict, num_heads: int = 8) -> ConfigDict:
 def convert(src: str,
             dst: str,
             num_heads: int = 8,
-            trust: bool = False) -> ConfigDict:
-    """Official checkpoint -> ours.
+            trust: bool = False,
+            reverse: bool = False) -> dict:
+    """Convert an official checkpoint to ours, or back.
+
+    The way back writes a plain state_dict. The temperature, which the
+    official code expects, is the one before the conversion, or CLIP's initial
+    one.
 
     Args:
-        src (str): Official checkpoint.
-        dst (str): Where to write; in a .pth it is under ``state_dict``.
+        src (str): Checkpoint to read.
+        dst (str): File to write; ours has the weights under ``state_dict``,
+            except in safetensors.
         num_heads (int): See :func:`model_config`.
-        trust (bool): See :func:`cris.engine.read_checkpoint`.
+        trust (bool): See :func:`cris.io.checkpoints.read_checkpoint`.
+        reverse (bool): From ours to the official names. Defaults to False.
 
     Returns:
         ConfigDict: Config of the model that it loads into strictly.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no whole checkpoint of the official code.
+        ValueError: If it is not a complete checkpoint.
     """
-    official = state_dict_of(read_checkpoint(src, trust))
-    if any(name.startswith('decode_head.') for name in official):
-        raise ValueError("it has this project's names already")
-    cfg = check(official, num_heads)
-    unused = {k: v for k, v in official.items() if k == _UNUSED}
-    _save(to_ours(official), dst, meta=dict(official_unused=unused))
-    return cfg
+    import torch
+    from safetensors.torch import save_file
 
-
-def revert(src: str,
-           dst: str,
-           num_heads: int = 8,
-           trust: bool = False) -> ConfigDict:
-    """Our checkpoint -> a plain state_dict with the official names.
-
-    The temperature, which the official code wants to find, is what it was
-    before the conversion, or else CLIP's initial one. Arguments and errors
-    are those of :func:`convert`.
-    """
+    from cris.io.checkpoints import read_checkpoint, state_dict_of
     checkpoint = read_checkpoint(src, trust)
-    official = to_official(state_dict_of(checkpoint))
-    cfg = check(official, num_heads)
-    official.update(
-        checkpoint.get('meta', {}).get('official_unused', _INITIAL))
-    _save(official, dst)
+    weights = state_dict_of(checkpoint)
+    if reverse:
+        weights = to_official(weights)
+        cfg = check(weights, num_heads)
+        weights.update(
+            checkpoint.get('meta', {}).get(
+                'official_unused', {_UNUSED: torch.tensor(_INITIAL)}))
+        content = weights
+    else:
+        if any(name.startswith('decode_head.') for name in weights):
+            raise ValueError("it has this project's names already")
+        cfg = check(weights, num_heads)
+        unused = {k: v for k, v in weights.items() if k == _UNUSED}
+        weights = to_ours(weights)
+        content = dict(
+            meta=dict(official_unused=unused), state_dict=weights)
+    if dst.endswith('.safetensors'):
+        save_file({k: v.contiguous() for k, v in weights.items()}, dst)
+    else:
+        torch.save(content, dst)
     return cfg
 
 
-def _save(state_dict: dict, dst: str, meta: dict | None = None) -> None:
-    if dst.endswith('.safetensors'):
-        save_file({k: v.contiguous() for k, v in state_dict.items()}, dst)
-    elif meta is None:
-        torch.save(state_dict, dst)
-    else:
-        torch.save(dict(meta=meta, state_dict=state_dict), dst)
-
-
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n')[0],
         epilog='The result loads strictly into the config that '
@@ -313,7 +285,7 @@ def main() -> None:
     parser.add_argument(
         '--print-config',
         action='store_true',
-        help='print the config of the model on the standard output')
+        help="print the model's config to standard output")
     parser.add_argument(
         '--num-heads',
         type=int,
@@ -322,25 +294,31 @@ def main() -> None:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='run whatever code the checkpoint brings; only for files whose '
-        'origin is known')
+        help='run whatever code the checkpoint contains; only for files of '
+        'known origin')
     args = parser.parse_args()
     if not osp.isdir(osp.dirname(args.dst) or '.'):
         parser.error(f'there is no folder {osp.dirname(args.dst)}')
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    from mmengine.config import Config
     try:
-        cfg = (revert if args.reverse else convert)(
-            args.src, args.dst, args.num_heads, args.trust_checkpoint)
-    except (FileNotFoundError, ValueError) as error:
+        model = convert(args.src, args.dst, args.num_heads,
+                        args.trust_checkpoint, args.reverse)
+    except (OSError, ValueError) as error:
         raise SystemExit(f'{args.src}: {error}') from error
     print(f'written: {args.dst}', file=sys.stderr)
     if args.print_config:
+        imports = dict(imports=['cris'], allow_failed_imports=False)
         print(
             Config(
                 dict(
-                    custom_imports=dict(
-                        imports=['cris'], allow_failed_imports=False),
+                    custom_imports=imports,
                     default_scope='mmseg',
-                    model=cfg)).pretty_text)
+                    model=model)).pretty_text)
 
 
 if __name__ == '__main__':
