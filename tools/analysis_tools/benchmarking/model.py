@@ -249,7 +249,7 @@ def draw_growth(results: dict, caption: str, path: str) -> None:
             line, = time.plot(x, seconds, 'o-', label=precision)
             memory.plot(x, peaks, 'o-', color=line.get_color())
         for ax in (time, memory):
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.1 * ax.dataLim.y1)
             ax.grid(alpha=0.3)
         memory.set_xlabel(label)
     axes[0, 0].legend()
