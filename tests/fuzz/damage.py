@@ -15,6 +15,9 @@ NASTY = [
     dict(size=[48, 64], counts='o' * 5000), dict(size=[48, 64], counts=[-1]),
     Call(os.mkdir, '/nowhere/marker')
 ]
+# Likelier in the place of a value of the same type.
+NAMES = ['/etc/passwd', '../../x', '../1.jpg', 'file:///etc/passwd', '.', '']
+NUMBERS = [-1, 0, 2**31, 2**64, 10**400, 0.5, float('nan'), float('inf')]
 _DEEP = '[' * 100_000
 
 
@@ -77,4 +80,8 @@ def _replace(draw: Any, value: Any) -> Any:
         else:
             copy[key] = _replace(draw, copy[key])
         return copy
-    return draw(st.sampled_from(NASTY))
+    nasty = NASTY
+    if draw(st.booleans()):
+        nasty = NAMES if isinstance(value, str) else (
+            NUMBERS if isinstance(value, (int, float)) else NASTY)
+    return draw(st.sampled_from(nasty))

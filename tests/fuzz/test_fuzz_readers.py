@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from damage import damaged, damaged_or_any, with_nasty_values
+from hostile import large_png
 from hypothesis import strategies as st
+from report.breakdown import by_area, choose_samples, worst_words
+from report.page import scores_of
 from safetensors.torch import save
 from sandbox import examine
 from torch import nn
@@ -29,12 +32,14 @@ from cris.io.images import decode_image, image_size
 
 POLYGON = [5, 5, 30, 5, 30, 40, 5, 40]
 RLE = dict(size=[48, 64], counts=[100, 50, 48 * 64 - 150])
+COMPRESSED = encode_mask([POLYGON], 48, 64)['counts'].decode()
+MASKS = [[POLYGON], RLE, dict(size=[48, 64], counts=COMPRESSED)]
 IMAGE = np.tile(np.arange(64, dtype=np.uint8), (3, 48, 1)).transpose(1, 2, 0)
 INSTANCES = dict(
     images=[dict(id=1, file_name='1.jpg', height=48, width=64)],
     annotations=[
         dict(id=i, image_id=1, category_id=1, segmentation=s)
-        for i, s in enumerate([[POLYGON], RLE])
+        for i, s in enumerate(MASKS)
     ],
     categories=[dict(id=1, name='thing')])
 REFS = [
@@ -43,18 +48,17 @@ REFS = [
         ann_id=i,
         image_id=1,
         split='train',
-        sentences=[dict(sent_id=i, sent='the thing')]) for i in (0, 1)
+        sentences=[dict(sent_id=i, sent='the thing')]) for i in (0, 1, 2)
 ]
 LINES = [
     dict(image='1.jpg', mask=mask, expressions=['the thing'], ref_id=i)
-    for i, mask in enumerate(['1.png', [POLYGON], RLE, None])
+    for i, mask in enumerate(['1.png', None, *MASKS])
 ]
 ENTRIES = [
     dict(img_name='1.jpg', segment_id=1, cat='thing',
          sentences=[dict(sent_id=0, sent='the thing')]),
     dict(img_name='1.jpg', mask_name='1.png', prompts=dict(a=['a thing']))
 ]
-VALID_RLE = encode_mask([POLYGON], 48, 64)['counts']
 RESULTS = [
     dict(img_path='1.jpg', expression='the thing', height=48, width=64,
          intersection=3, union=4, pred_area=4, gt_area=3, iou=0.75, score=0.5,
@@ -76,8 +80,19 @@ def annotations(valid, dump=dumped):
         dump(valid))
 
 
+def endless():
+    """Pickles of a list that holds itself, or twice a list that ..."""
+    loop, doubled = [], []
+    loop.append(loop)
+    for _ in range(60):
+        doubled = [doubled, doubled]
+    return [
+        pickle.dumps([dict(REFS[0], sentences=value)], 2)
+        for value in (loop, doubled)]
+
+
 def binary(valid):
-    return valid, damaged_or_any(valid)
+    return valid, damaged_or_any(valid) | st.just(large_png(40_000))
 
 
 def as_lines(entries):
@@ -98,16 +113,18 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize('protocol', [0, 2, 5])
 def test_refs_pickle(folder, protocol):
+    valid, contents = annotations(
+        REFS, lambda refs: pickle.dumps(refs, protocol))
     examine(
-        folder / 'damaged.p',
-        *annotations(REFS, lambda refs: pickle.dumps(refs, protocol)),
+        folder / 'damaged.p', valid,
+        contents | st.sampled_from(endless()),
         lambda path: load_refer(
             str(folder / 'instances.json'), path, 'train'))
 
 
 def test_grefs_json(folder):
     refs = [dict(ref, ann_id=ids) for ref, ids in zip(
-        REFS, ([0, 1], [-1]), strict=True)]
+        REFS, ([0, 1], [-1], [2]), strict=True)]
     examine(
         folder / 'damaged.json', *annotations(refs),
         lambda path: read_refer(
@@ -143,7 +160,14 @@ def test_official_json(folder):
 
 
 def test_results(folder):
-    examine(folder / 'damaged.json', *annotations(RESULTS), read_results_file)
+    def read(path):
+        records, conventions = read_results_file(path)
+        scores_of(records, conventions)
+        by_area(records)
+        choose_samples(records, 1)
+        worst_words(records)
+
+    examine(folder / 'damaged.json', *annotations(RESULTS), read)
 
 
 def test_rle(tmp_path):
@@ -151,8 +175,8 @@ def test_rle(tmp_path):
         decode_mask(dict(size=[48, 64], counts=read_bytes(path)), 48, 64)
 
     examine(
-        tmp_path / 'damaged.txt', VALID_RLE,
-        damaged(VALID_RLE) | st.binary(max_size=99), read)
+        tmp_path / 'damaged.txt', COMPRESSED.encode(),
+        damaged(COMPRESSED.encode()) | st.binary(max_size=99), read)
 
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.bmp', '.tiff', '.webp'])

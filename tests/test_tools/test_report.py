@@ -219,7 +219,7 @@ def test_command_line_and_parquet(records, tmp_path):
     ('[{"iou": 1}]', 'record 0: height is None'), (dict(iou=1.5), 'not in'),
     (dict(iou=float('nan')), 'iou is nan'), (dict(height=0), '0 x 10 pixels'),
     (dict(expression=5), 'expression is 5, not a string'),
-    (dict(score='high'), "score is 'high', not in"),
+    (dict(score='high'), "score is 'high', not a number"),
     (dict(score=float('nan')), 'score is nan, not in'),
     (dict(intersection=9, union=3), 'intersection is 9'),
     (dict(gt_rle='!!'), 'characters that do not belong'),

@@ -18,129 +18,76 @@ BACKENDS = ('onnxruntime', 'openvino')
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
+    integers = dict(type=int, nargs='+')
+
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        '--threads', type=int, help="threads of a model (default: torch's)")
-    shared.add_argument('--json', help='write all figures to this file')
-    shared.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
+    add = shared.add_argument
+    add('--threads', type=int, help="threads of a model (default: torch's)")
+    add('--json', help='write all figures to this file')
+    add('--cfg-options', nargs='+', default=[],
         help='override the config, key=value')
-    runs = argparse.ArgumentParser(add_help=False)
-    runs.add_argument(
-        '--precision', nargs='+', choices=PRECISIONS, default=['fp32'])
-    runs.add_argument(
-        '--runs', type=int, default=5, help='of which the median is taken')
-    runs.add_argument(
-        '--expressions',
-        type=int,
-        nargs='+',
-        help='expressions of one image')
 
-    model = commands.add_parser(
-        'model',
-        parents=[shared, runs],
-        help='time of each stage, training step, peak memory, and how far '
-        'the model is from the rate of matrix products')
-    model.add_argument('config', help='config file')
-    model.add_argument(
-        '--device', choices=['cpu', 'cuda'], help='default: a GPU if present')
-    model.add_argument(
-        '--train-batch',
-        type=int,
-        default=4,
+    runs = argparse.ArgumentParser(add_help=False, parents=[shared])
+    add = runs.add_argument
+    add('config', help='config file')
+    add('--precision', nargs='+', choices=PRECISIONS, default=['fp32'])
+    add('--runs', type=int, default=5, help='of which the median is taken')
+    add('--expressions', **integers, help='expressions of one image')
+
+    add = commands.add_parser(
+        'model', parents=[runs], help='time of each stage and of a training '
+        'step, peak memory, distance from the rate of matrix products'
+    ).add_argument
+    add('--device', choices=['cpu', 'cuda'], help='default: a GPU if present')
+    add('--train-batch', type=int, default=4,
         help='images of a training step; 0 skips training')
-    model.add_argument(
-        '--train-expressions',
-        type=int,
-        default=1,
+    add('--train-expressions', type=int, default=1,
         help='expressions of each image in training')
-    model.add_argument(
-        '--compile', action='store_true', help='use torch.compile')
-    other = model.add_mutually_exclusive_group()
-    other.add_argument(
-        '--growth',
-        metavar='FILE',
-        help='instead, plot how time and memory grow with --expressions, '
-        '--sizes and --batches')
-    other.add_argument(
-        '--api',
-        type=int,
-        metavar='N',
-        help='instead, time CRISInferencer with N expressions of one picture '
-        'against N calls with one')
-    model.add_argument(
-        '--sizes',
-        type=int,
-        nargs='+',
-        default=[320, 416, 512, 576, 640],
+    add('--compile', action='store_true', help='use torch.compile')
+    add('--api', type=int, metavar='N', help='instead, time CRISInferencer '
+        'with N expressions of one picture against N calls with one')
+    add('--picture', nargs=2, type=int, default=[480, 640],
+        metavar=('HEIGHT', 'WIDTH'), help='size of the picture for --api')
+    add('--growth', metavar='FILE', help='instead, plot how time and memory '
+        'grow with --expressions, --sizes and --batches')
+    add('--sizes', **integers, default=[320, 416, 512, 576, 640],
         help='sides of the image for --growth, pixels')
-    model.add_argument(
-        '--batches',
-        type=int,
-        nargs='+',
-        default=[1, 4, 8, 16],
+    add('--batches', **integers, default=[1, 4, 8, 16],
         help='images at once for --growth')
-    model.add_argument(
-        '--picture',
-        nargs=2,
-        type=int,
-        default=[480, 640],
-        metavar=('HEIGHT', 'WIDTH'),
-        help='size of the picture for --api')
 
-    data = commands.add_parser(
-        'data',
-        parents=[shared],
-        help='samples per second of one core and where the time goes, or '
-        'time and memory of indexing a dataset as large as RefCOCO')
-    data.add_argument('config', nargs='?', help='config file')
-    data.add_argument(
-        '--loader', choices=['train', 'val', 'test'], default='train')
-    data.add_argument('--num', type=int, default=500, help='samples')
-    data.add_argument(
-        '--index',
-        metavar='DIR',
-        help='instead of a config: index the generated dataset in DIR, which '
-        'is written first if need be')
+    add = commands.add_parser(
+        'data', parents=[shared], help='samples per second of one core and '
+        'where the time goes; or cost of indexing a dataset').add_argument
+    add('config', nargs='?', help='config file')
+    add('--loader', choices=['train', 'val', 'test'], default='train')
+    add('--num', type=int, default=500, help='samples')
+    add('--index', metavar='DIR', help='instead of a config: time and memory '
+        'of indexing a dataset as large as RefCOCO, generated in DIR')
 
-    test = commands.add_parser(
-        'test',
-        parents=[shared],
-        help='expressions per second of tools/test.py, with and without what '
-        'makes it fast')
-    test.add_argument('config', help='config file')
-    test.add_argument(
-        '--images', type=int, default=12, help='images of the fast test')
-    test.add_argument(
-        '--expressions',
-        type=int,
-        default=40,
+    add = commands.add_parser(
+        'test', parents=[shared], help='expressions per second of '
+        'tools/test.py, with and without what makes it fast').add_argument
+    add('config', help='config file')
+    add('--images', type=int, default=12, help='images of the fast test')
+    add('--expressions', type=int, default=40,
         help='expressions of the slow test')
-    test.add_argument(
-        '--per-image',
-        type=int,
-        default=7,
+    add('--per-image', type=int, default=7,
         help='use only the first expressions of each image')
-    test.add_argument('--precision', choices=PRECISIONS, default='fp32')
+    add('--precision', choices=PRECISIONS, default='fp32')
 
-    export = commands.add_parser(
-        'export',
-        parents=[shared, runs],
-        help='time of an exported model')
-    export.add_argument('config', help='config file')
-    export.add_argument(
-        '--folder',
-        help='written by tools/deployment/export_onnx.py (default: export '
-        "the config's model with random weights)")
-    export.add_argument(
-        '--backend', nargs='+', choices=BACKENDS, default=list(BACKENDS))
+    add = commands.add_parser(
+        'export', parents=[runs], help='time of an exported model'
+    ).add_argument
+    add('--folder', help='written by tools/deployment/export_onnx.py '
+        "(default: export the config's model with random weights)")
+    add('--backend', nargs='+', choices=BACKENDS, default=list(BACKENDS))
 
     args = parser.parse_args()
     if args.command == 'data' and (args.config is None) == (
             args.index is None):
         parser.error('data needs either a config or --index DIR')
+    if args.command == 'model' and args.api and args.growth:
+        parser.error('--api and --growth are different measurements')
     return args
 
 

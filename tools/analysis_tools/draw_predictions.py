@@ -8,17 +8,14 @@ import argparse
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('out', help='picture to write')
-    parser.add_argument('--num', type=int, default=16, help='images')
-    parser.add_argument('--columns', type=int, default=4)
-    parser.add_argument(
-        '--seed', type=int, default=0, help='seed of the random choice')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', help='checkpoint file')
+    add('out', help='picture to write')
+    add('--num', type=int, default=16, help='images')
+    add('--columns', type=int, default=4)
+    add('--seed', type=int, default=0, help='seed of the random choice')
+    add('--cfg-options', nargs='+', default=[],
         help='override the config, key=value')
     args = parser.parse_args()
     if args.num < 1 or args.columns < 1:

@@ -9,17 +9,11 @@ import argparse
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--shape',
-        type=int,
-        nargs=2,
-        metavar=('H', 'W'),
+    add = parser.add_argument
+    add('config', help='config file')
+    add('--shape', type=int, nargs=2, metavar=('H', 'W'),
         help="size of the input in pixels (default: the config's)")
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
+    add('--cfg-options', nargs='+', default=[],
         help='override the config, key=value')
     return parser.parse_args()
 

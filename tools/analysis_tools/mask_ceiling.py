@@ -9,11 +9,12 @@ import argparse
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('ann_file', help='instances.json')
-    parser.add_argument('split_file', help='refs(<split_by>).p')
-    parser.add_argument('--split', default='val')
-    parser.add_argument('--sizes', type=int, nargs='+', default=[160, 416])
-    parser.add_argument('--threshold', type=float, default=0.35)
+    add = parser.add_argument
+    add('ann_file', help='instances.json')
+    add('split_file', help='refs(<split_by>).p')
+    add('--split', default='val')
+    add('--sizes', type=int, nargs='+', default=[160, 416])
+    add('--threshold', type=float, default=0.35)
     return parser.parse_args()
 
 

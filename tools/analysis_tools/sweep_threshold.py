@@ -5,6 +5,8 @@ The dataset is val_dataloader's; for another split:
 --cfg-options val_dataloader.dataset.split=testA
 """
 import argparse
+import json
+import os
 import os.path as osp
 
 SCORES = ('mIoU', 'oIoU', 'Pr@50')
@@ -12,31 +14,24 @@ SCORES = ('mIoU', 'oIoU', 'Pr@50')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--thresholds',
-        nargs=3,
-        type=float,
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', help='checkpoint file')
+    add('--thresholds', nargs=3, type=float, default=[0.05, 0.95, 0.05],
         metavar=('START', 'STOP', 'STEP'),
-        default=[0.05, 0.95, 0.05],
         help='STOP is included (default: 0.05 0.95 0.05)')
-    parser.add_argument('--out', help='draw a plot: .png, .pdf or .svg')
-    parser.add_argument('--json', help='write the scores to this JSON file')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
+    add('--out', help='draw a plot: .png, .pdf or .svg')
+    add('--json', help='write the scores to this JSON file')
+    add('--cfg-options', nargs='+', default=[],
         help='override the config, key=value')
     args = parser.parse_args()
     start, stop, step = args.thresholds
     if not (0 <= start <= stop <= 1 and step > 0):
         parser.error('--thresholds needs 0 <= START <= STOP <= 1 and STEP > '
                      f'0, got {start} {stop} {step}')
-    if args.out is not None and not args.out.endswith(
-        ('.png', '.pdf', '.svg')):
+    if args.out and not args.out.endswith(('.png', '.pdf', '.svg')):
         parser.error(f'--out draws .png, .pdf or .svg, got {args.out}')
-    if args.json is not None and not args.json.endswith('.json'):
+    if args.json and not args.json.endswith('.json'):
         parser.error(f'--json writes JSON, got {args.json}')
     return args
 
@@ -67,56 +62,40 @@ def score(args: argparse.Namespace) -> tuple[list[dict], float]:
     thresholds = make_thresholds(*args.thresholds, own)
     evaluator = Evaluator([
         dict(metric, threshold=t, prefix=str(t), out_file=None)
-        for t in thresholds
-    ])
+        for t in thresholds])
     with torch.no_grad():
         for batch in tqdm(dataloader):
             evaluator.process(model.val_step(batch), batch)
     scores = evaluator.evaluate(len(dataloader.dataset))
     return [
         dict(threshold=t, **{name: scores[f'{t}/{name}'] for name in SCORES})
-        for t in thresholds
-    ], own
+        for t in thresholds], own
 
 
 def print_rows(rows: list[dict], own: float, best: float) -> None:
     print('threshold' + ''.join(f'{name:>8}' for name in SCORES))
     for row in rows:
-        marks = [
-            mark for mark, value in (('config', own), ('best mIoU', best))
-            if row['threshold'] == value
-        ]
+        marks = [mark for mark, value in (('config', own), ('best mIoU', best))
+                 if row['threshold'] == value]
         scores = ''.join(f'{row[name]:8.2f}' for name in SCORES)
         print(f'{row["threshold"]:9.6g}{scores}  {", ".join(marks)}'.rstrip())
 
 
 def draw_rows(rows: list[dict], own: float, best: float, path: str) -> None:
     from matplotlib.figure import Figure
-    from mmengine.utils import mkdir_or_exist
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()
-    thresholds = [row['threshold'] for row in rows]
     for name in SCORES:
-        axes.plot(
-            thresholds, [row[name] for row in rows],
-            marker='o',
-            markersize=3,
-            label=name)
-    axes.plot(
-        best,
-        max(row['mIoU'] for row in rows),
-        marker='*',
-        markersize=13,
-        color='C0',
-        linestyle='none',
-        label=f'best mIoU, at {best:g}')
-    axes.axvline(
-        own, color='gray', linestyle='--', label=f'config, {own:g}')
-    axes.set_xlabel('threshold (probability, 0 to 1)')
-    axes.set_ylabel('score (%)')
+        axes.plot([row['threshold'] for row in rows],
+                  [row[name] for row in rows],
+                  marker='o', markersize=3, label=name)
+    axes.plot(best, max(row['mIoU'] for row in rows), 'C0*', markersize=13,
+              label=f'best mIoU, at {best:g}')
+    axes.axvline(own, color='gray', linestyle='--', label=f'config, {own:g}')
+    axes.set(xlabel='threshold (probability, 0 to 1)', ylabel='score (%)')
     axes.grid(alpha=0.3)
     axes.legend()
-    mkdir_or_exist(osp.dirname(path))
+    os.makedirs(osp.dirname(path) or '.', exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
@@ -128,14 +107,13 @@ def main() -> None:
         raise SystemExit(f'error: {error}') from error
     best = max(rows, key=lambda row: row['mIoU'])['threshold']
     print_rows(rows, own, best)
-    if args.out is not None:
+    if args.out:
         draw_rows(rows, own, best, args.out)
-    if args.json is not None:
-        from mmengine.fileio import dump
-        dump(
-            dict(config_threshold=own, best_threshold=best, thresholds=rows),
-            args.json,
-            indent=2)
+    if args.json:
+        os.makedirs(osp.dirname(args.json) or '.', exist_ok=True)
+        with open(args.json, 'w', encoding='utf-8') as file:
+            json.dump(dict(config_threshold=own, best_threshold=best,
+                           thresholds=rows), file, indent=2)
 
 
 if __name__ == '__main__':

@@ -6,18 +6,13 @@ import os.path as osp
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--out-dir', default='work_dirs/browse')
-    parser.add_argument('--num', type=int, default=20, help='samples')
-    parser.add_argument(
-        '--loader',
-        choices=['train', 'val', 'test'],
-        default='train',
+    add = parser.add_argument
+    add('config', help='config file')
+    add('--out-dir', default='work_dirs/browse')
+    add('--num', type=int, default=20, help='samples')
+    add('--loader', choices=['train', 'val', 'test'], default='train',
         help='whose dataset (default: train)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
+    add('--cfg-options', nargs='+', default=[],
         help='override the config, key=value')
     return parser.parse_args()
 

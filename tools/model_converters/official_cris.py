@@ -276,24 +276,16 @@ def parse_args() -> argparse.Namespace:
         description=__doc__.split('\n')[0],
         epilog='The result loads strictly into the config that '
         '--print-config shows.')
-    parser.add_argument('src', help='checkpoint: .pth, .pt or .safetensors')
-    parser.add_argument('dst', help='checkpoint to write')
-    parser.add_argument(
-        '--reverse',
-        action='store_true',
+    add = parser.add_argument
+    add('src', help='checkpoint: .pth, .pt or .safetensors')
+    add('dst', help='checkpoint to write')
+    add('--reverse', action='store_true',
         help="from this project's names to the official ones")
-    parser.add_argument(
-        '--print-config',
-        action='store_true',
+    add('--print-config', action='store_true',
         help="print the model's config to standard output")
-    parser.add_argument(
-        '--num-heads',
-        type=int,
-        default=8,
+    add('--num-heads', type=int, default=8,
         help='heads of the decoder, which no tensor shows (default: 8)')
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
+    add('--trust-checkpoint', action='store_true',
         help='run whatever code the checkpoint contains; only for files of '
         'known origin')
     args = parser.parse_args()

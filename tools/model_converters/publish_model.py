@@ -11,14 +11,11 @@ import os.path as osp
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('src', help='checkpoint of a run')
-    parser.add_argument(
-        'dst', help='file to write; its hash is added to the name')
-    parser.add_argument(
-        '--half', action='store_true', help='write weights as fp16')
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
+    add = parser.add_argument
+    add('src', help='checkpoint of a run')
+    add('dst', help='file to write; its hash is added to the name')
+    add('--half', action='store_true', help='write weights as fp16')
+    add('--trust-checkpoint', action='store_true',
         help='run whatever code the checkpoint contains; only for files of '
         'known origin')
     return parser.parse_args()

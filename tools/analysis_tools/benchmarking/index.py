@@ -22,12 +22,9 @@ from cris.datasets import RefCOCODataset
 from .measuring import in_own_process, peak_bytes, print_table, write_json
 
 # refs, sentences, images of RefCOCO (unc)
-SPLITS = {
-    'train': (42404, 120624, 16994),
-    'val': (3811, 10834, 1500),
-    'testA': (1975, 5657, 750),
-    'testB': (1810, 5095, 750)
-}
+SPLITS = dict(
+    train=(42404, 120624, 16994), val=(3811, 10834, 1500),
+    testA=(1975, 5657, 750), testB=(1810, 5095, 750))
 ANNOTATIONS = 196_771
 POINTS = 40
 HEIGHT, WIDTH = 480, 640
@@ -43,74 +40,51 @@ def generate(root: str, share: float = 1) -> None:
         share (float): Fraction of RefCOCO's numbers. Defaults to 1.
     """
     rng = np.random.default_rng(0)
-    sizes = {
-        split: [max(1, round(n * share)) for n in numbers]
-        for split, numbers in SPLITS.items()
-    }
-    images = _write_images(
-        osp.join(root, 'train2014'), sum(n for *_, n in sizes.values()))
-    refs, owners, sentence_id, first_image = [], [], 0, 0
-    for split, (num_refs, num_sentences, num_images) in sizes.items():
+    images, refs, sentence_id = [], [], 0
+    for split, numbers in SPLITS.items():
+        num_refs, num_sentences, num_images = (
+            max(1, round(n * share)) for n in numbers)
+        own = [len(images) + i + 1 for i in range(num_images)]
+        images += [dict(id=i, file_name=f'COCO_train2014_{i:012d}.jpg',
+                        height=HEIGHT, width=WIDTH) for i in own]
         for i in range(num_refs):
-            image = images[first_image + i % num_images]
             count = num_sentences // num_refs + (i < num_sentences % num_refs)
             ids = list(range(sentence_id, sentence_id + count))
             sentence_id += count
-            sentences = [
-                ' '.join(rng.choice(WORDS, 1 + j % 4)) for j in range(count)
-            ]
-            refs.append(
-                dict(
-                    ref_id=len(refs),
-                    ann_id=len(refs) + 1,
-                    image_id=image['id'],
-                    category_id=1,
-                    split=split,
-                    file_name=image['file_name'],
-                    sent_ids=ids,
-                    sentences=[
-                        dict(sent_id=k, sent=s, raw=s, tokens=s.split())
-                        for k, s in zip(ids, sentences, strict=True)
-                    ]))
-            owners.append(image['id'])
-        first_image += num_images
+            words = [rng.choice(WORDS, 1 + j % 4).tolist()
+                     for j in range(count)]
+            refs.append(dict(
+                ref_id=len(refs), ann_id=len(refs) + 1,
+                image_id=own[i % num_images], category_id=1, split=split,
+                sent_ids=ids,
+                sentences=[
+                    dict(sent_id=k, sent=' '.join(w), raw=' '.join(w),
+                         tokens=w) for k, w in zip(ids, words, strict=True)]))
     # After the annotations of refs, further ones in any image.
-    num_anns = max(len(refs), round(ANNOTATIONS * share))
-    owners += rng.integers(1, len(images) + 1, num_anns - len(refs)).tolist()
+    owners = [ref['image_id'] for ref in refs]
+    further = max(0, round(ANNOTATIONS * share) - len(refs))
+    owners += rng.integers(1, len(images) + 1, further).tolist()
+    polygons = _polygons(rng, len(owners))
     annotations = [
-        dict(
-            id=i + 1,
-            image_id=owner,
-            category_id=1,
-            iscrowd=0,
-            area=1.0,
-            bbox=[0, 0, 1, 1],
-            segmentation=[polygon]) for i, (owner, polygon) in enumerate(
-                zip(owners, _polygons(rng, num_anns), strict=True))
-    ]
+        dict(id=i + 1, image_id=owner, category_id=1, iscrowd=0, area=1.0,
+             bbox=[0, 0, 1, 1], segmentation=[polygons[i]])
+        for i, owner in enumerate(owners)]
+    _write_images(osp.join(root, 'train2014'), images)
     with open(osp.join(root, 'instances.json'), 'w') as file:
-        file.write(  # faster than json.dump
-            json.dumps(
-                dict(
-                    images=images,
-                    annotations=annotations,
-                    categories=[dict(id=1, name='thing')])))
+        file.write(json.dumps(dict(  # faster than json.dump
+            images=images, annotations=annotations,
+            categories=[dict(id=1, name='thing')])))
     with open(osp.join(root, 'refs(unc).p'), 'wb') as file:
         pickle.dump(refs, file, protocol=2)
 
 
-def _write_images(folder: str, count: int) -> list[dict]:
+def _write_images(folder: str, images: list[dict]) -> None:
     os.makedirs(folder, exist_ok=True)
-    names = [f'COCO_train2014_{i + 1:012d}.jpg' for i in range(count)]
-    first = osp.join(folder, names[0])
+    first, *others = (osp.join(folder, i['file_name']) for i in images)
     cv2.imwrite(first, np.full((HEIGHT, WIDTH, 3), 127, np.uint8))
-    for name in names[1:]:
-        if not osp.exists(osp.join(folder, name)):
-            os.link(first, osp.join(folder, name))
-    return [
-        dict(id=i + 1, file_name=name, height=HEIGHT, width=WIDTH)
-        for i, name in enumerate(names)
-    ]
+    for path in others:
+        if not osp.exists(path):
+            os.link(first, path)
 
 
 def _polygons(rng: np.random.Generator, count: int) -> list[list[float]]:
@@ -188,21 +162,18 @@ def main(args: argparse.Namespace) -> None:
     if not osp.isfile(osp.join(root, 'refs(unc).p')):
         generate(root)
     shutil.rmtree(osp.join(root, '.cris_cache'), ignore_errors=True)
-    figures = dict(
-        cold=in_own_process(measure_index, root),
-        cached=in_own_process(measure_index, root),
-        workers=in_own_process(measure_workers, root))
-    print_table(['index', *(f'{split}, s' for split in SPLITS),
-                 'peak memory, GiB', 'after the imports, GiB'],
-                [[name, *(f'{figures[name][f"{split}_s"]:.1f}'
-                          for split in SPLITS),
-                  f'{figures[name]["peak_gib"]:.2f}',
-                  f'{figures[name]["imports_gib"]:.2f}']
-                 for name in ('cold', 'cached')])
-    workers = figures['workers']
+    figures = {name: in_own_process(measure_index, root)
+               for name in ('cold', 'cached')}
+    workers = in_own_process(measure_workers, root)
+    print_table(
+        ['index', *(f'{split}, s' for split in SPLITS), 'peak memory, GiB',
+         'after the imports, GiB'],
+        [[name, *(f'{f[f"{split}_s"]:.1f}' for split in SPLITS),
+          f'{f["peak_gib"]:.2f}', f'{f["imports_gib"]:.2f}']
+         for name, f in figures.items()])
+    first, last = (', '.join(f'{size:.0f}' for size in workers[key])
+                   for key in ('first_mib', 'last_mib'))
     print(f'\n{workers["workers"]} workers share {workers["data_mib"]:.1f} '
-          'MiB of records; own memory of each, MiB: ' +
-          ', '.join(f'{size:.0f}' for size in workers['last_mib']) +
-          ' (first ' +
-          ', '.join(f'{size:.0f}' for size in workers['first_mib']) + ')')
-    write_json(args.json, **figures)
+          f'MiB of records; own memory of each, MiB: {last} (at first '
+          f'{first})')
+    write_json(args.json, **figures, workers=workers)

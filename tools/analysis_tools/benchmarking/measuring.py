@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ class Case(NamedTuple):
     size: tuple[int, int]
     compile: bool = False
     batch: int = 1
-    expressions: tuple[int, ...] = ()
+    expressions: Sequence[int] = ()
     with_stages: bool = True
 
 
@@ -53,7 +53,9 @@ def case_of(args: argparse.Namespace, **options: Any) -> Case:
 
 
 def device_of(args: argparse.Namespace) -> str:
-    chosen = getattr(args, 'device', 'cpu')
+    if args.command == 'export':
+        return 'cpu'
+    chosen = getattr(args, 'device', None)
     return chosen or ('cuda' if torch.cuda.is_available() else 'cpu')
 
 
@@ -175,14 +177,14 @@ def describe_machine(device: str, threads: int) -> str:
             f'mmcv {mmcv.__version__}, mmengine {mmengine.__version__}')
 
 
-def print_table(head: list[str], rows: Iterable[Iterable[str]]) -> None:
+def print_table(head: Sequence[str], rows: Iterable[Iterable]) -> None:
     """Print in GitHub's Markdown."""
     for line in (head, ['---'] * len(head), *rows):
-        print(f'| {" | ".join(line)} |')
+        print(f'| {" | ".join(map(str, line))} |')
 
 
 def write_json(path: str | None, **figures: Any) -> None:
-    """Write all figures, if a file is wanted."""
+    """Write all figures, unless the path is None."""
     if path is not None:
         with open(path, 'w', encoding='utf-8') as file:
             json.dump(figures, file, indent=2)

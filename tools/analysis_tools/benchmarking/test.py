@@ -7,7 +7,6 @@ it, fp32.
 import argparse
 import logging
 import tempfile
-import time
 
 import torch
 from mmcv.transforms import BaseTransform
@@ -18,13 +17,7 @@ from mmseg.registry import TRANSFORMS
 from cris.engine import load_config, optimize_for_inference
 from cris.models.fast_cpu import reuse_memory
 
-from .measuring import (
-    describe_machine,
-    in_own_process,
-    print_table,
-    threads_of,
-    write_json,
-)
+from . import measuring
 
 
 @TRANSFORMS.register_module()
@@ -57,7 +50,7 @@ class CountExpressions(Hook):
 
 def measure(args: argparse.Namespace, fast: bool) -> dict[str, float]:
     """Expressions and seconds of a test, with loading and scoring."""
-    torch.set_num_threads(threads_of(args))
+    torch.set_num_threads(measuring.threads_of(args))
     with tempfile.TemporaryDirectory() as work_dir:
         cfg = load_config(args.config, args.cfg_options, work_dir)
         cfg.log_level = logging.WARNING
@@ -65,11 +58,10 @@ def measure(args: argparse.Namespace, fast: bool) -> dict[str, float]:
         dataset = cfg.test_dataloader.dataset
         dataset.indices = args.images if fast else args.expressions
         dataset.group_by_image = fast
-        dataset.pipeline = [
-            dict(type='FirstExpressions', count=args.per_image),
-            *dataset.pipeline
-        ]
-        if not torch.cuda.is_available():
+        first = dict(type='FirstExpressions', count=args.per_image)
+        dataset.pipeline = [first, *dataset.pipeline]
+        device = measuring.device_of(args)
+        if device == 'cpu':
             reuse_memory()  # as tools/test.py does
         runner = Runner.from_cfg(cfg)
         if fast:
@@ -78,9 +70,7 @@ def measure(args: argparse.Namespace, fast: bool) -> dict[str, float]:
         runner.register_hook(counter)
         runner.test()  # starts the workers and fills the caches
         counter.count = 0
-        begin = time.perf_counter()
-        runner.test()
-        seconds = time.perf_counter() - begin
+        seconds = measuring.Clock(device, 1).time(runner.test)
     return dict(
         expressions=counter.count,
         seconds=seconds,
@@ -88,18 +78,17 @@ def measure(args: argparse.Namespace, fast: bool) -> dict[str, float]:
 
 
 def main(args: argparse.Namespace) -> None:
-    rows = {
-        'one by one, fp32, as trained': in_own_process(measure, args, False),
-        f'grouped, folded, {args.precision}': in_own_process(
-            measure, args, True)
-    }
-    slow, fast = (row['expressions_per_second'] for row in rows.values())
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    machine = describe_machine(device, threads_of(args))
+    slow = measuring.in_own_process(measure, args, False)
+    fast = measuring.in_own_process(measure, args, True)
+    rows = {'one by one, fp32, as trained': slow,
+            f'grouped, folded, {args.precision}': fast}
+    machine = measuring.describe_machine(
+        measuring.device_of(args), measuring.threads_of(args))
     print(f'{machine}\n')
-    print_table(['test', 'expressions', 's', 'expressions/s'], [[
-        name, str(row['expressions']), f'{row["seconds"]:.1f}',
-        f'{row["expressions_per_second"]:.2f}'
-    ] for name, row in rows.items()])
-    print(f'\n{fast / slow:.2f} times as many')
-    write_json(args.json, machine=machine, rows=rows, ratio=fast / slow)
+    measuring.print_table(
+        ['test', 'expressions', 's', 'expressions/s'],
+        [[name, r['expressions'], f'{r["seconds"]:.1f}',
+          f'{r["expressions_per_second"]:.2f}'] for name, r in rows.items()])
+    ratio = fast['expressions_per_second'] / slow['expressions_per_second']
+    print(f'\n{ratio:.2f} times as many')
+    measuring.write_json(args.json, machine=machine, rows=rows, ratio=ratio)

@@ -14,20 +14,15 @@ from pathlib import Path
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='report', description=__doc__.split('\n')[0])
-    parser.add_argument(
-        'results', help='.json or .parquet of tools/test.py --results')
-    parser.add_argument('--out', default='report.html', help='page to write')
-    parser.add_argument(
-        '--img-root',
+    add = parser.add_argument
+    add('results', help='.json or .parquet of tools/test.py --results')
+    add('--out', default='report.html', help='page to write')
+    add('--img-root',
         help='folder of the images, by file name, if they have moved since '
         'the test')
-    parser.add_argument(
-        '--num',
-        type=int,
-        default=8,
+    add('--num', type=int, default=8,
         help='number of best, median and worst samples, each')
-    parser.add_argument(
-        '--title', help='title of the page, e.g. the model and the split')
+    add('--title', help='title of the page, e.g. the model and the split')
     args = parser.parse_args()
     if not args.out.endswith('.html'):
         parser.error(f'--out writes HTML, got {args.out}')

@@ -23,14 +23,8 @@ from cris.io.images import check_pixels
 from cris.version import __version__
 from cris.visualization.draw import cut, thumbnail
 
-from .breakdown import (
-    Bin,
-    by_area,
-    by_length,
-    choose_samples,
-    target_share,
-    worst_words,
-)
+from . import breakdown
+from .breakdown import Bin
 
 #: Expressions that the filter by word searches, evenly chosen.
 MAX_FILTERED = 50_000
@@ -66,7 +60,7 @@ def write_report(results: str,
     faults = []
     groups = {
         name: list(_figures(records, indices, img_root, faults))
-        for name, indices in choose_samples(records, num_samples).items()
+        for name, indices in breakdown.choose_samples(records, num_samples).items()
     }
     filtered = _evenly(len(records), MAX_FILTERED)
     ranked = filtered[np.argsort(iou[filtered], kind='stable')]
@@ -93,7 +87,7 @@ def write_report(results: str,
         charts=_charts(records, iou),
         groups=groups,
         faults=faults,
-        words=worst_words(records),
+        words=breakdown.worst_words(records),
         data=dict(
             sentences=[
                 cut(records[i]['expression'], _LONGEST) for i in filtered
@@ -135,7 +129,7 @@ def _figures(records: Sequence[dict], indices: Sequence[int],
             sentence=cut(record['expression'], _LONGEST),
             iou=100 * record['iou'],
             score=record.get('score'),
-            share=target_share(record),
+            share=breakdown.target_share(record),
             file=osp.basename(record['img_path'] or ''))
 
 
@@ -174,9 +168,9 @@ def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
     with matplotlib.rc_context(style):
         return dict(
             histogram=_histogram(iou),
-            length=_curve(by_length(records), 'words in the expression'),
+            length=_curve(breakdown.by_length(records), 'words in the expression'),
             area=_curve(
-                by_area(records),
+                breakdown.by_area(records),
                 'ground truth in percent of the image (logarithmic steps)'))
 
 
@@ -185,18 +179,13 @@ def _histogram(iou: np.ndarray) -> str:
     axes = figure.subplots()
     axes.hist(
         100 * iou, np.arange(0, 101, 5), color='#2f6fab', edgecolor='white')
-    axes.set(
-        xlabel='IoU in percent (bars of 5)',
-        ylabel='expressions',
-        xlim=(0, 100),
-        xticks=range(0, 101, 10))
+    axes.set(xlabel='IoU in percent (bars of 5)', ylabel='expressions',
+             xlim=(0, 100), xticks=range(0, 101, 10))
     axes.axvline(100 * iou.mean(), color='#c4501b', linewidth=1.5)
     axes.annotate(
         f'mean {100 * iou.mean():.1f}', (100 * iou.mean(), 1), (4, -4),
-        xycoords=('data', 'axes fraction'),
-        textcoords='offset points',
-        va='top',
-        color='#c4501b')
+        xycoords=('data', 'axes fraction'), textcoords='offset points',
+        va='top', color='#c4501b')
     return _svg(figure)
 
 
@@ -212,12 +201,8 @@ def _curve(bins: Sequence[Bin], label: str) -> str:
     upper.grid(axis='y', color='#e4e7eb')
     bars = lower.bar(positions, [b.count for b in bins], color='#9aa5b1')
     lower.bar_label(bars, [f'{b.count:,}' for b in bins], padding=1)
-    lower.set(
-        xlabel=label,
-        ylabel='count',
-        yticks=[],
-        xticks=positions,
-        xticklabels=[b.label for b in bins])
+    lower.set(xlabel=label, ylabel='count', yticks=[], xticks=positions,
+              xticklabels=[b.label for b in bins])
     lower.margins(y=.35)
     return _svg(figure)
 

@@ -6,7 +6,6 @@ Shapes: a sample of h x w pixels with K expressions; N expressions in all.
 import os
 import os.path as osp
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from mmengine.fileio import dump
@@ -28,17 +27,6 @@ _NUMBERS = ('height', 'width', 'intersection', 'union', 'pred_area',
             'gt_area', 'iou')
 _MAX_NUMBER = 2**53  # of pixels, exact in float64
 _REWRITE = 'Write the file again with tools/test.py --results'
-
-
-class Results(NamedTuple):
-    """Content of a results file.
-
-    Args:
-        records (list[dict]): N of them; see :class:`RefSegMetric`.
-        conventions (dict): How they were scored: options of RefSegMetric.
-    """
-    records: list[dict]
-    conventions: dict
 
 
 def check_results_file(path: str) -> None:
@@ -77,7 +65,6 @@ def describe(sample: dict, chosen: Sequence[int], pred: np.ndarray,
     Returns:
         list[dict]: One for each position; see :class:`RefSegMetric`.
     """
-    height, width = pred.shape[1:]
     described = []
     for k, mask, truth in zip(chosen, pred, target, strict=True):
         score = None
@@ -94,8 +81,8 @@ def describe(sample: dict, chosen: Sequence[int], pred: np.ndarray,
                 ref_id=ref_id,
                 sent_id=sent_id,
                 expression=expression,
-                height=height,
-                width=width,
+                height=mask.shape[0],
+                width=mask.shape[1],
                 score=score,
                 pred_rle=_run_lengths(mask),
                 gt_rle=_run_lengths(truth)))
@@ -116,7 +103,7 @@ def write_results_file(described: Sequence[dict],
         described (Sequence[dict]): N of them, from :func:`describe`.
         counts (dict[str, np.ndarray]): Pixels by name, int64 ``(N, )`` each.
         iou (np.ndarray): float64 ``(N, )`` in [0, 1].
-        conventions (dict): See :class:`Results`.
+        conventions (dict): Options of :class:`RefSegMetric`.
         path (str): ``.json`` is a list of flat dicts, ``.parquet`` a table.
     """
     unusual = {
@@ -139,14 +126,15 @@ def write_results_file(described: Sequence[dict],
     pandas.DataFrame(records).to_parquet(path, engine='pyarrow', index=False)
 
 
-def read_results_file(path: str) -> Results:
+def read_results_file(path: str) -> tuple[list[dict], dict]:
     """Read and check what :func:`write_results_file` wrote.
 
     Args:
         path (str): ``.json`` or ``.parquet``.
 
     Returns:
-        Results: With at least one record. A missing expression is ''.
+        tuple: The records, at least one, with '' for a missing expression;
+        and the conventions they were scored under.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -165,15 +153,15 @@ def read_results_file(path: str) -> Results:
     if not isinstance(records, list) or not records:
         raise ValueError(f'{path} holds no records. {_REWRITE}')
     for i, record in enumerate(records):
-        fault = _fault(record) or _fault_of_conventions(record, records[0])
+        fault = _fault(record, records[0])
         if fault:
             raise ValueError(f'{path}, record {i}: {fault}. {_REWRITE}')
-    return Results([
+    return [
         dict(
-            r,
-            expression=r.get('expression') or '',
-            img_path=r.get('img_path')) for r in records
-    ], _conventions(records[0]))
+            record,
+            expression=record.get('expression') or '',
+            img_path=record.get('img_path')) for record in records
+    ], _conventions(records[0])
 
 
 def _read_parquet(path: str) -> list[dict]:
@@ -193,35 +181,26 @@ def _conventions(record: dict) -> dict:
     return {k: record.get(k, default) for k, default in _DEFAULTS.items()}
 
 
-def _fault_of_conventions(record: dict, first: dict) -> str:
-    own = _conventions(record)
-    if own != _conventions(first):
-        return 'it was scored under other conventions than the first record'
-    fraction = own['empty_union']
-    for key in ('inclusive', 'generalized'):
-        if not isinstance(own[key], bool):
-            return f'{key} is {own[key]!r:.60}, not true or false'
-    if isinstance(fraction, bool) or not isinstance(
-            fraction, (int, float)) or not 0 <= fraction <= 1:
-        return f'empty_union is {fraction!r:.60}, not in [0, 1]'
-    return ''
-
-
-def _fault(record: dict) -> str:
+def _fault(record: dict, first: dict) -> str:
     """What is wrong with a record, or ''."""
     if not isinstance(record, dict):
         return f'it is a {type(record).__name__}, not a dict'
-    for key in _NUMBERS:
-        value = record.get(key)
+    conventions = _conventions(record)
+    if conventions != _conventions(first):
+        return 'it was scored under other conventions than the first record'
+    for key in ('inclusive', 'generalized'):
+        if not isinstance(conventions[key], bool):
+            return f'{key} is {conventions[key]!r:.60}, not true or false'
+    fractions = dict(empty_union=conventions['empty_union'])
+    if record.get('score') is not None:
+        fractions['score'] = record['score']
+    for key, value in {**{k: record.get(k) for k in _NUMBERS},
+                       **fractions}.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f'{key} is {value!r:.60}, not a number'
-        most = 1 if key == 'iou' else _MAX_NUMBER
+        most = 1 if key in ('iou', *fractions) else _MAX_NUMBER
         if not 0 <= value <= most:  # refuses NaN, too
             return f'{key} is {value!s:.60}, not in [0, {most}]'
-    score = record.get('score')
-    if score is not None and (not isinstance(score, (int, float))
-                              or not 0 <= score <= 1):
-        return f'score is {score!r:.60}, not in [0, 1]'
     if record['intersection'] > record['union']:
         return (f'intersection is {record["intersection"]}, union '
                 f'{record["union"]}')
