@@ -376,7 +376,7 @@ def test_several_ranks_report_the_same(world_size, tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    context = multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')  # conftest's
     queue = context.Queue()
     ranks = [
         context.Process(
