@@ -20,7 +20,7 @@ def test_flops_of_the_official_code():
     assert [float(x) for x in official] == pytest.approx([131.9, 39.8],
                                                          abs=0.06)
     for stage, count in dict(
-            image=42.9, text=1.3, neck=30.1, decoder=17.8).items():
+            image=42.9, text=1.3, neck=30.1, decoder=17.8, head=11.6).items():
         assert re.search(rf'{stage} +{count} GFLOPs', out), stage
 
 

@@ -36,8 +36,7 @@ def measure_inference(case: Case) -> dict:
     """Times of the stages and the whole, for each number of expressions."""
     cfg, model = measuring.prepare(case)
     with torch.inference_mode(False):  # torch 2.1 counts nothing in it
-        flops = count_flops(model.cpu(), *case.size, cfg.context_length)
-    model.to(case.device)
+        flops = count_flops(model, *case.size, cfg.context_length)
     parameters = sum(p.numel() for p in model.parameters())
     optimize_for_inference(model, case.precision, case.compile)
     clock = Clock(case.device, case.runs)
@@ -95,16 +94,16 @@ def measure_training(case: Case) -> dict:
     """
     before = measuring.peak_bytes(case.device)
     cfg, model = measuring.prepare(case)
-    flops = count_flops(model.cpu(), *case.size, cfg.context_length)
-    model.to(case.device).train()
+    flops = count_flops(model, *case.size, cfg.context_length)
+    model.train()
     wrapper = cfg.optim_wrapper
     wrapper.type = 'OptimWrapper'
     if case.precision != 'fp32':
         wrapper.type = 'AmpOptimWrapper'
         wrapper.dtype = str(_DTYPES[case.precision]).removeprefix('torch.')
     if case.device == 'cpu':  # as tools/train.py does
-        avoid_fused(cfg)
         optimize_for_cpu_training(model)
+        avoid_fused(cfg)
         if case.precision != 'fp32':
             use_bfloat16(cfg)
     optimizer = build_optim_wrapper(model, wrapper)
