@@ -2,7 +2,6 @@
 import json
 import os
 import re
-import shutil
 from importlib.util import find_spec
 
 import numpy as np
@@ -22,7 +21,7 @@ if find_spec('onnxruntime') is None or find_spec('openvino') is None:
 if digit_version(torch.__version__) < digit_version('2.6'):
     pytest.skip('the export needs torch >= 2.6', allow_module_level=True)
 
-from cris.deploy import ExportedCRIS, files, quantize_onnx  # noqa: E402
+from cris.deploy import ExportedCRIS, files  # noqa: E402
 from cris.deploy.runtime import open_graph  # noqa: E402
 
 CONFIG = REPO / 'configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py'
@@ -108,64 +107,3 @@ def test_inferencer_of_an_exported_model(folder, inferencer, questions):
         i(path, texts)['predictions'] for i in (own, inferencer))
     assert (a['masks'] != b['masks']).mean() < 1e-4
     np.testing.assert_allclose(a['scores'], b['scores'], atol=1e-3)
-
-
-def test_quantization(folder, model, tmp_path, shapes):
-    out = tmp_path / 'int8'
-    tool('deployment/quantize_onnx.py', CONFIG, folder, out, '--num-images',
-         4, '--cfg-options', f'test_dataloader.dataset.data_root={shapes}')
-    part = files.graph_file('', 'image_encoder')
-    assert (out / part).stat().st_size < .3 * (folder / part).stat().st_size
-    assert files.read_description(out) == files.read_description(folder)
-    own, wanted = (ask(m, 1, 3) for m in (ExportedCRIS(str(out)), model))
-    # The inputs are noise, unlike those that the ranges were found with.
-    assert np.corrcoef(own.flatten(), wanted.flatten())[0, 1] > .9
-    with pytest.raises(ValueError, match='choose another folder'):
-        quantize_onnx(str(folder), str(folder), [])
-    with pytest.raises(ValueError, match='no samples'):
-        quantize_onnx(str(folder), str(out), [])
-
-
-class TestBadInput:
-
-    def test_folder_without_graphs(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match='export_onnx.py'):
-            ExportedCRIS(str(tmp_path))
-
-    @pytest.mark.parametrize('text, message', [
-        ('{', 'damaged'), ('[]', 'damaged'), ('{}', 'no valid image_size')])
-    def test_damaged_description(self, folder, tmp_path, text, message):
-        shutil.copytree(folder, tmp_path / 'copy')
-        (tmp_path / 'copy' / 'cris.json').write_text(text)
-        with pytest.raises(ValueError, match=message):
-            ExportedCRIS(str(tmp_path / 'copy'))
-
-    @pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
-    def test_damaged_graph(self, folder, tmp_path, backend):
-        shutil.copytree(folder, tmp_path / 'copy')
-        (tmp_path / 'copy' / 'decoder.onnx').write_bytes(b'not a graph')
-        with pytest.raises(ValueError, match='cannot use .*decoder.onnx'):
-            ExportedCRIS(str(tmp_path / 'copy'), backend)
-
-    def test_unknown_options(self, folder):
-        with pytest.raises(ValueError, match='onnxruntime, openvino'):
-            ExportedCRIS(str(folder), 'tensorrt')
-        with pytest.raises(ValueError, match='must be one of fp32'):
-            ExportedCRIS(str(folder), 'onnxruntime', 'bf16')
-
-    def test_sizes_of_another_export(self, folder):
-        exported = ExportedCRIS(str(folder))
-        with pytest.raises(ValueError, match='exported for .160, 160'):
-            exported.predict_logits(
-                torch.zeros(1, 3, 192, 160), tokenize(['it'], 17))
-        with pytest.raises(ValueError, match='context_length=17'):
-            exported.predict_logits(
-                torch.zeros(1, 3, 160, 160), tokenize(['it'], 22))
-        with pytest.raises(ValueError, match='cannot be trained'):
-            exported.train()
-
-    def test_checkpoint_that_does_not_fit(self, tmp_path):
-        other = next((REPO / 'configs/cris').glob('cris_r50_*_refcoco-4*.py'))
-        out = tool('deployment/export_onnx.py', other, WEIGHTS, tmp_path,
-                   ok=False)
-        assert 'does not fit the model of this config' in out
