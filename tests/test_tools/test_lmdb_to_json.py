@@ -110,9 +110,10 @@ def test_names_and_ids_that_occur_twice(tmp_path):
     other = encode(np.zeros((40, 60, 3), np.uint8), 'JPEG')
     changed = dict(second, seg_id=100, img=other)
     root = write_lmdb(tmp_path / 'own', [first, changed])
-    write_lmdb(root, [first, dict(second, seg_id='../x')], split='val')
+    write_lmdb(root, [first, dict(second, seg_id='../x'),
+                      dict(first, seg_id=2**70)], split='val')
     counts, faults = convert(root, tmp_path / 'json')
-    assert counts == dict(train=2, val=2) and not faults
+    assert counts == dict(train=2, val=3) and not faults
     entries = [
         (entry['img_name'], entry['segment_id'], entry['ann_id'])
         for split in counts for entry in json.loads(
@@ -121,7 +122,9 @@ def test_names_and_ids_that_occur_twice(tmp_path):
     name = 'sub/0 ä.jpg'
     assert entries == [
         (name, 100, 100), (f'train_1/{name}', 'train_1', 100),
-        (name, 'val_0', 100), (name, 'val_1', '../x')]
+        (name, 'val_0', 100), (name, 'val_1', '../x'), (name, 'val_2', 2**70)]
+    read = locate(str(tmp_path / 'json'), 'official-json').read()
+    assert not read.faults
     image = tmp_path / f'json/images/train_1/{name}'
     assert image.read_bytes() == other
 
@@ -221,7 +224,12 @@ GOOD = refs()[1]
     (dict(GOOD, img='text'), 'bad-entry', 'its img is a str, not bytes'),
     (dict(GOOD, img_name='../a'), 'unsafe-name', 'leaves the folder'),
     (dict(GOOD, img_name='/a'), 'unsafe-name', 'leaves the folder'),
-    (dict(GOOD, img_name=['a']), 'unsafe-name', 'its image'),
+    (dict(GOOD, img_name=['a']), 'unsafe-name', "['a']"),
+    (dict(GOOD, img_name='\ud800.jpg'), 'unsafe-name', 'not a file name'),
+    (dict(GOOD, img_name=9 * 'long name ' * 9), 'bad-entry', 'too long'),
+    (dict(GOOD, seg_id=10**5000), 'bad-entry', 'its seg_id'),
+    (dict(GOOD, seg_id=b'1'), 'bad-entry', 'its seg_id'),
+    (dict(GOOD, cat={1}), 'bad-entry', 'its cat'),
     (dict(GOOD, img_name='b.jpg', img=b'x'), 'bad-image', 'image, or broken'),
     (dict(GOOD, img_name='b.jpg', img=GOOD['img'][:700]), 'bad-image',
      'ends too early'),

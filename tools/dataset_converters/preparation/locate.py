@@ -6,16 +6,17 @@ from itertools import chain
 from typing import NamedTuple
 
 from cris.datasets.readers import READERS
+from cris.datasets.readers.shared import splits_on_disk
 from cris.datasets.records import Fault, Records, raise_faults
 
 from .known_sets import DATASETS, YOURS, DatasetInfo
 from .official_lmdb import convert_lmdb
 
-_PATTERNS = {
-    'jsonl': '*.jsonl',
-    'coco': '*.json',
-    'official-json': 'anns/*.json',
-    'official-lmdb': '*.lmdb'
+_ANN_FILES = {
+    'jsonl': '{split}.jsonl',
+    'coco': '{split}.json',
+    'official-json': 'anns/{split}.json',
+    'official-lmdb': '{split}.lmdb'
 }
 
 
@@ -196,9 +197,9 @@ def _refer_files(root: str, name: str, split_by: str | None,
 def _own_files(root: str, name: str,
                missing: list[Fault]) -> tuple[dict, list[str], str]:
     """Arguments of the reader, splits, and the subfolder of anns and masks."""
-    pattern, inner = _PATTERNS[name], ''
-    found = glob.glob(osp.join(glob.escape(root), pattern))
-    if not found and name == 'official-json':
+    ann_file, inner = osp.join(root, _ANN_FILES[name]), ''
+    splits = splits_on_disk(ann_file)
+    if not splits and name == 'official-json':
         # The official code keeps several datasets side by side.
         found = glob.glob(osp.join(glob.escape(root), 'anns/*/*.json'))
         inners = sorted({osp.basename(osp.dirname(path)) for path in found})
@@ -207,11 +208,8 @@ def _own_files(root: str, name: str,
                 f'{root}/anns has several datasets: {", ".join(inners)}; give '
                 'each a root of its own (links will do)')
         inner = ''.join(inners)
-    if not found:
-        missing.append(_missing_file(osp.join(root, pattern), YOURS))
-    folder, suffix = osp.split(pattern)
-    ann_file = osp.join(root, folder, inner, suffix.replace('*', '{split}'))
-    splits = sorted(
-        (osp.splitext(osp.basename(path))[0] for path in found),
-        key=lambda s: (s != 'train', not s.startswith('val'), s))
+        ann_file = osp.join(root, 'anns', inner, '{split}.json')
+        splits = splits_on_disk(ann_file)
+    if not splits:
+        missing.append(_missing_file(ann_file.replace('{split}', '*'), YOURS))
     return dict(ann_file=ann_file), splits, inner

@@ -9,6 +9,7 @@ the image and mask files. Versions of the official code wrote it with
 import glob
 import hashlib
 import importlib
+import json
 import os
 import os.path as osp
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from types import ModuleType
 from typing import Any
 
 from cris.datasets.masks import to_mask_files
-from cris.datasets.readers.shared import flatten
-from cris.datasets.records import EntryError, Fault, RecordBuilder
-from cris.io.files import safe_join
+from cris.datasets.readers.shared import flatten, require
+from cris.datasets.records import EntryError, Fault, RecordBuilder, short
+from cris.io.files import FileError, safe_join
 from cris.io.images import image_size
 from cris.io.pickles import parse_plain_pickle
 
@@ -75,7 +76,7 @@ class _Converter:
         self._anns, self._masks, self._images = (
             osp.join(dst, folder) for folder in _FOLDERS)
         self._digests: dict[str, bytes] = {}  # by name of the image
-        self._ref_ids, self._sent_ids = count(), count()
+        self._ref_ids = count()
 
     def convert(self, path: str) -> int:
         """Convert one LMDB; return the number of its refs."""
@@ -95,36 +96,31 @@ class _Converter:
     def _convert_entry(self, entry: dict, split: str, number: int,
                        undo: ExitStack) -> dict:
         name, digest = entry['img_name'], hashlib.sha256(entry['img']).digest()
-        try:
-            safe_join(self._images, name)
-        except ValueError as error:
-            raise EntryError('unsafe-name', f'its image: {error}') from error
+        safe_join(self._images, name)
         if self._digests.get(name, digest) != digest:
             name = f'{split}_{number}/{name}'
         path = osp.join(self._images, name)
         if name not in self._digests:
             _write(path, entry['img'], undo)
-        try:
-            height, width = image_size(path)
-        except ValueError as error:
-            raise EntryError(getattr(error, 'kind', 'bad-image'),
-                             str(error)) from error
+        height, width = image_size(path)
         segment_id = entry.get('seg_id')
-        if not isinstance(segment_id, int) or osp.exists(
-                osp.join(self._masks, f'{segment_id}.png')):
+        if not isinstance(segment_id, int) or abs(segment_id) >> 63 or (
+                osp.exists(osp.join(self._masks, f'{segment_id}.png'))):
             segment_id = f'{split}_{number}'
         mask_path = osp.join(self._masks, f'{segment_id}.png')
         _write(mask_path, entry['mask'], undo)
-        sentences, category = flatten(entry['sents']), entry.get('cat')
-        image = dict(file_name=name, img_id=name, height=height, width=width)
-        ref = dict(
-            ref_id=next(self._ref_ids), ann_id=entry.get('seg_id'),
-            category=None if category is None else str(category),
-            segmentation=to_mask_files(mask_path), sentences=sentences,
-            sent_ids=[next(self._sent_ids) for _ in sentences])
-        self.builder.add(image, ref)
+        category = entry.get('cat')
+        self.builder.add(
+            dict(file_name=name, img_id=name, height=height, width=width),
+            ref_id=next(self._ref_ids),
+            ann_id=entry.get('seg_id'),
+            split=split,
+            category=None if category is None else short(category),
+            segmentation=to_mask_files(mask_path),
+            sentences=flatten(entry['sents']))
         self._digests[name] = digest
-        return official_entry(image, ref, segment_id)
+        image = self.builder.images[name]
+        return official_entry(image, image['refs'][-1], segment_id)
 
 
 def _write(path: str, content: bytes, undo: ExitStack) -> None:
@@ -137,14 +133,17 @@ def _write(path: str, content: bytes, undo: ExitStack) -> None:
 def _check_entry(entry: Any) -> dict:
     if not isinstance(entry, dict):
         raise EntryError('bad-entry', 'it is not a dict')
-    missing = [key for key in ('img', 'mask', 'img_name', 'sents')
-               if key not in entry]
-    if missing:
-        raise EntryError('bad-entry', f'it has no {", ".join(missing)}')
+    require(entry, 'img', 'mask', 'img_name', 'sents')
     for key in ('img', 'mask'):
         if not isinstance(entry[key], bytes):
             raise EntryError('bad-entry', f'its {key} is a '
                              f'{type(entry[key]).__name__}, not bytes')
+    for key in ('seg_id', 'cat'):
+        try:
+            json.dumps(entry.get(key))
+        except (TypeError, ValueError) as error:
+            raise EntryError('bad-entry', f'its {key} cannot be written as '
+                             f'JSON: {error}') from error
     return entry
 
 
@@ -163,11 +162,11 @@ def _read_values(path: str) -> Iterator[tuple[str, bytes]]:
             if not isinstance(keys, (list, tuple)):
                 raise ValueError(f'{path}, entry __keys__ is not a list')
             for key in keys:
-                key = key.decode() if isinstance(key, bytes) else str(key)
+                if not isinstance(key, bytes):
+                    key = str(key).encode(errors='replace')
                 # LMDB itself refuses keys of other lengths.
-                found = 0 < len(key.encode()) < 512 and transaction.get(
-                    key.encode())
-                yield key, found or b''
+                found = 0 < len(key) < 512 and transaction.get(key)
+                yield key.decode(errors='replace'), found or b''
     except lmdb.Error as error:
         raise ValueError(f'{path} is not an LMDB, or broken: {error}. Get the '
                          'file again from its source.') from error
@@ -185,7 +184,8 @@ def parse_value(value: bytes, where: str) -> Any:
 
     Raises:
         ImportError: If the package that reads its format is not installed.
-        ValueError: If its format is unknown; ``where`` is its name.
+        FileError: If it is broken or its format unknown; ``where`` is its
+            name in the message.
     """
     if value[:1] == b'\x80' and value[1:2] in (b'\2', b'\3', b'\4', b'\5'):
         return parse_plain_pickle(value, where)
@@ -196,8 +196,8 @@ def parse_value(value: bytes, where: str) -> Any:
     except ValueError as error:
         if value[-1:] == b'.':  # pickle's protocols 0 and 1 have no magic
             return parse_plain_pickle(value, where)
-        raise ValueError(f'{where} is neither pyarrow.serialize nor pickle '
-                         f'nor msgpack: {error}') from error
+        raise FileError(f'{where} is neither pyarrow.serialize nor pickle nor '
+                        f'msgpack: {error}') from error
 
 
 def _parse_arrow(value: bytes, where: str) -> Any:
@@ -208,15 +208,15 @@ def _parse_arrow(value: bytes, where: str) -> Any:
     """
     pyarrow = _import('pyarrow', where)
     if value[:16] != bytes(16):
-        raise ValueError(f'{where} holds arrays or tensors of pyarrow, which '
-                         'are not part of the official format')
+        raise FileError(f'{where} holds arrays or tensors of pyarrow, which '
+                        'are not part of the official format')
     try:
         with pyarrow.ipc.open_stream(pyarrow.py_buffer(value)[16:]) as stream:
             batch = stream.read_next_batch()
         batch.validate(full=True)
         return _from_arrow(*batch.column(0).to_pylist())
     except Exception as error:  # pyarrow raises all kinds on broken bytes
-        raise ValueError(
+        raise FileError(
             f'{where} was written by pyarrow.serialize, but this pyarrow '
             f'({pyarrow.__version__}) cannot read it: {error}. Write the LMDB '
             'again, with pickled plain data for instance.') from error

@@ -14,8 +14,12 @@ from typing import Any
 
 from PIL import Image
 
-from cris.datasets.masks import bounding_box, decode_mask, encode_mask
-from cris.datasets.readers.shared import mask_files
+from cris.datasets.masks import (
+    bounding_box,
+    decode_mask,
+    encode_mask,
+    mask_files,
+)
 from cris.datasets.records import plain_rle
 
 Splits = dict[str, list[dict]]
