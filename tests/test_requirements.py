@@ -113,7 +113,8 @@ def test_what_is_imported_is_declared():
         for file in distribution.files or ():
             providers[file.parts[0].removesuffix('.py')].add(name)
     # A script may import the one beside it, or a folder beside it.
-    own = {'cris', *(path.stem for path in (REPO / 'tools').rglob('*')
+    own = {'cris', *(path.stem for folder in ('projects/cris', 'tools', 'demo')
+                     for path in (REPO / folder).rglob('*')
                      if path.is_dir() or path.suffix == '.py')}
     for folder in ('projects', 'tools', 'demo'):
         for path in (REPO / folder).rglob('*.py'):
