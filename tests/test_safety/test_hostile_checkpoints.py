@@ -19,7 +19,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import cris
-from cris.engine import load_config
+from cris.engine.config import load_config
 from cris.io.checkpoints import read_checkpoint, use_safe_loader
 
 
@@ -238,6 +238,16 @@ def test_init_model(tmp_path, marker):
     torch.save(dict(state_dict=gadgets(marker)['eval']), path)
     with pytest.raises(ValueError, match='evil.pth'):
         cris.init_model(str(CONFIG), str(path), device='cpu')
+
+
+def test_plain_weights_look_like_those_of_a_run(monkeypatch, tmp_path):
+    """EMAHook of mmengine wants the key."""
+    monkeypatch.setattr(CheckpointLoader, '_schemes',
+                        dict(CheckpointLoader._schemes))
+    use_safe_loader()
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / 'a.pth')
+    loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'a.pth'))
+    assert loaded['state_dict'].keys() == {'weight', 'bias'}
 
 
 @pytest.mark.parametrize('address', [

@@ -18,16 +18,16 @@ _LAUNCHERS = {
 def init_cpu_process_group(cfg: Config) -> None:
     """Let the ranks of a launcher train and test without a GPU.
 
-    mmengine's launcher calls ``torch.cuda.set_device`` whatever the backend,
-    and wraps the model with ``device_ids``. A process group that is already
-    there is left alone.
+    mmengine's launcher calls ``torch.cuda.set_device`` with any backend, and
+    wraps the model with ``device_ids``. An existing process group is kept.
 
     Args:
         cfg (Config): Of the run, with ``launcher``; ``model_wrapper_cfg`` is
             set.
 
     Raises:
-        KeyError: If the launcher has not set the variables that name a rank.
+        ValueError: If the launcher has not set the variables that name a
+            rank.
     """
     if not dist.is_initialized():
         _take_environment(cfg.launcher)
@@ -51,12 +51,12 @@ def init_cpu_process_group(cfg: Config) -> None:
 
 
 def _take_environment(launcher: str) -> None:
-    """What torchrun sets, from the variables of another launcher."""
+    """Set what torchrun sets, from the variables of another launcher."""
     for name, own in zip(
             _ENVIRONMENT, _LAUNCHERS.get(launcher, ()), strict=False):
         if own not in os.environ:
-            raise KeyError(f'--launcher {launcher}, but {own} is not set: '
-                           'start the processes with it, or with torchrun')
+            raise ValueError(f'--launcher {launcher}, but {own} is not set: '
+                             'start the processes with it, or with torchrun')
         os.environ[name] = os.environ[own]
     os.environ.setdefault('MASTER_PORT', '29500')
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:

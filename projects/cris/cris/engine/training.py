@@ -46,19 +46,12 @@ def train(args: Namespace) -> None:
             optimize_for_cpu_training(_unwrapped(runner.model))
         runner.register_hook(_SetUpHook(phase, cfg))
         with explain_data_errors(runner):
-            check_data(runner)
-            warn_of_long_warmup(runner, cfg)
-            if cfg.get('auto_scale_lr', {}).get('enable'):
-                log_scaled_rate(runner, cfg)
+            check_training(runner, cfg)
             runner.train()
 
 
 def build_config(args: Namespace) -> Config:
-    """The config of the run, with all that depends on the machine.
-
-    Raises:
-        ValueError: If settings contradict each other.
-    """
+    """The config of the run, with all that depends on the machine."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     if args.resume is not None:
@@ -94,14 +87,7 @@ def build_config(args: Namespace) -> Config:
 
 
 def without_pretrained(node: Any) -> Any:
-    """A config without the weights that a checkpoint would replace.
-
-    Args:
-        node (Any): Config of a model, or a part of it.
-
-    Returns:
-        Any: A copy; where ``init_cfg`` is of type 'Pretrained' it is None.
-    """
+    """A copy of a config without the weights that a checkpoint replaces."""
     if isinstance(node, dict):
         if node.get('type') == 'Pretrained':
             return None
@@ -113,7 +99,7 @@ def without_pretrained(node: Any) -> Any:
 
 
 def expressions_per_image(dataset: dict) -> int:
-    """K of the config of a dataset; of several in one, the largest."""
+    """K in the config of a dataset; of several in one, the largest."""
     parts = dataset.get('datasets', [dataset.get('dataset')])
     if parts[0] is not None:
         return max(map(expressions_per_image, parts))
@@ -126,9 +112,6 @@ def count_expressions(cfg: Config) -> None:
     ``auto_scale_lr.base_batch_size`` are the images of the batch that the
     rate is for; ``auto_scale_lr.num_expressions`` is the K of that batch, by
     default 1 as in the paper.
-
-    Raises:
-        ValueError: If the config has no base_batch_size.
     """
     scale = cfg.auto_scale_lr
     if 'base_batch_size' not in scale:
@@ -141,26 +124,8 @@ def count_expressions(cfg: Config) -> None:
     cfg.auto_scale_lr = dict(base_batch_size=base / k, enable=True)
 
 
-def log_scaled_rate(runner: Runner, cfg: Config) -> None:
-    """Say what the learning rate is multiplied by, and why."""
-    k = expressions_per_image(cfg.train_dataloader.dataset)
-    images = cfg.train_dataloader.batch_size
-    number = images * k * runner.world_size
-    base = cfg.auto_scale_lr.base_batch_size * k
-    runner.logger.info(
-        f'auto_scale_lr: {images} images x {k} expressions x '
-        f'{runner.world_size} process(es) = {number} expressions per step; '
-        f'the learning rate is for {base:g}, it is multiplied by '
-        f'{number / base:g}')
-
-
-def check_data(runner: Runner) -> None:
-    """Read the datasets before anything else that takes long.
-
-    Raises:
-        ValueError: If an epoch would have no batch, or a dataset cannot be
-            used.
-    """
+def check_training(runner: Runner, cfg: Config) -> None:
+    """Read the datasets, and say what is not as one would expect."""
     loader = runner.train_dataloader
     if runner.val_loop is not None:
         runner.val_dataloader  # noqa: B018  it is built now
@@ -170,6 +135,16 @@ def check_data(runner: Runner) -> None:
             f'{runner.world_size} process(es), '
             f'batch_size={loader.batch_size}, drop_last={loader.drop_last}. '
             'Set a smaller train_dataloader.batch_size, or drop_last=False')
+    warn_of_long_warmup(runner, cfg)
+    if cfg.get('auto_scale_lr', {}).get('enable'):
+        k = expressions_per_image(cfg.train_dataloader.dataset)
+        number = loader.batch_size * k * runner.world_size
+        base = cfg.auto_scale_lr.base_batch_size * k
+        runner.logger.info(
+            f'auto_scale_lr: {loader.batch_size} images x {k} expressions x '
+            f'{runner.world_size} process(es) = {number} expressions per '
+            f'step; the learning rate is for {base:g}, it is multiplied by '
+            f'{number / base:g}')
 
 
 def warn_of_long_warmup(runner: Runner, cfg: Config) -> None:
@@ -178,10 +153,10 @@ def warn_of_long_warmup(runner: Runner, cfg: Config) -> None:
     if isinstance(schedulers, dict):
         schedulers = [schedulers]
     for index, scheduler in enumerate(schedulers):
-        start = dict(
+        first = dict(
             LinearLR=scheduler.get('start_factor', 1 / 3),
             ConstantLR=scheduler.get('factor', 1 / 3))
-        if start.get(scheduler.get('type'), 1) >= 1:
+        if first.get(scheduler.get('type'), 1) >= 1:
             continue
         unit, total = 'epochs', runner.max_epochs
         if not scheduler.get('by_epoch', True):
@@ -199,7 +174,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 class _SetUpHook(Hook):
-    """Checks what is loaded, and notes when training begins."""
+    """Checks the checkpoint, and notes when training begins."""
 
     priority = 'VERY_HIGH'  # before hooks that use the checkpoint
 

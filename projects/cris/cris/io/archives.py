@@ -1,8 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Weights of a TorchScript archive, read without running its code.
 
-OpenAI publishes CLIP as TorchScript. ``torch.jit.load`` runs what an archive
-brings with it; here only its tensors are taken.
+OpenAI publishes CLIP as TorchScript. ``torch.jit.load`` runs the code in an
+archive; here only its tensors are taken.
 """
 import mmap
 import os.path as osp
@@ -55,7 +55,7 @@ def read_torchscript(path: str) -> dict[str, Tensor]:
             and tensors.
     """
     with zipfile.ZipFile(path) as archive:
-        # All records are under one folder, named like the file once was.
+        # All records are in one folder, which has the file's first name.
         (data, ) = (
             name for name in archive.namelist()
             if name.count('/') == 1 and name.endswith('/data.pkl'))
@@ -68,7 +68,7 @@ def read_torchscript(path: str) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Stands in for every class of the archive; it only keeps attributes."""
+    """In place of every class of the archive; it only keeps attributes."""
 
 
 def _tensors(module: _Module, prefix: str = '') -> Iterator[tuple]:
@@ -93,7 +93,7 @@ class _ArchiveUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         if module.split('.')[0] == '__torch__':
-            # Every class its own, or their attributes would be mixed up.
+            # A class of its own, or attributes of two would be mixed up.
             return type(name, (_Module, ), {})
         if module == 'torch' and name in _DTYPES:
             return _DTYPES[name]
@@ -112,8 +112,7 @@ class _ArchiveUnpickler(pickle.Unpickler):
             name = f'{self.root}/data/{key}'
             if self.archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
                 raise pickle.UnpicklingError(
-                    f'{name} is compressed; PyTorch stores tensors as they '
-                    'are')
+                    f'{name} is compressed; PyTorch does not compress')
             record = bytearray(self.archive.read(name))
             self.storages[key] = (
                 torch.frombuffer(record, dtype=dtype, count=numel)
@@ -157,13 +156,13 @@ def check_checkpoint_file(path: str) -> None:
 def _check_zip(archive: zipfile.ZipFile, size: int) -> None:
     records = [
         info for info in archive.infolist()
-        # The code of a TorchScript archive is compressed; nobody reads it.
+        # The code of a TorchScript archive is compressed; it is not read.
         if '/code/' not in info.filename
     ]
     for info in records:
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f'its record {info.filename} is compressed; '
-                             'PyTorch stores tensors as they are')
+                             'PyTorch does not compress')
     if sum(info.file_size for info in records) > size:
         raise ValueError('its records overlap')
     for info in records:

@@ -131,8 +131,8 @@ def use_safe_loader(trust: bool = False) -> None:
 
     mmengine's own loader executes the code in a file when the safe way fails,
     and does not read safetensors. This holds for the whole process, so the
-    tools call it and ``import cris`` does not. URLs are refused: a file that
-    was downloaded can be inspected first.
+    tools call it and ``import cris`` does not. URLs are refused: download the
+    file and inspect it first.
 
     Args:
         trust (bool): See :func:`read_checkpoint`.
@@ -197,16 +197,11 @@ def load_weights(model: nn.Module,
 
 def check_fit(checkpoint: dict, model: nn.Module,
               path: str | os.PathLike) -> None:
-    """Compare a checkpoint with a model, all names and shapes.
-
-    Args:
-        checkpoint (dict): Of :func:`read_checkpoint`.
-        model (nn.Module): Without a wrapper for several ranks.
-        path (str | PathLike): Of the checkpoint, for the message.
+    """Refuse a checkpoint in which any name or shape is not the model's.
 
     Raises:
-        CheckpointError: If they differ. The message names the config that the
-            checkpoint was trained with, if the checkpoint does.
+        CheckpointError: It names the config that the checkpoint was trained
+            with, if the checkpoint does.
     """
     differences = compare_weights(
         state_dict_of(checkpoint), model.state_dict())

@@ -6,11 +6,7 @@ import uuid
 
 import numpy as np
 import torch
-from mmengine.dist import (
-    all_gather_object,
-    broadcast_object_list,
-    is_main_process,
-)
+from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmseg.registry import HOOKS
@@ -27,10 +23,9 @@ class ExactResumeHook(Hook):
     """A resumed run goes on as if it had never been interrupted.
 
     mmengine restores weights, optimizer, schedule and the logs. Here all
-    random draws become a function of the run's seed and the position: the
-    sentences of a sample, of its epoch and index; dropout, of the iteration
-    and the rank. So no state of a generator has to be saved. A checkpoint from
-    the middle of an epoch goes on at the next batch (with
+    random draws become a function of the run's seed and the position (epoch
+    and sample, or iteration and rank), so no generator's state is saved. A
+    checkpoint from the middle of an epoch goes on at the next batch (with
     :class:`ResumableSampler`).
 
     The checkpoint of an epoch is saved before its validation. Which epochs
@@ -62,7 +57,7 @@ class ExactResumeHook(Hook):
             batches=batches, samples=batches * batch_size, run=self._run)
 
     def before_train(self, runner: Runner) -> None:
-        positions = all_gather_object((runner.epoch, runner.iter))
+        positions = dist.all_gather_object((runner.epoch, runner.iter))
         if len(set(positions)) > 1:
             raise RuntimeError(
                 'the processes resumed at different (epoch, iteration): '
@@ -119,7 +114,7 @@ class ExactResumeHook(Hook):
             self._write_validated(runner)
 
     def _write_validated(self, runner: Runner) -> None:
-        if is_main_process():
+        if dist.is_main_process():
             record = dict(run=self._run, epochs=self._validated)
             write_text(
                 osp.join(runner.work_dir, _VALIDATED), json.dumps(record))
@@ -128,12 +123,12 @@ class ExactResumeHook(Hook):
         """Epochs that were validated before this position of this run."""
         epochs: list = [[]]
         path = osp.join(runner.work_dir, _VALIDATED)
-        if is_main_process() and osp.isfile(path):
+        if dist.is_main_process() and osp.isfile(path):
             with open(path) as file:
                 record = json.load(file)
             if record['run'] == self._run:
                 epochs = [[e for e in record['epochs'] if e <= runner.epoch]]
-        broadcast_object_list(epochs)
+        dist.broadcast_object_list(epochs)
         return epochs[0]
 
     def _validate_if_due(self, runner: Runner) -> None:
