@@ -123,11 +123,12 @@ def test_training_steps(model, inputs):
     loss_fn = TextToPixelContrastiveLoss()
     norms = official_cris.to_ours(META['grad_norms_step1'])
     model.train()
+    # Adam's first steps amplify rounding, which differs between processors.
     for step, expected in enumerate(META['losses']):
         logits = model.predict_logits(inputs['img'], inputs['tokens'])
         loss = loss_fn(logits, inputs['mask'])
         assert loss.item() == pytest.approx(
-            expected, rel=1e-4 if step < 4 else 1e-2), step
+            expected, rel=(1e-4, 1e-3, 1e-2, 1e-2)[step // 2]), step
         wrapper.zero_grad()
         loss.backward()
         if step == 0:
