@@ -62,7 +62,8 @@ ENTRIES = [
 RESULTS = [
     dict(img_path='1.jpg', expression='the thing', height=48, width=64,
          intersection=3, union=4, pred_area=4, gt_area=3, iou=0.75, score=0.5,
-         pred_rle=COMPRESSED, gt_rle=COMPRESSED, inclusive=True, empty_union=0.5)
+         pred_rle=COMPRESSED, gt_rle=COMPRESSED, inclusive=True,
+         empty_union=0.5)
 ]
 
 
