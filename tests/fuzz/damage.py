@@ -13,7 +13,7 @@ NASTY = [
     'a' * 10000, b'\xff', [], {}, [[]], [[1e308] * 6], [[float('nan')] * 6],
     [[0, 0, 9e6, 9e6, 0, 9e6]], dict(size=[2**31, 2**31], counts='0'),
     dict(size=[48, 64], counts='o' * 5000), dict(size=[48, 64], counts=[-1]),
-    Call(os.mkdir, '/nowhere/marker')
+    dict(mask_file='/etc/passwd'), Call(os.mkdir, '/nowhere/marker')
 ]
 # Likelier in the place of a value of the same type.
 NAMES = ['/etc/passwd', '../../x', '../1.jpg', 'file:///etc/passwd', '.', '']

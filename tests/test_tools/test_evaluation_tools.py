@@ -21,7 +21,7 @@ def untrained(tmp_path_factory):
     """A data set and a model whose probabilities lie around its threshold."""
     root = tmp_path_factory.mktemp('untrained')
     data = ReferSet(root / 'refer').write()
-    torch.manual_seed(0)
+    torch.manual_seed(3)  # spreads the probabilities
     model = MODELS.build(Config.fromfile(CONFIG).model)
     projection = model.decode_head.projector.kernel_proj
     with torch.no_grad():

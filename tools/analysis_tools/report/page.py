@@ -23,8 +23,14 @@ from cris.io.images import check_pixels
 from cris.version import __version__
 from cris.visualization.draw import cut, thumbnail
 
-from . import breakdown
-from .breakdown import Bin
+from .breakdown import (
+    Bin,
+    by_area,
+    by_length,
+    choose_samples,
+    target_share,
+    worst_words,
+)
 
 #: Expressions that the filter by word searches, evenly chosen.
 MAX_FILTERED = 50_000
@@ -59,9 +65,8 @@ def write_report(results: str,
     iou = np.array([record['iou'] for record in records])
     faults = []
     groups = {
-        name: list(_figures(records, indices, img_root, faults))
-        for name, indices in breakdown.choose_samples(
-            records, num_samples).items()
+        name: list(_figures(records, indices, img_root, faults)) for
+        name, indices in choose_samples(records, num_samples).items()
     }
     filtered = _evenly(len(records), MAX_FILTERED)
     ranked = filtered[np.argsort(iou[filtered], kind='stable')]
@@ -88,7 +93,7 @@ def write_report(results: str,
         charts=_charts(records, iou),
         groups=groups,
         faults=faults,
-        words=breakdown.worst_words(records),
+        words=worst_words(records),
         data=dict(
             sentences=[
                 cut(records[i]['expression'], _LONGEST) for i in filtered
@@ -130,7 +135,7 @@ def _figures(records: Sequence[dict], indices: Sequence[int],
             sentence=cut(record['expression'], _LONGEST),
             iou=100 * record['iou'],
             score=record.get('score'),
-            share=breakdown.target_share(record),
+            share=target_share(record),
             file=osp.basename(record['img_path'] or ''))
 
 
@@ -169,10 +174,9 @@ def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
     with matplotlib.rc_context(style):
         return dict(
             histogram=_histogram(iou),
-            length=_curve(
-                breakdown.by_length(records), 'words in the expression'),
+            length=_curve(by_length(records), 'words in the expression'),
             area=_curve(
-                breakdown.by_area(records),
+                by_area(records),
                 'ground truth in percent of the image (logarithmic steps)'))
 
 
