@@ -19,11 +19,14 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 PAGES = [
-    'README.md', 'projects/cris/README.md', 'configs/cris/README.md',
+    'README.md', 'CHANGELOG.md', 'SECURITY.md', 'projects/cris/README.md',
+    'configs/cris/README.md',
     *sorted(str(p.relative_to(REPO)) for p in REPO.glob('docs/en/*.md'))
 ]
 FENCE = re.compile(r'^```(bash|python)(?: +(\S+))?\n(.*?)^```$', re.M | re.S)
 LINK = re.compile(r'\]\(([^)#\s]*)(#[^)\s]*)?\)')
+#: A file and what it defines, in docs/en/how_it_works.md.
+PLACE = re.compile(r'`([\w/.]+\.py)`: `([\w.]+)`')
 
 
 class Fence(NamedTuple):
@@ -174,3 +177,17 @@ def test_links_lead_somewhere(page):
             heads = re.findall('^#+ (.*)$', file.read_text(), re.M)
             slugs = [re.sub(r'[^\w -]', '', h).lower() for h in heads]
             assert anchor[1:] in [s.replace(' ', '-') for s in slugs]
+
+
+def test_places_in_the_code_exist():
+    text = (REPO / 'docs/en/how_it_works.md').read_text()
+    places = PLACE.findall(text)
+    assert len(places) > 20
+    for file, symbol in places:
+        path = REPO / 'projects/cris/cris' / file
+        if not path.is_file():
+            path = REPO / file
+        source = path.read_text()
+        for name in symbol.split('.'):
+            defined = rf'(def|class) {name}\b|^{name}\b.* =|\b{name}\b,'
+            assert re.search(defined, source, re.M), f'{file}: {symbol}'
