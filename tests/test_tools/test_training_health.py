@@ -65,13 +65,29 @@ def test_a_model_that_is_lost_is_not_skipped_forever(tmp_path):
 
 def test_a_stalled_worker_is_reported_with_its_file(tmp_path):
     data = ReferSet(tmp_path / 'refer').write()
-    picture = data / 'images/2.jpg'
-    picture.unlink()
-    os.mkfifo(picture)  # whoever opens it waits for a writer
+    config = tmp_path / 'config.py'
+    config.write_text(f'''
+_base_ = {str(CONFIG)!r}
+custom_imports = dict(imports=['cris', 'training_probes'],
+                      allow_failed_imports=False)
+train_dataloader = dict(
+    dataset=dict(pipeline=[dict(type='Stall'), *_base_.train_pipeline]))
+''')
     cfg = [o for o in options(data) if 'train_dataloader.num_w' not in o
            and 'train_dataloader.pers' not in o]
-    log = tool('train.py', CONFIG, '--work-dir', tmp_path, *cfg,
-               'train_dataloader.dataset.check_images=False',
+    log = tool('train.py', config, '--work-dir', tmp_path, *cfg,
                'default_hooks.data_timeout.seconds=2', ok=False)
     assert 'DataLoader timed out after 2 seconds' in log
-    assert re.search(rf'Files being read:\n  worker \d: {picture}', log)
+    image = data / 'images/2.jpg'
+    assert re.search(rf'Files being read:\n  worker \d: {image}', log)
+
+
+def test_a_pipe_among_the_images_is_refused(tmp_path):
+    """Whoever opened it would wait for a writer."""
+    data = ReferSet(tmp_path / 'refer').write()
+    image = data / 'images/2.jpg'
+    image.unlink()
+    os.mkfifo(image)
+    log = tool('train.py', CONFIG, '--work-dir', tmp_path, *options(data),
+               'train_dataloader.dataset.check_images=False', ok=False)
+    assert f'error: {image} is not a regular file' in log

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 from mmcv.transforms import BaseTransform
@@ -23,6 +24,16 @@ class Poison(BaseTransform):
         if packed['data_samples'].img_path.endswith('2.jpg'):
             packed['inputs'] = packed['inputs'] * float('nan')
         return packed
+
+
+@TRANSFORMS.register_module()
+class Stall(BaseTransform):
+    """One image takes forever."""
+
+    def transform(self, results: dict) -> dict:
+        while results['img_path'].endswith('2.jpg'):
+            time.sleep(1)
+        return results
 
 
 @HOOKS.register_module()
