@@ -64,6 +64,16 @@ def test_mixed_precision_depends_on_the_processor(monkeypatch, has, expected):
     assert cfg.optim_wrapper == dict(type=expected, optimizer=optimizer)
 
 
+@pytest.mark.parametrize('old, cause', [
+    (True, f'torch {torch.__version__} has no bfloat16 attention'),
+    (False, 'this processor would only emulate bfloat16')])
+def test_the_cause_of_fp32_is_named(monkeypatch, capsys, old, cause):
+    monkeypatch.setattr(cpu, 'has_bfloat16', lambda: False)
+    monkeypatch.setattr(cpu, 'before_torch_2_4', lambda: old)
+    cpu.use_bfloat16(Config(dict(optim_wrapper=dict(type='AmpOptimWrapper'))))
+    assert f'Training uses fp32: {cause}' in capsys.readouterr().out
+
+
 def test_a_torch_without_onednn_has_no_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
     monkeypatch.setattr(torch.ops, 'mkldnn', None)
@@ -222,7 +232,7 @@ def test_sigterm_long_after_the_first_ends_a_process_that_does_not_train(
         hook.before_train(SimpleNamespace(train_loop=loop, val_loop=None))
         for _ in range(3):  # as a launcher and a scheduler may do together
             os.kill(os.getpid(), signal.SIGTERM)
-        assert not received and hook._asked
+        assert not received and hook._requested
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0)

@@ -212,7 +212,7 @@ custom_hooks = [dict(type='EMAHook'), dict(type='BetterEveryEpoch')]
     assert [path.exists() for path in best] == [True, True, False]
     log = tool('train.py', *args)
     assert 'resumed epoch: 2' in log
-    assert 'The validation of epoch 2 did not end: it is repeated' in log
+    assert 'The validation of epoch 2 was interrupted: it is repeated' in log
     assert [path.exists() for path in best] == [False, False, True]
     log = tool('train.py', *args, 'train_cfg.max_epochs=4')
     assert re.findall(r'Epoch\(val\) \[(\d)\]', log) == ['4']

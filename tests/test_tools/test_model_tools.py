@@ -79,7 +79,7 @@ def test_fewer_samples_than_a_batch(tmp_path):
     out = tool('train.py', CONFIG, '--work-dir', tmp_path, *options(data),
                'train_dataloader.batch_size=128',
                'train_dataloader.drop_last=True', ok=False)
-    assert re.search('an epoch has no batch: 2 samples, 1 process.*=128', out)
+    assert re.search('smaller than one batch: 2 samples, 1 process.*=128', out)
     assert 'Traceback' not in out and not list(tmp_path.glob('*.pth'))
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from mmengine.config import Config, DictAction
 
-# A setting at the top of a config and the argument of the transforms that
-# follow it.
+# Top-level setting: (transform, argument) that takes its value.
 _SETTINGS = dict(
     image_size=('Letterbox', 'size'),
     context_length=('TokenizeExpressions', 'context_length'))
@@ -23,8 +22,8 @@ def load_config(path: str,
     hold for every ``Letterbox`` and ``TokenizeExpressions`` in it: a config
     file is run before its child is read, so that the child's value would not
     reach the pipelines otherwise. An option that names one transform
-    (``test_dataloader.dataset.pipeline.2.size=320``) still has the last word,
-    and the alternatives of a ``RandomChoice`` or ``TestTimeAug`` are kept.
+    (``test_dataloader.dataset.pipeline.2.size=320``) has priority, and the
+    alternatives of a ``RandomChoice`` or ``TestTimeAug`` are kept.
     A warning is given if image_size is far from the config's
     ``model_image_size``, the size that the model was made for.
 
@@ -32,8 +31,8 @@ def load_config(path: str,
         path (str): Config file.
         options (Sequence[str] | dict, optional): The ``key=value`` strings of
             ``--cfg-options``, or a dict of them. They come last.
-        work_dir (str, optional): Goes before the config's own; without
-            either it is ``work_dirs/<name of the file>``.
+        work_dir (str, optional): Overrides the config's. The default of both
+            is ``work_dirs/<name of the file>``.
 
     Returns:
         Config: With its bases and the options merged.
@@ -75,7 +74,8 @@ def _parse_options(options: Sequence[str]) -> dict:
 
 
 def _transforms(node: Any, kind: str) -> Iterator[dict]:
-    """Dicts with this type, but none of a list of alternative lists."""
+    """Yield configs of this type; skip lists nested in lists (RandomChoice,
+    TestTimeAug)."""
     if isinstance(node, dict):
         name = node.get('type')
         name = name if isinstance(name, str) else getattr(name, '__name__', '')

@@ -26,13 +26,13 @@ def init_cpu_process_group(cfg: Config) -> None:
             set.
 
     Raises:
-        ValueError: If the launcher has not set the variables that name a
-            rank.
+        ValueError: If the launcher has not set the environment variables of
+            the ranks.
     """
     if not dist.is_initialized():
         _take_environment(cfg.launcher)
         # After a restart by torchrun the store still holds the addresses of
-        # the processes that died: each attempt has its own names in it.
+        # the dead processes, so each attempt uses its own prefix.
         attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
         store, rank, world_size = next(dist.rendezvous('env://'))
         dist.init_process_group(
@@ -46,18 +46,19 @@ def init_cpu_process_group(cfg: Config) -> None:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
         device_ids=None)
     cfg.sync_bn = None  # SyncBatchNorm has no CPU kernel
-    if 'strategy' in cfg:  # of a FlexibleRunner, which wraps by itself
+    if 'strategy' in cfg:  # FlexibleRunner wraps the model itself
         cfg.strategy.model_wrapper.device_id = torch.device('cpu')
 
 
 def _take_environment(launcher: str) -> None:
     """Set what torchrun sets, from the variables of another launcher."""
-    for name, own in zip(
+    for name, source in zip(
             _ENVIRONMENT, _LAUNCHERS.get(launcher, ()), strict=False):
-        if own not in os.environ:
-            raise ValueError(f'--launcher {launcher}, but {own} is not set: '
-                             'start the processes with it, or with torchrun')
-        os.environ[name] = os.environ[own]
+        if source not in os.environ:
+            raise ValueError(f'--launcher {launcher}, but {source} is not '
+                             f'set: start the processes with {launcher} or '
+                             'torchrun')
+        os.environ[name] = os.environ[source]
     os.environ.setdefault('MASTER_PORT', '29500')
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
         hosts = subprocess.run(

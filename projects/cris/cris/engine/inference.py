@@ -27,15 +27,15 @@ def optimize_for_inference(model: nn.Module,
             wrapper of it for several ranks.
         precision (str): ``'fp32'``, whose results differ by rounding alone,
             ``'bf16'`` or, on a GPU, ``'fp16'``. Defaults to ``'fp32'``.
-        compile (bool): Use torch.compile: the first calls take minutes, and
-            so does each new size of the input. Defaults to False.
+        compile (bool): Use torch.compile. The first call, and each new input
+            size, takes minutes. Defaults to False.
 
     Returns:
         nn.Module: The model itself, in eval mode.
 
     Raises:
-        ValueError: If the precision is unknown, or the device or its torch
-            does not have it.
+        ValueError: If the precision is unknown, or the device or this
+            version of torch does not support it.
     """
     if is_model_wrapper(model):
         optimize_for_inference(model.module, precision, compile)
@@ -58,14 +58,14 @@ def optimize_for_inference(model: nn.Module,
     if device == 'cpu':
         optimize_for_cpu_inference(model, dtype)
     if compile:
-        model.backbone.compile()  # its image side
+        model.backbone.compile()  # compiles forward(), the image encoder
         model.backbone.text.transformer.compile(dynamic=True)
         model.decode_head.compile(dynamic=True)
     return model
 
 
 def _cast_products(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what autocast would cast at every call."""
+    """Cast once the weights that autocast would cast at every call."""
     projector = model.decode_head.projector
     # The projector's last products are computed in fp32.
     kept = {projector.pixel_proj, getattr(projector, 'kernel_proj', None)}

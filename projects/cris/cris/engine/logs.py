@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""What a command of tools/ prints: short logs and short errors."""
+"""Short logs and short errors for the commands of tools/."""
 import logging
 import re
 import sys
@@ -24,12 +24,12 @@ _DETAILS = re.compile(
 
 
 def quiet_logs() -> None:
-    """Start logs with what matters; ``log_level='DEBUG'`` shows all again.
+    """Log mmengine's details of the environment at level DEBUG only.
 
-    mmengine makes its logger and logs the environment and the config in one
-    constructor, so no filter can be added in between: a factory of log
-    records, which Python has for this, lowers their level. Warnings of
-    deprecated functions are ignored unless ``python -W`` is used.
+    mmengine creates its logger and logs the environment and the config in one
+    constructor, so no filter can be added in between. Instead, a factory of
+    log records lowers their level. ``log_level='DEBUG'`` shows them again.
+    Warnings of deprecated functions are ignored unless ``python -W`` is used.
     """
     make = logging.getLogRecordFactory()
 
@@ -46,7 +46,7 @@ def quiet_logs() -> None:
 
 
 def log_run(runner: Runner) -> None:
-    """Log in one line what is run, where and with what."""
+    """Log experiment, device, seed and versions in one line."""
     device = 'CPU'
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
@@ -58,11 +58,11 @@ def log_run(runner: Runner) -> None:
 
 @contextmanager
 def short_errors() -> Iterator[SimpleNamespace]:
-    """End the process with a sentence where the user can mend the fault.
+    """Exit with a one-line message for errors the user can fix.
 
     While the run is set up, these are OSError, ValueError and ImportError;
-    at any time OSError, FloatingPointError and what has a ``kind``. The
-    traceback is logged at level DEBUG. Other errors are left alone.
+    at any time OSError, FloatingPointError and errors with a ``kind``. The
+    traceback is logged at level DEBUG. Other errors are not changed.
 
     Yields:
         SimpleNamespace: Set its ``running`` when the set-up is over.
@@ -78,7 +78,7 @@ def short_errors() -> Iterator[SimpleNamespace]:
             raise
         print_log(traceback.format_exc(), 'current', logging.DEBUG)
         text = str(error)
-        if text.startswith('Caught '):  # a data worker's, with its traceback
+        if text.startswith('Caught '):  # by a data worker, has a traceback
             text = re.split(rf'^(?:[\w.]+\.)?{type(error).__name__}: ', text,
                             flags=re.MULTILINE)[-1].strip()
         raise SystemExit(f'error: {text}') from error

@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Mixed precision where mmengine has none: on a CPU."""
+"""Mixed precision on a CPU, which mmengine lacks."""
 import logging
 from contextlib import contextmanager
 
@@ -31,8 +31,8 @@ class BFloat16OptimWrapper(OptimWrapper):
 def has_bfloat16() -> bool:
     """Whether this processor is faster in bfloat16 than in fp32.
 
-    Before torch 2.4 CPU autocast leaves the mask of attention in fp32, which
-    attention refuses.
+    Before torch 2.4 CPU autocast leaves the attention mask in fp32, and
+    attention then fails.
     """
     return (not before_torch_2_4() and torch.backends.mkldnn.is_available()
             and torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -64,8 +64,9 @@ def use_bfloat16(cfg: Config) -> None:
     wrapper.type = 'BFloat16OptimWrapper'
     if not has_bfloat16():
         wrapper.type = 'OptimWrapper'
-        print_log(
-            'This processor has no bfloat16: training uses fp32.',
-            level=logging.WARNING)
+        cause = f'torch {torch.__version__} has no bfloat16 attention on CPUs'
+        if not before_torch_2_4():
+            cause = 'this processor would only emulate bfloat16'
+        print_log(f'Training uses fp32: {cause}.', level=logging.WARNING)
     for key in ('loss_scale', 'dtype', 'use_fsdp'):
         wrapper.pop(key, None)

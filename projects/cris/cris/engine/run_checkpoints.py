@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""The checkpoints of a run: written whole, verified, and found again."""
+"""Save the checkpoints of a run atomically, and find the latest one."""
 import logging
 import os.path as osp
 import zipfile
@@ -15,13 +15,11 @@ from cris.io.checkpoints import read_checkpoint
 
 def save_checkpoint(runner: Runner, out_dir: str, filename: str,
                     *args, **kwargs) -> None:
-    """``runner.save_checkpoint``, but never half a file under its name.
-
-    The checkpoint is written beside, flushed, read back and renamed.
+    """Save atomically: write a temporary file, verify it, rename it.
 
     Raises:
-        OSError: If the disk is full or what was written cannot be read. A
-            checkpoint of that name stays as it was.
+        OSError: If the disk is full or the written file cannot be read. An
+            existing checkpoint of that name stays as it was.
     """
     path = osp.join(out_dir, filename)
     with atomic_write(path, rename=is_main_process()) as partial:
@@ -42,7 +40,8 @@ def verify_checkpoint(path: str) -> bool:
     """Read a checkpoint once, to see that it is not damaged.
 
     Returns:
-        bool: Whether a run can go on from it: it holds more than weights.
+        bool: Whether a run can be resumed from it: it holds more than
+        weights.
 
     Raises:
         ValueError: If it is damaged.
@@ -51,7 +50,7 @@ def verify_checkpoint(path: str) -> bool:
         return True
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            # torch would read flipped bits as numbers.
+            # torch.load does not verify checksums.
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f'{path} is damaged: the checksum of '
                                  f'{damaged} is wrong')
@@ -60,7 +59,7 @@ def verify_checkpoint(path: str) -> bool:
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """The newest checkpoint from which a run can go on.
+    """The newest checkpoint from which a run can be resumed.
 
     Those without the state of the optimizer, such as the best of a run, are
     passed over, damaged ones with a warning.

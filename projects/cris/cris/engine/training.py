@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""What tools/train.py does around mmengine's runner."""
+"""Set-up of a training run."""
 import os
 from argparse import Namespace
 from collections.abc import Sized
@@ -32,7 +32,7 @@ def train(args: Namespace) -> None:
         args (Namespace): Of tools/train.py.
 
     Raises:
-        SystemExit: With a sentence, where the user can mend the fault.
+        SystemExit: With a one-line message, for errors the user can fix.
     """
     quiet_logs()
     with short_errors() as phase:
@@ -51,7 +51,7 @@ def train(args: Namespace) -> None:
 
 
 def build_config(args: Namespace) -> Config:
-    """The config of the run, with all that depends on the machine."""
+    """The config of the run, adapted to the arguments and the machine."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     if args.resume is not None:
@@ -80,7 +80,8 @@ def build_config(args: Namespace) -> Config:
     if cfg.resume and (cfg.load_from is None or restarted):
         cfg.load_from = latest_checkpoint(cfg.work_dir) or cfg.load_from
     cfg.resume = cfg.resume and cfg.load_from is not None
-    # A FlexibleRunner starts from whatever part of a model a file holds.
+    # FlexibleRunner may load only part of the model, so keep the pretrained
+    # init.
     if cfg.resume or cfg.load_from and 'runner_type' not in cfg:
         cfg.model = without_pretrained(cfg.model)
     return cfg
@@ -109,9 +110,9 @@ def expressions_per_image(dataset: dict) -> int:
 def count_expressions(cfg: Config) -> None:
     """Let mmengine scale the learning rate by expressions, not by images.
 
-    ``auto_scale_lr.base_batch_size`` are the images of the batch that the
-    rate is for; ``auto_scale_lr.num_expressions`` is the K of that batch, by
-    default 1 as in the paper.
+    ``auto_scale_lr.base_batch_size`` is the number of images per step the
+    rate was tuned for; ``auto_scale_lr.num_expressions`` is the K of that
+    batch, by default 1 as in the paper.
     """
     scale = cfg.auto_scale_lr
     if 'base_batch_size' not in scale:
@@ -125,13 +126,14 @@ def count_expressions(cfg: Config) -> None:
 
 
 def check_training(runner: Runner, cfg: Config) -> None:
-    """Read the datasets, and say what is not as one would expect."""
+    """Build the data loaders and warn about likely mistakes."""
     loader = runner.train_dataloader
     if runner.val_loop is not None:
         runner.val_dataloader  # noqa: B018  it is built now
     if isinstance(loader.dataset, Sized) and not len(loader):
         raise ValueError(
-            f'an epoch has no batch: {len(loader.dataset)} samples, '
+            'the training set is smaller than one batch: '
+            f'{len(loader.dataset)} samples, '
             f'{runner.world_size} process(es), '
             f'batch_size={loader.batch_size}, drop_last={loader.drop_last}. '
             'Set a smaller train_dataloader.batch_size, or drop_last=False')
@@ -174,7 +176,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 class _SetUpHook(Hook):
-    """Checks the checkpoint, and notes when training begins."""
+    """Checks the loaded checkpoint and marks the start of the training."""
 
     priority = 'VERY_HIGH'  # before hooks that use the checkpoint
 
@@ -189,7 +191,7 @@ class _SetUpHook(Hook):
             raise CheckpointError(
                 f'{self.path} holds weights, not the state of a run: start '
                 f'from it with --cfg-options load_from={self.path}')
-        # mmengine would leave at random what does not fit.
+        # mmengine only warns and leaves unmatched weights random.
         check_fit(checkpoint, _unwrapped(runner.model), self.path)
 
     def before_train_epoch(self, runner: Runner) -> None:

@@ -86,7 +86,7 @@ class CLIPBackbone(BaseModule):
         self.text = clip.text
 
     def init_weights(self) -> None:
-        """Load the weights that init_cfg names, if it does."""
+        """Load the weights named by init_cfg, if any."""
         if self.init_cfg is not None:
             self.load_state_dict(
                 read_clip_weights(

@@ -89,7 +89,8 @@ def _refuse_others(path: str, weights: dict) -> None:
         found = ('an image classifier, not CLIP: the text encoder and the '
                  'attention pool are missing')
     elif not has('visual.'):
-        found = (f'no CLIP: none of its {len(weights)} names starts with '
+        found = ('weights of another model than CLIP: none of its '
+                 f'{len(weights)} names starts with '
                  f"'visual.', e.g. {sorted(weights)[:3]}")
     else:
         return
@@ -115,17 +116,18 @@ def _download(source: str, model_name: str | None,
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise ValueError(f'open_clip has no weights {tag!r} of {name!r}; it '
                          f'has {tags or "none of this model"}')
-    if bool(cfg.get('quick_gelu')) != quick_gelu:
+    trained_with = bool(cfg.get('quick_gelu'))
+    if trained_with != quick_gelu:
         raise ValueError(
             f'the weights {tag!r} of {name} were trained with quick_gelu='
-            f'{bool(cfg.get("quick_gelu"))}: set it so in the backbone')
+            f'{trained_with}: set quick_gelu={trained_with} in the backbone')
     try:
         # One process per machine downloads, the others read the cache.
         if int(os.environ.get('LOCAL_RANK', 0)) == 0:
             open_clip.download_pretrained(cfg)
         barrier()
         return open_clip.download_pretrained(cfg)
-    except Exception as error:  # whatever the network or the hub raises
+    except Exception as error:  # any error of the network or the hub
         raise FileNotFoundError(
             f'the weights {tag!r} of {name} could not be downloaded: {error}\n'
             'On a machine without network access, give a file: --cfg-options '

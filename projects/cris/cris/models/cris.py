@@ -1,8 +1,10 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """CRIS: CLIP-driven referring image segmentation (arXiv 2111.15174).
 
-Shapes: B images of H x W pixels with K expressions each, E of them in all;
-L tokens.
+Shapes: B images of H x W pixels with K expressions each, E expressions in
+total; L tokens. D is the width of the text transformer, C the dimension of
+CLIP's joint embedding space. In :meth:`CRIS.predict`, h x w is an image's
+original size.
 """
 from contextlib import AbstractContextManager, nullcontext
 
@@ -84,8 +86,9 @@ class CRIS(BaseSegmentor):
 
         Args:
             features (tuple[Tensor]): From :meth:`encode_image`.
-            tokens (Tensor): See :meth:`predict_logits`, as for the next.
-            image_index (Tensor, optional): Index of each expression's image.
+            tokens (Tensor): Token ids, ``(E, L)``.
+            image_index (Tensor, optional): Index of each expression's image,
+                int64 ``(E,)``. None means one expression per image, E == B.
 
         Returns:
             Tensor: ``(E, 1, H/4, W/4)``.
@@ -106,8 +109,8 @@ class CRIS(BaseSegmentor):
             return torch.cat([self.decode(features, *part) for part in parts])
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Image features, projected by the neck: all that does not depend on
-        an expression.
+        """Features shared by all expressions of an image, after the neck's
+        projections.
 
         Args:
             images (Tensor): Normalised images, ``(B, 3, H, W)``; H and W are
@@ -120,7 +123,8 @@ class CRIS(BaseSegmentor):
             ValueError: If H or W is not a multiple of 32.
         """
         with self._autocast(images.device):
-            if _in_autocast(images.device):  # the fastest layout then
+            # channels_last is fastest under autocast.
+            if _in_autocast(images.device):
                 images = images.contiguous(memory_format=torch.channels_last)
             c3, c4, c5 = self.backbone(images)
             return self.neck.project(c3, c4, c5)
@@ -186,15 +190,14 @@ class CRIS(BaseSegmentor):
 
         Returns:
             list[SegDataSample]: The same samples with ``pred_sem_seg.data``,
-            bool ``(K, h, w)``, and ``seg_logits.data``, float32 ``(K, h, w)``:
-            the probabilities, which mmseg's single-class models keep there,
-            too.
+            bool ``(K, h, w)``, and ``seg_logits.data``, float32 ``(K, h, w)``,
+            which holds probabilities, as in mmseg's single-class models.
         """
         logits = self._forward(inputs, data_samples)
         counts = [len(sample.tokens) for sample in data_samples]
-        for sample, own in zip(
+        for sample, sample_logits in zip(
                 data_samples, logits.split(counts), strict=True):
-            prob = self.original_size(own, sample.ori_shape[:2])
+            prob = self.original_size(sample_logits, sample.ori_shape[:2])
             sample.seg_logits = PixelData(data=prob)
             sample.pred_sem_seg = PixelData(
                 data=prob > self.decode_head.threshold)
@@ -204,9 +207,9 @@ class CRIS(BaseSegmentor):
                       ori_shape: tuple[int, int]) -> Tensor:
         """Probabilities at the original size of one image.
 
-        They are resized to the size of the input (bicubic) and taken back to
-        the original image (:func:`cris.geometry.unletterbox`), as in the
-        official code.
+        They are resized to the input size (bicubic) and mapped back to the
+        original image (:func:`cris.geometry.unletterbox`), as in the official
+        code.
 
         Args:
             logits (Tensor): ``(K, 1, H/4, W/4)``.
@@ -230,12 +233,16 @@ class CRIS(BaseSegmentor):
             unletterbox(probs[:, 0].detach().cpu().numpy(), *ori_shape))
 
     def extract_feat(self, inputs: Tensor) -> ImageFeatures:
-        """Feature maps c3, c4, c5 of the images."""
+        """Feature maps c3, c4, c5; implements BaseSegmentor's abstract
+        method, which CRIS itself does not call.
+        """
         return self.backbone(inputs)
 
     def encode_decode(self, inputs: Tensor,
                       batch_data_samples: list[SegDataSample]) -> Tensor:
-        """Logits at the size of the inputs, ``(E, 1, H, W)``."""
+        """Logits ``(E, 1, H, W)`` at the input size; implements
+        BaseSegmentor's abstract method, which CRIS itself does not call.
+        """
         logits = self._forward(inputs, batch_data_samples)
         return F.interpolate(
             logits,

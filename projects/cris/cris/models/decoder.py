@@ -2,7 +2,7 @@
 """Vision-language decoder (paper section 3.2).
 
 Shapes: E expressions; h x w pixels at stride 16, N = h * w of them; L words
-of D channels; C channels.
+of D channels; pixels of C channels.
 """
 import math
 

@@ -1,13 +1,13 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Faster equals of the model's modules on a CPU.
+"""Drop-in replacements that are faster on a CPU.
 
 :func:`optimize_for_cpu_training` and :func:`optimize_for_cpu_inference` swap
 them in. They share the parameters of the modules they replace, under the same
 names, so checkpoints do not change. A GPU runs the plain modules.
 
-Gains are how much longer R50 takes without the module, at 416 x 416 pixels
-and 7 expressions (training: batch 4), in fp32 / bf16, on an Intel Xeon with
-AVX-512 and AMX, 2 threads, torch 2.14.
+Gain: extra run time of R50 without the module, in fp32 / bf16, at 416 x 416
+pixels and 7 expressions (training: batch 4), on an Intel Xeon with AVX-512
+and AMX, 2 threads, torch 2.14.
 
 Shapes: E expressions; N pixels or L words; h heads; C channels.
 """
@@ -27,7 +27,7 @@ _MIN_ROWS = 64
 
 
 def optimize_for_cpu_training(model: CRIS) -> None:
-    """Swap in what is faster in training.
+    """Swap in the modules that are faster in training.
 
     Args:
         model (CRIS): On a CPU; changed in place.
@@ -38,11 +38,11 @@ def optimize_for_cpu_training(model: CRIS) -> None:
             nn.MultiheadAttention: ProductAttention,
             TextToPixelProjector: FoldedProjector
         })
-    model.expressions_at_once = 4
+    model.expressions_at_once = 4  # in validation; training has no chunks
 
 
 def optimize_for_cpu_inference(model: CRIS, dtype: torch.dtype) -> None:
-    """Swap in what is faster in inference.
+    """Swap in the modules that are faster in inference.
 
     Args:
         model (CRIS): On a CPU; changed in place.
@@ -52,14 +52,17 @@ def optimize_for_cpu_inference(model: CRIS, dtype: torch.dtype) -> None:
         nn.MultiheadAttention: FusedAttention,
         TextToPixelProjector: FoldedProjector
     }
-    # PyTorch leaves fp32 products to MKL, which uses AVX-512 on Intel's
-    # processors alone, but convolutions to oneDNN, which uses it on all.
-    # There a linear layer takes half the time; on Intel's nothing changes.
+    # PyTorch leaves fp32 products to MKL, which uses AVX-512 only on Intel's
+    # processors, but convolutions to oneDNN, which uses it on all. On other
+    # processors a linear layer then takes half the time; on Intel's nothing
+    # changes.
     if dtype == torch.float32 and torch.backends.mkldnn.is_available():
         table[nn.Linear] = ConvLinear
         table[nn.MultiheadAttention] = ConvAttention
     _swap(model, table)
-    # The maps of more expressions leave the cache: gain 6 / 0 %.
+    # Larger chunks no longer fit in the CPU cache: gain 6 / 0 %. A chunk
+    # takes the same number of bytes in every type: 4 expressions in fp32
+    # (4 bytes per element), 8 in bf16.
     model.expressions_at_once = 16 // dtype.itemsize
 
 
@@ -83,7 +86,7 @@ class FoldedProjector(TextToPixelProjector):
 
     The last projection of the pixels is linear, so it is applied to the
     kernel instead of the map. The grouped convolution becomes one matrix
-    product per expression whose k * k responses are added where they belong.
+    product per expression whose k * k responses are added at their offsets.
     The upsampled maps are never made (:func:`conv_of_upsampled`: 32 / 4 % of
     the gain in inference, 8 / 1 % in training).
     """
@@ -106,11 +109,10 @@ class FoldedProjector(TextToPixelProjector):
         kernel = weight.flatten(2).transpose(1, 2)  # (E, k*k, C/2)
         offset = kernel @ self.pixel_proj.bias[:, None]  # (E, k*k, 1)
         kernel = kernel @ self.pixel_proj.weight.flatten(1)
-        # Pixels first, as they are in memory, so that their gradients are.
+        # Keep channels last, as in memory, so that the gradients are too.
         responses = pixels.flatten(2).transpose(1, 2) @ kernel.transpose(1, 2)
         responses = responses.transpose(1, 2) + offset  # (E, k*k, H*W)
-        # fold sends tap j to the pixel at its offset, a convolution fetches
-        # from there: the taps change places.
+        # F.fold scatters where a convolution gathers, so flip the taps.
         logits = F.fold(responses.flip(1), size, k, padding=k // 2)
         return logits + bias[:, None, None, None]
 
@@ -136,8 +138,8 @@ def conv_of_upsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
     columns = _shifted_upsampling(width, k).to(x)
     columns = columns.permute(1, 2, 0).flatten(1)  # (2w, w * k)
     out = None
-    # One row of the kernel at a time, and sums in place: large maps are slow
-    # to make and fill the memory.
+    # One row of the kernel at a time, summed in place: large maps are slow to
+    # allocate and fill the memory.
     for taps, row in zip(conv.weight.unbind(2), rows, strict=True):
         taps = taps.permute(2, 0, 1).flatten(0, 1)[..., None, None]
         part = F.conv2d(x, taps).permute(0, 2, 3, 1)  # (B, h, w, k * C_out)
@@ -209,8 +211,8 @@ class FusedAttention(nn.MultiheadAttention):
         if need_weights or both:
             return super().forward(query, key, value, key_padding_mask,
                                    need_weights, attn_mask, **kwargs)
-        if attn_mask is None and key_padding_mask is not None:
-            attn_mask = ~key_padding_mask[:, None, None]  # True takes part
+        if key_padding_mask is not None:
+            attn_mask = ~key_padding_mask[:, None, None]  # True attends
         heads = self.attend(*self.project(query, key, value), attn_mask)
         out = heads.transpose(1, 2).flatten(2)  # (E, N, C)
         return self.linear(out, self.out_proj.weight, self.out_proj.bias), None
@@ -298,7 +300,7 @@ class _Masked(torch.autograd.Function):
     def forward(ctx, x: Tensor, keep: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(keep)
         ctx.scale = scale
-        # The scale last, or bf16 would round it.
+        # Scale last: in bf16 the scale itself would be rounded.
         return keep.to(x.dtype).mul_(x).mul_(scale)
 
     @staticmethod
@@ -311,9 +313,8 @@ def reuse_memory() -> None:
     """Let this process keep the memory it frees, for the next tensors.
 
     By default glibc returns most of it to the system, which clears every page
-    anew: a tenth of a training step. Blocks of more than 30 MB are still
-    returned, or the heap would have holes of their size. Without glibc
-    nothing changes.
+    again: a tenth of a training step. Blocks of more than 30 MB are still
+    returned, to limit fragmentation. Without glibc nothing changes.
     """
     if platform.libc_ver()[0] == 'glibc':
         trim_threshold, mmap_threshold = -1, -3  # of malloc.h

@@ -1,7 +1,9 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Decode head: from fused features to logits, and their loss.
 
-Shapes: E expressions; h x w pixels at stride 16; L words.
+Shapes: E expressions of the K of each image; h x w pixels at stride 16, of
+images of H x W; L words of D channels; C channels of the fused features; C_s
+channels of the sentence feature.
 """
 import torch
 import torch.nn.functional as F
@@ -35,16 +37,16 @@ class VisionLanguageDecoderHead(BaseModule):
         text_kernel (bool): Make the kernel from the sentence. If False, one
             learnt kernel serves all sentences (the paper's ablation of the
             contrastive loss). Defaults to True.
-        threshold (float): A pixel belongs to the referent where its
-            probability is above. Defaults to 0.35.
+        threshold (float): Pixels with a higher probability belong to the
+            referent. Defaults to 0.35.
         align_corners (bool): How probabilities are resized to the size of the
             input. Defaults to True, as in the official code.
         target_resize (str): How masks are resized to the size of the logits,
             ``'nearest'``, as in the official code, or ``'area'``. The official
             pair of nearest and align_corners=True shifts masks by up to 3
             input pixels to the right and down. This matters little at 416
-            pixels, but at 160 take ``'area'`` with align_corners=False, which
-            shifts nothing. Defaults to ``'nearest'``.
+            pixels, but at 160 use ``'area'`` with align_corners=False, which
+            has no shift. Defaults to ``'nearest'``.
         loss_decode (dict): Config of the loss.
         init_cfg (dict, optional): Initialisation config. Defaults to None.
 

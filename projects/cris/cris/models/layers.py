@@ -27,7 +27,7 @@ def recompute(function: Callable, module: nn.Module, x: Tensor) -> Tensor:
 
     Args:
         function (Callable): A method of ``module``.
-        module (nn.Module): What ``function`` uses.
+        module (nn.Module): The module whose buffers ``function`` updates.
         x (Tensor): The input.
     """
     return checkpoint(
@@ -40,7 +40,7 @@ def recompute(function: Callable, module: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _buffers_unchanged(module: nn.Module) -> Iterator[None]:
-    """Let the module work on copies of its buffers."""
+    """Restore the module's buffers on exit."""
     kept = [(m._buffers, dict(m._buffers)) for m in module.modules()]
     for current, buffers in kept:
         current.update((name, buffer.clone())

@@ -1,7 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Text-to-pixel projector (paper section 3.3).
 
-Shapes: E expressions; h x w pixels at stride 16; C channels; k x k kernels.
+Shapes: E expressions; h x w pixels at stride 16; C channels; C_s channels of
+the sentence feature; k x k kernels.
 """
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from .layers import conv_bn_relu
 
 class TextToPixelProjector(nn.Module):
     """Convolves the pixels with a kernel made from the sentence.
+
+    The paper takes the dot product of the sentence and every pixel. This is a
+    k x k kernel and a bias, as in the official code.
 
     Args:
         in_channels (int): C.
@@ -33,7 +37,7 @@ class TextToPixelProjector(nn.Module):
             nn.Upsample(scale_factor=2, mode='bilinear'),
             conv_bn_relu(in_channels, channels, 3))
         self.pixel_proj = nn.Conv2d(channels, channels, 1)
-        length = channels * kernel_size**2 + 1  # with the bias
+        length = channels * kernel_size**2 + 1  # + 1 for the bias
         if text_kernel:
             self.kernel_proj = nn.Linear(sentence_channels, length)
         else:
@@ -55,7 +59,7 @@ class TextToPixelProjector(nn.Module):
         with torch.autocast(pixels.device.type, enabled=False):
             pixels = self.pixel_proj(pixels.float())
             weight, bias = self.make_kernel(sentence.float())
-            # Each expression convolves its own map.
+            # One group per expression: each has its own map and kernel.
             logits = F.conv2d(
                 pixels.flatten(0, 1)[None],
                 weight,

@@ -16,11 +16,12 @@ _NOTED = ('img_path', 'img_id', 'ref_ids', 'sent_ids', 'expressions')
 
 
 class CheckedOptimWrapper(OptimWrapper):
-    """Another optimizer wrapper, which sees only losses that pass a check.
+    """Proxy that skips the update when ``check(loss)`` is false.
 
     Args:
-        wrapped (OptimWrapper): Of any kind; all but ``update_params`` is its.
-        check (Callable): Takes the loss; whether it may be used.
+        wrapped (OptimWrapper): Any optimizer wrapper; it gets every other
+            access.
+        check (Callable): Takes the loss; returns whether to use it.
     """
 
     def __init__(self, wrapped: OptimWrapper, check: Callable[[Tensor], bool]):
@@ -29,8 +30,9 @@ class CheckedOptimWrapper(OptimWrapper):
     def __getattribute__(self, name: str) -> Any:
         if name in ('__class__', '__dict__', 'update_params'):
             return super().__getattribute__(name)
-        own = super().__getattribute__('__dict__')
-        return own[name] if name in own else getattr(own['wrapped'], name)
+        attrs = super().__getattribute__('__dict__')
+        return (attrs[name]
+                if name in attrs else getattr(attrs['wrapped'], name))
 
     def update_params(self, loss: Tensor, *args, **kwargs) -> None:
         if self.check(loss):
@@ -51,10 +53,10 @@ class CheckLossHook(Hook):
     Args:
         action (str): 'stop' or 'skip'. Defaults to 'stop'.
         max_in_a_row (int): More skipped batches in a row end the run, since
-            the model itself is at fault then. Defaults to 10.
+            the model itself is then the cause. Defaults to 10.
 
     Raises:
-        FloatingPointError: In training, where the run ends.
+        FloatingPointError: In training, to end the run.
     """
 
     def __init__(self, action: str = 'stop', max_in_a_row: int = 10):
@@ -67,9 +69,9 @@ class CheckLossHook(Hook):
         self._in_a_row = 0
 
     def before_train(self, runner: Runner) -> None:
-        # The only place between the loss and the step of every wrapper.
+        # The only hook point between loss and step, for every wrapper.
         runner.optim_wrapper = CheckedOptimWrapper(
-            runner.optim_wrapper, lambda loss: self._is_finite(runner, loss))
+            runner.optim_wrapper, lambda loss: self._check_loss(runner, loss))
 
     def after_train(self, runner: Runner) -> None:
         runner.optim_wrapper = runner.optim_wrapper.wrapped
@@ -82,18 +84,18 @@ class CheckLossHook(Hook):
         if self.action == 'skip':
             self._buffers = [b.clone() for b in runner.model.buffers()]
 
-    def _is_finite(self, runner: Runner, loss: Tensor) -> bool:
-        own = not bool(torch.isfinite(loss))
-        bad = torch.tensor(int(own), device=loss.device)
+    def _check_loss(self, runner: Runner, loss: Tensor) -> bool:
+        bad_here = not bool(torch.isfinite(loss))
+        bad = torch.tensor(int(bad_here), device=loss.device)
         all_reduce(bad, 'max')
         if not bad:
             self._in_a_row = 0
             return True
-        where = 'another rank, which wrote its samples'
-        if own:
-            where = self._write(runner, loss)
+        where = 'another rank has written its samples'
+        if bad_here:
+            where = f'see {self._write(runner, loss)}'
         message = (f'the loss of iteration {runner.iter + 1} is not finite: '
-                   f'see {where}')
+                   f'{where}')
         self._in_a_row += 1
         if self.action == 'stop' or self._in_a_row > self.max_in_a_row:
             raise FloatingPointError(

@@ -34,7 +34,7 @@ class DataTimeoutHook(Hook):
         self._watch(runner.test_dataloader)
 
     def files_being_read(self) -> list[str]:
-        """The image that each worker of the watched loaders is at."""
+        """The image that each worker of the watched loaders is reading."""
         lines = []
         for loader in self._loaders:
             for dataset in refer_datasets(loader.dataset):
@@ -61,10 +61,10 @@ class DataWorkerError(RuntimeError):
 
 @contextmanager
 def explain_data_errors(runner: Runner) -> Iterator[None]:
-    """Add to an error of a data worker the files that were being read.
+    """Add the files that were being read to errors of data workers.
 
     Args:
-        runner (Runner): Its train() or test() is called within.
+        runner (Runner): Its train() or test() is called in the block.
 
     Raises:
         DataWorkerError: In place of the RuntimeError that PyTorch raises
@@ -81,7 +81,7 @@ def explain_data_errors(runner: Runner) -> Iterator[None]:
         ]
         raise DataWorkerError(
             f'{error}\nFiles being read:\n' +
-            ('\n'.join(files) or '  none is known') +
-            '\nCheck the disk or the network they are on, or remove what is '
-            'broken. DataTimeoutHook(seconds=...) sets the longest wait.'
+            ('\n'.join(files) or '  unknown') +
+            '\nCheck the disk or the network they are on, or remove broken '
+            'files. DataTimeoutHook(seconds=...) sets the longest wait.'
         ) from error

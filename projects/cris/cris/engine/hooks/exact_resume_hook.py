@@ -29,8 +29,8 @@ class ExactResumeHook(Hook):
     :class:`ResumableSampler`).
 
     The checkpoint of an epoch is saved before its validation. Which epochs
-    were validated is therefore in ``validated.json`` in the work dir; a
-    validation that was due and did not end is made up for.
+    were validated is therefore in ``validated.json`` in the work dir; an
+    interrupted validation is repeated.
 
     For epoch-based training; runs by iterations resume as in mmengine.
     """
@@ -71,11 +71,11 @@ class ExactResumeHook(Hook):
                 'diff_rank_seed'):
             # Built before the seed of the run was read from the checkpoint.
             sampler.seed = runner.seed
-        if runner.iter == 0:  # load_from takes nothing but weights
+        if runner.iter == 0:  # load_from restores only weights
             self._resumed = None
         if self._resumed is None:
             return
-        # Checkpoints of before 2026-12 name no run.
+        # Checkpoints of older versions have no 'run'.
         self._run = self._resumed.get('run', self._run)
         self._validated = self._read_validated(runner)
         self._write_validated(runner)
@@ -137,6 +137,6 @@ class ExactResumeHook(Hook):
                and (epoch % loop.val_interval == 0
                     or epoch == loop.max_epochs))
         if due and epoch not in self._validated:
-            runner.logger.info(f'The validation of epoch {epoch} did not end: '
-                               'it is repeated.')
+            runner.logger.info(f'The validation of epoch {epoch} was '
+                               'interrupted: it is repeated.')
             runner.val_loop.run()

@@ -21,7 +21,7 @@ from ..run_checkpoints import save_checkpoint
 
 #: Exit status after SIGTERM: 128 + 15, as a shell reports it.
 PREEMPTED = 128 + signal.SIGTERM
-_PATIENCE = 60  # seconds between the first SIGTERM and one that kills
+_PATIENCE = 60  # seconds after which a further SIGTERM is passed on
 
 
 @HOOKS.register_module()
@@ -31,29 +31,32 @@ class PreemptionHook(Hook):
     The checkpoint is ``preempted.pth`` in the work dir; ``--resume`` finds it
     and goes on with the next batch. During validation nothing is saved: the
     checkpoint of the epoch is there, unless ``interval`` of the checkpoints
-    is longer. SIGTERM to any rank is enough.
+    is longer. SIGTERM to any rank is enough. Further ones are ignored
+    for 60 seconds; after that, the handler from before the training takes
+    over, and by default ends the process without a checkpoint.
     """
 
     priority = 'LOWEST'
 
     def __init__(self):
-        self._asked = False
+        self._requested = False
         self._previous = None
-        self._asked_at = 0.0
+        self._requested_at = 0.0
         self._batches_of_all = 0
 
     def before_train(self, runner: Runner) -> None:
         if threading.current_thread() is not threading.main_thread():
-            return  # Python lets no other thread handle signals
-        self._previous = signal.signal(signal.SIGTERM, self._ask)
+            return  # Python handles signals only in the main thread
+        self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         closing = torch.zeros((), dtype=torch.int32).share_memory_()
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             loader = loop.dataloader
-            loader.worker_init_fn = _Shielded(loader.worker_init_fn, closing)
+            loader.worker_init_fn = _IgnoreSigterm(loader.worker_init_fn,
+                                                   closing)
         Finalize(None, _end_workers, (closing, ), exitpriority=1)
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
-        if not self._asked_any_rank():
+        if not self._any_rank_requested():
             return
         save_checkpoint(
             runner,
@@ -61,7 +64,7 @@ class PreemptionHook(Hook):
             'preempted.pth',
             meta=dict(epoch=runner.epoch, iter=runner.iter + 1),
             by_epoch=False)
-        self._leave(runner, 'preempted.pth is saved')
+        self._exit(runner, 'preempted.pth is saved')
 
     def before_val(self, runner: Runner) -> None:
         batches = torch.tensor(len(runner.val_dataloader))
@@ -70,9 +73,9 @@ class PreemptionHook(Hook):
 
     def after_val_iter(self, runner: Runner, batch_idx: int, *args,
                        **kwargs) -> None:
-        # A rank with more batches than another would wait for its answer.
-        if batch_idx < self._batches_of_all and self._asked_any_rank():
-            self._leave(runner, 'nothing is saved during validation')
+        # A rank with more batches than the others would wait for them forever.
+        if batch_idx < self._batches_of_all and self._any_rank_requested():
+            self._exit(runner, 'nothing is saved during validation')
 
     def after_train(self, runner: Runner) -> None:
         if self._previous is not None:
@@ -80,29 +83,34 @@ class PreemptionHook(Hook):
         if is_main_process():
             remove(osp.join(runner.work_dir, 'preempted.pth'))
 
-    def _ask(self, *_) -> None:
-        # Launchers may send several at once. One that comes much later finds
-        # a process that trains no more, or it would have ended.
+    def _on_sigterm(self, *_) -> None:
+        # Launchers may send several at once. A SIGTERM more than _PATIENCE
+        # seconds after the first means the loop is stuck: hand over to the
+        # previous handler.
         now = time.monotonic()
-        if self._asked and now - self._asked_at > _PATIENCE:
+        if self._requested and now - self._requested_at > _PATIENCE:
             signal.signal(signal.SIGTERM, self._previous)
             os.kill(os.getpid(), signal.SIGTERM)
-        elif not self._asked:
-            self._asked, self._asked_at = True, now
+        elif not self._requested:
+            self._requested, self._requested_at = True, now
 
-    def _asked_any_rank(self) -> bool:
-        asked = torch.tensor(int(self._asked))
-        all_reduce(asked, 'max')
-        return bool(asked)
+    def _any_rank_requested(self) -> bool:
+        requested = torch.tensor(int(self._requested))
+        all_reduce(requested, 'max')
+        return bool(requested)
 
-    def _leave(self, runner: Runner, what: str) -> None:
+    def _exit(self, runner: Runner, what: str) -> None:
         barrier()  # no rank ends before the file is written
         runner.logger.warning(f'SIGTERM: {what}; go on with --resume.')
         raise SystemExit(PREEMPTED)
 
 
-class _Shielded:
-    """Data workers ignore a SIGTERM to the whole group: they are needed."""
+class _IgnoreSigterm:
+    """worker_init_fn that ignores SIGTERM.
+
+    Launchers signal the whole group, but this iteration still needs its
+    workers.
+    """
 
     def __init__(self, init_fn: Callable | None, closing: Tensor):
         self.init_fn = init_fn

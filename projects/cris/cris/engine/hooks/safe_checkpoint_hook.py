@@ -12,12 +12,13 @@ from cris.io.atomic import PARTIAL, remove, write_text
 
 from ..run_checkpoints import save_checkpoint
 
-# In the message hub, so in checkpoints: files that a new best may replace.
+# Key of the message hub (saved in checkpoints): files that a new best may
+# replace.
 _REPLACED = 'replaced_ckpts'
 
 
 class _SafeRunner:
-    """A runner, but :func:`save_checkpoint` writes its checkpoints."""
+    """A runner whose checkpoints are written by :func:`save_checkpoint`."""
 
     def __init__(self, runner: Runner):
         self._runner = runner
@@ -31,20 +32,21 @@ class _SafeRunner:
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's, but no kill and no full disk costs what was saved before.
+    """A CheckpointHook that never loses the previous checkpoint to a kill or
+    a full disk.
 
     mmengine removes the old checkpoint, then writes the new one. Here the new
     one is complete and verified before the old one, or the best so far, is
-    removed. Takes mmengine's arguments.
+    removed. The arguments are mmengine's.
 
     Raises:
-        OSError: While saving, if the disk is full or what was written cannot
+        OSError: While saving, if the disk is full or the written file cannot
             be read.
     """
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        if is_main_process():  # what a run left that was killed while saving
+        if is_main_process():  # left by a run that was killed while saving
             for path in glob(osp.join(escape(self.out_dir), '*' + PARTIAL)):
                 remove(path)
             hub = runner.message_hub
@@ -55,11 +57,12 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int,
                                    meta: dict) -> None:
-        """In place of mmengine's, which removes before it saves."""
+        """Unlike mmengine's, save before removing."""
         kept = []
         if self.max_keep_ckpts > 0:
             kept = [s for s in self.keep_ckpt_ids if s != step] + [step]
-            # With those that will go: after a kill mmengine removes them.
+            # Include those to be deleted, so that mmengine removes them if
+            # we are killed here.
             runner.message_hub.update_info('keep_ckpt_ids', kept)
             self.keep_ckpt_ids.clear()
             self.keep_ckpt_ids.extend(kept)
@@ -87,7 +90,8 @@ class SafeCheckpointHook(CheckpointHook):
         before = self._best()
         replaced = [path for path in before.values() if path]
         runner.message_hub.update_info(_REPLACED, replaced)
-        # What mmengine does not know of it does not remove.
+        # Hide the old best, or mmengine would delete it before the new one is
+        # complete.
         self._set_best(dict.fromkeys(before))
         super()._save_best_checkpoint(_SafeRunner(runner), metrics)
         better = {key: path for key, path in self._best().items() if path}
