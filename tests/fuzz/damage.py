@@ -7,17 +7,18 @@ from hostile import Call
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-NASTY = [
-    None, True, -1, 0, 2**31, 2**63, 2**64, 10**400, 1e308, float('nan'),
-    float('inf'), -0.5, '', '../../x', '/etc/passwd', '\0', '\ud800',
-    'a' * 10000, b'\xff', [], {}, [[]], [[1e308] * 6], [[float('nan')] * 6],
+NAMES = ['/etc/passwd', '../../x', '../1.jpg', 'file:///etc/passwd', '.', '']
+NUMBERS = [-1, 0, 2**31, 2**64, 10**400, -0.5, float('nan'), float('inf')]
+MASKS = [
+    [], {}, [[]], [[1e308] * 6], [[float('nan')] * 6],
     [[0, 0, 9e6, 9e6, 0, 9e6]], dict(size=[2**31, 2**31], counts='0'),
     dict(size=[48, 64], counts='o' * 5000), dict(size=[48, 64], counts=[-1]),
-    dict(mask_file='/etc/passwd'), Call(os.mkdir, '/nowhere/marker')
+    dict(mask_file='/etc/passwd')
 ]
-# Likelier in the place of a value of the same type.
-NAMES = ['/etc/passwd', '../../x', '../1.jpg', 'file:///etc/passwd', '.', '']
-NUMBERS = [-1, 0, 2**31, 2**64, 10**400, 0.5, float('nan'), float('inf')]
+NASTY = [
+    None, True, 2**63, 1e308, '\0', '\ud800', 'a' * 10000, b'\xff',
+    Call(os.mkdir, '/nowhere/marker'), *NAMES, *NUMBERS, *MASKS
+]
 _DEEP = '[' * 100_000
 
 
@@ -81,7 +82,7 @@ def _replace(draw: Any, value: Any) -> Any:
             copy[key] = _replace(draw, copy[key])
         return copy
     nasty = NASTY
-    if draw(st.booleans()):
+    if draw(st.booleans()):  # a value of the same kind
         nasty = NAMES if isinstance(value, str) else (
-            NUMBERS if isinstance(value, (int, float)) else NASTY)
+            NUMBERS if isinstance(value, (int, float)) else MASKS)
     return draw(st.sampled_from(nasty))
