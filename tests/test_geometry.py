@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cris.datasets.transforms import Letterbox
 from cris.geometry import letterbox, letterbox_matrix, unletterbox
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -30,19 +31,20 @@ def samples():
 def test_input_and_training_mask_of_the_official_code(samples):
     meta, arrays = samples
     size = meta['input_size']
+    transform = Letterbox(size, border_value=MEAN * 255)
     for i in range(len(meta['samples'])):
         image = arrays[f'{i}_image_rgb']
         matrix = letterbox_matrix(*image.shape[:2], size)
         assert np.array_equal(matrix, arrays[f'{i}_mat'])
-        boxed = letterbox(image, size, border_value=MEAN * 255)
-        normalised = (boxed / 255 - MEAN) / STD
+        mask = (arrays[f'{i}_gt'] > 0).astype(np.uint8) * 255
+        boxed = transform(dict(img=image, gt_masks=mask[None]))
+        normalised = (boxed['img'] / 255 - MEAN) / STD
         expected = arrays[f'{i}_input']
         if expected.shape[0] == 3:
             expected = expected.transpose(1, 2, 0)
         tolerance = 1e-5 if OPENCV_5 else 1.01 / 255 / STD.min()
         assert np.abs(normalised - expected).max() < tolerance
-        mask = (arrays[f'{i}_gt'] > 0).astype(np.uint8) * 255
-        mask = letterbox(mask, size, cv2.INTER_LINEAR) / 255
+        mask = boxed['gt_masks'][0] / 255
         tolerance = (1.01 if OPENCV_5 else 3.01) / 255
         assert np.abs(mask - arrays[f'{i}_train_mask']).max() < tolerance
 
