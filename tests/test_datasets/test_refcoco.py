@@ -129,6 +129,20 @@ def test_a_new_sentence_each_epoch_that_follows_from_the_seed(
     assert epochs != epoch_sentences(refer_set, 4, num_workers, persistent)
 
 
+def test_draws_follow_from_seed_epoch_and_sample(refer_set):
+    dataset = build(refer_set)
+
+    def draw(seed, epoch):
+        dataset.worker_state.set_epoch(seed, epoch)
+        return tuple(dataset[i]['data_samples'].sent_ids[0]
+                     for i in range(len(dataset)))
+
+    first = draw(3, 0)
+    assert len({draw(3, epoch) for epoch in range(8)}) > 4
+    assert len({draw(seed, 0) for seed in range(8)}) > 4
+    assert draw(3, 0) == first
+
+
 @pytest.mark.parametrize('spawned', [False, True])
 def test_ranks_draw_differently_without_an_epoch(refer_set, monkeypatch,
                                                  spawned):
