@@ -43,6 +43,8 @@ def test_the_second_time_is_the_same(refer_set, reads):
     assert len(reads) == 3
     build(refer_set, cache_dir=False)
     assert len(reads) == 4
+    with pytest.raises(ValueError, match='cache_dir=True must be a folder'):
+        build(refer_set, cache_dir=True)
 
 
 @pytest.mark.parametrize('name', ['instances.json', 'refs(unc).p'])
@@ -92,7 +94,7 @@ def test_a_broken_cache_is_not_used(refer_set, reads, damage):
         path.write_bytes(damage(path.read_bytes()))
     assert samples(build(refer_set)) == expected and len(reads) == 2
     build(refer_set)
-    assert len(reads) == 2  # it was written anew
+    assert len(reads) == 2  # it was rewritten
 
 
 def test_no_pickle_in_it(refer_set):

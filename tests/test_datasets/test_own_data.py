@@ -80,7 +80,7 @@ def test_exclude_by_id_and_by_name(refer_set):
     config = dict(type='RefCOCODataset', data_root=str(refer_set.root))
     assert len(DATASETS.build(dict(config, exclude=[1]))) == 2
     assert len(DATASETS.build(dict(config, exclude=['2.jpg']))) == 2
-    with pytest.raises(ValueError, match='no image of .* is left'):
+    with pytest.raises(ValueError, match='no image left .* excluded'):
         DATASETS.build(dict(config, exclude=[1, '2.jpg']))
 
 

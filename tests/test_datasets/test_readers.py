@@ -489,7 +489,7 @@ class TestKindsOfFaults:
             assert 'passwd' not in fault.message
 
     def test_errors_survive_a_data_worker(self, refer_set):
-        """It makes them anew, of their message alone."""
+        """It rebuilds them from their message alone."""
         dataset = DATASETS.build(dict(
             type='RefCOCODataset', data_root=str(refer_set.root),
             pipeline=TEST_PIPELINE))

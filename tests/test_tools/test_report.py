@@ -222,7 +222,7 @@ def test_command_line_and_parquet(records, tmp_path):
     (dict(score='high'), "score is 'high', not a number"),
     (dict(score=float('nan')), 'score is nan, not in'),
     (dict(intersection=9, union=3), 'intersection is 9'),
-    (dict(gt_rle='!!'), 'characters that do not belong'),
+    (dict(gt_rle='!!'), 'characters outside the RLE'),
     (dict(height=float('nan')), 'height is nan, not in'),
     (dict(union=10**400), 'union is 1000.* not in'),
     (dict(inclusive=1), 'inclusive is 1, not true'),

@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     check, split, convert, stats = (
         commands.add_parser(name, help=text, parents=[common])
         for name, text in dict(
-            check='say what is missing or wrong; exit status 0 if usable',
+            check='report missing and faulty data; exit status 0 if usable',
             split='divide into train and val, image by image',
             convert='write it in another form',
             stats='statistics and plots').items())

@@ -12,7 +12,7 @@ import pickle
 def permute_sentences(refs: list[dict], seed: int) -> list[dict]:
     """Give every ref the sentences of another one of its split.
 
-    The only ref of a split keeps its own.
+    The only ref of a split keeps its sentences.
     """
     import numpy as np
     rng = np.random.default_rng(seed)
@@ -20,7 +20,7 @@ def permute_sentences(refs: list[dict], seed: int) -> list[dict]:
     for split in sorted({ref['split'] for ref in refs}):
         order = rng.permutation(
             [i for i, ref in enumerate(refs) if ref['split'] == split])
-        # One cycle through all of them: none keeps its own.
+        # One cycle through all of them: none keeps its sentences.
         for i, j in zip(order, np.roll(order, 1), strict=True):
             for key in {'sentences', 'sent_ids'} & refs[j].keys():
                 permuted[i][key] = refs[j][key]

@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Everything that can be wrong with a dataset, found before it is used."""
+"""Find the faults of a dataset before it is used."""
 import hashlib
 import os.path as osp
 from collections import defaultdict
@@ -19,7 +19,7 @@ from .locate import Located
 TINY = 16  # masks with fewer pixels are reported
 #: Kinds that leave a dataset usable, and what they mean.
 WARNINGS = {
-    'duplicate-annotation': 'several refs of a split mean the same annotation',
+    'duplicate-annotation': 'several refs of a split have the same annotation',
     'duplicate-image': 'the same image file under two names',
     'duplicate-sentence': 'a sentence twice in one ref',
     'empty-sentence': 'a sentence without a word',
@@ -164,7 +164,7 @@ def _check_refs(images: list[dict], context_length: int) -> Iterator[Fault]:
             yield Fault(
                 'duplicate-annotation', f'ref {refs[1]}',
                 f'the refs {", ".join(map(str, refs))} of split {split} all '
-                f'mean the annotation {ann_id}')
+                f'have the annotation {ann_id}')
 
 
 def _check_sentences(ref: dict, where: str,

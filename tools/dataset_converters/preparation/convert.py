@@ -46,13 +46,13 @@ def split_dataset(located: Located,
                   val_fraction: float,
                   seed: int = 0,
                   with_images: bool = False) -> Counts:
-    """Write a dataset in its own form, divided into train and val.
+    """Write a dataset in the same form, divided into train and val.
 
     The images are divided, so that none is in both. If there are several
     splits, train is divided and the others are kept. Whether an image is in
     val depends on its name and the seed: further images move few others.
 
-    Returns what :func:`convert` does.
+    Returns the same as :func:`convert`.
 
     Raises:
         FileExistsError: If the folder is not empty.
@@ -125,7 +125,7 @@ def _by_split(images: list[dict]) -> Splits:
 
 
 def _make_ids_unique(splits: Splits) -> None:
-    """Number anew what is numbered by split in the source."""
+    """Renumber ids that are only unique within a split."""
     images = [image for of_split in splits.values() for image in of_split]
     refs = [ref for image in images for ref in image['refs']]
     names = {image['file_name'] for image in images}

@@ -26,7 +26,7 @@ class Located(NamedTuple):
     name: str
     split_by: str | None
     args: dict  # of the reader, without the split
-    splits: list[str] | None  # those that have files of their own
+    splits: list[str] | None  # splits with separate files
     missing: list[Fault]  # files and folders
     # Folder of official LMDB files, from which read() makes those in args.
     lmdb: str | None = None
@@ -63,7 +63,7 @@ class Located(NamedTuple):
             folder = osp.dirname(self.img_folder)
             faults = convert_lmdb(self.lmdb, folder)[1]
         read = READERS[self.info.reader]
-        # Each split on its own: ids need not be unique across files.
+        # Split by split: ids need not be unique across files.
         parts = [read(**self.args)] if self.splits is None else [
             read(**self.args, split=split) for split in self.splits]
         return Records(
@@ -98,7 +98,7 @@ def locate(root: str,
            masks: str | None = None,
            prompt_keys: list[str] | None = None,
            scratch: str = '') -> Located:
-    """Find the files of a dataset and say which are missing.
+    """Find the files of a dataset and list missing ones.
 
     Args:
         root (str): Its folder, or the parent of a folder with its name.
@@ -206,7 +206,7 @@ def _own_files(root: str, name: str,
         if len(inners) > 1:
             raise ValueError(
                 f'{root}/anns has several datasets: {", ".join(inners)}; give '
-                'each a root of its own (links will do)')
+                'each a separate root (links are enough)')
         inner = ''.join(inners)
         ann_file = osp.join(root, 'anns', inner, '{split}.json')
         splits = splits_on_disk(ann_file)

@@ -132,18 +132,20 @@ def _write(path: str, content: bytes, undo: ExitStack) -> None:
 
 def _check_entry(entry: Any) -> dict:
     if not isinstance(entry, dict):
-        raise EntryError('bad-entry', 'it is not a dict')
+        raise EntryError('it is not a dict', 'bad-entry')
     require(entry, 'img', 'mask', 'img_name', 'sents')
     for key in ('img', 'mask'):
         if not isinstance(entry[key], bytes):
-            raise EntryError('bad-entry', f'its {key} is a '
-                             f'{type(entry[key]).__name__}, not bytes')
+            raise EntryError(
+                f'its {key} is a {type(entry[key]).__name__}, not bytes',
+                'bad-entry')
     for key in ('seg_id', 'cat'):
         try:
             json.dumps(entry.get(key))
         except (TypeError, ValueError) as error:
-            raise EntryError('bad-entry', f'its {key} cannot be written as '
-                             f'JSON: {error}') from error
+            raise EntryError(
+                f'its {key} cannot be written as JSON: {error}',
+                'bad-entry') from error
     return entry
 
 

@@ -3,6 +3,7 @@ import json
 import logging
 import os.path as osp
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.logging import print_log
@@ -18,9 +19,8 @@ from .randomness import WorkerState
 from .readers import READERS
 from .records import Fault, Records, as_splits, raise_faults
 
-# Faults of image and mask files: they can be mended without a change of the
-# annotations, so that a cache would go on to report them.
-_OF_FILES = {
+# Fixed by replacing files, not annotations; a cache would keep reporting them.
+_FILE_FAULTS = {
     'bad-file', 'bad-image', 'file-too-large', 'image-too-large',
     'missing-image', 'missing-mask', 'unsafe-name'
 }
@@ -30,8 +30,8 @@ _REF_KEYS = ('ref_id', 'ann_id', 'segmentation', 'sent_ids', 'sentences')
 class ReferDataset(BaseDataset):
     """A dataset for referring segmentation; subclasses name the reader.
 
-    In training a sample is a *ref*, an object with several sentences of which
-    one is drawn each time it is read; an epoch visits every ref once. In
+    In training a sample is a *ref*, an object with several sentences; one of
+    them is drawn each time it is read. An epoch visits every ref once. In
     evaluation (``test_mode=True``) a sample is an *image* with all sentences
     of all its refs, so that it is encoded once. Annotations, masks and image
     headers are checked when the dataset is built.
@@ -45,32 +45,33 @@ class ReferDataset(BaseDataset):
             those that are not given are ``images`` and ``masks``.
         num_expressions (int): Expressions of a training sample, K. The image
             is encoded once for all of them: a sample has up to K refs of an
-            image, and further sentences of theirs where it has fewer.
+            image, filled up with further sentences of the same refs.
         group_by_image (bool): False makes a sample of every sentence in
             evaluation, as the official code does: the same predictions at a
             higher cost.
         on_error (str): 'raise' lists all faulty entries in an error; 'skip'
             leaves them out (see ``faults``), and in training replaces a
-            sample that cannot be decoded by another.
+            sample that cannot be decoded with another.
         exclude (Sequence[int | str | dict]): Images to leave out: ids, file
             names, or configs of datasets none of whose images may be used
             (compared by file name), e.g. the val and test splits of datasets
             that are mixed.
         check_images (bool): Whether to read the header of every image when
-            the dataset is built; False only looks whether the files exist.
-        cache_dir (str | bool, optional): Folder for what was read;
-            ``.cris_cache`` beside the annotations by default, False for no
-            cache.
+            the dataset is built; False only checks that the files exist.
+        cache_dir (str | False, optional): Folder for the cache of annotations
+            and image headers; ``.cris_cache`` beside the annotations by
+            default, False for no cache.
         pipeline (Sequence[dict | Callable]): Transforms of a sample.
         **kwargs: Of :class:`mmengine.dataset.BaseDataset`.
 
     Raises:
         FileNotFoundError: If a file or the image folder is missing.
-        ValueError: If the split does not exist or an entry is at fault.
+        ValueError: If an argument is invalid, the split does not exist or an
+            entry is faulty.
     """
     reader: str  # a key of READERS
     folders = dict(img_path='images')  # defaults of data_prefix
-    main_file = 'ann_file'  # named in messages
+    main_file = 'ann_file'  # attribute whose files messages name
 
     def __init__(self,
                  data_root: str | None = '',
@@ -82,7 +83,7 @@ class ReferDataset(BaseDataset):
                  on_error: str = 'raise',
                  exclude: Sequence[int | str | dict] = (),
                  check_images: bool = True,
-                 cache_dir: str | bool | None = None,
+                 cache_dir: str | Literal[False] | None = None,
                  pipeline: Sequence[dict | Callable] = (),
                  **kwargs):
         if num_expressions < 1:
@@ -90,6 +91,10 @@ class ReferDataset(BaseDataset):
         if on_error not in ('raise', 'skip'):
             raise ValueError(f"on_error={on_error!r} must be 'raise' or "
                              "'skip'")
+        if cache_dir is True:
+            raise ValueError('cache_dir=True must be a folder, None for '
+                             '.cris_cache beside the annotations, or False '
+                             'for no cache')
         self.split = split if isinstance(split, str) else list(split)
         self.num_expressions = num_expressions
         self.group_by_image = group_by_image
@@ -112,7 +117,7 @@ class ReferDataset(BaseDataset):
             **kwargs)
 
     def reader_args(self) -> dict:
-        """Arguments of the reader, but for the split."""
+        """Arguments of the reader, except the split."""
         folders = {
             key.replace('_path', '_folder'): self.data_prefix[key]
             for key in self.folders
@@ -125,12 +130,12 @@ class ReferDataset(BaseDataset):
 
         def compute() -> tuple[list, list[str] | None]:
             records = READERS[self.reader](**args, split=splits)
-            mendable = any(
-                fault.kind in _OF_FILES for fault in records.faults)
+            has_file_faults = any(
+                fault.kind in _FILE_FAULTS for fault in records.faults)
             return [
                 records.images, [list(f) for f in records.faults],
                 records.notes
-            ], None if mendable else records.files
+            ], None if has_file_faults else records.files
 
         files = [
             file for key in ('ann_file', 'split_file') if key in args
@@ -146,11 +151,11 @@ class ReferDataset(BaseDataset):
         images, faults, _, notes = self.read()
         for note in notes:
             _warn(note)
-        self._take(faults, self._source())
-        images = self._with_files(
+        self._handle_faults(faults, self._source())
+        images = self._drop_bad_images(
             without_excluded(images, self.exclude,
                              self.data_prefix['img_path']))
-        self._report(images)
+        self._check_and_log(images)
         samples = []
         for image in images:
             image = dict(image)
@@ -181,7 +186,7 @@ class ReferDataset(BaseDataset):
             return super().__getitem__(idx)
 
     def prepare_data(self, idx: int) -> dict | None:
-        """A sample, or None to draw another one in its place."""
+        """A sample, or None to draw another one instead."""
         try:
             return super().prepare_data(idx)
         except (OSError, ValueError) as error:
@@ -202,15 +207,15 @@ class ReferDataset(BaseDataset):
         files = ', '.join(self._files(getattr(self, self.main_file)))
         return f'{files}, split {self.split!r}'
 
-    def _cached(self, asked: list, files: list, compute: Callable) -> list:
+    def _cached(self, request: list, files: list, compute: Callable) -> list:
         folder = self.cache_dir
         if folder is None:
             folder = osp.join(osp.dirname(self.ann_file), '.cris_cache')
-        return cached(folder or None, asked, files, compute,
+        return cached(folder or None, request, files, compute,
                       lambda message: print_log(message, 'current'))
 
-    def _take(self, faults: Sequence[Fault], where: str) -> None:
-        """Raise, or log and remember, the faults."""
+    def _handle_faults(self, faults: Sequence[Fault], where: str) -> None:
+        """Raise the faults, or log and collect them."""
         if self.on_error == 'raise':
             raise_faults(faults, where)
         if not faults:
@@ -219,7 +224,7 @@ class ReferDataset(BaseDataset):
         _warn(f'{len(faults)} fault(s) in {where} are skipped, the first: '
               f'{faults[0]}')
 
-    def _with_files(self, images: list[dict]) -> list[dict]:
+    def _drop_bad_images(self, images: list[dict]) -> list[dict]:
         """The images whose files exist and have the annotated size."""
         folder = self.data_prefix['img_path']
         if not osp.isdir(folder):
@@ -232,20 +237,20 @@ class ReferDataset(BaseDataset):
             return [list(f) for f in faults
                     ], [osp.join(folder, i['file_name']) for i in images]
 
-        asked = [(i['file_name'], i['height'], i['width']) for i in images]
+        sizes = [(i['file_name'], i['height'], i['width']) for i in images]
         faults = self._cached(
-            ['images', folder, self.check_images, asked], [], compute)
+            ['images', folder, self.check_images, sizes], [], compute)
         faults = [Fault(*fault) for fault in faults]
-        self._take(faults, f'the images of {self._source()}')
+        self._handle_faults(faults, f'the images of {self._source()}')
         bad = {fault.where for fault in faults}
         return [i for i in images if i['file_name'] not in bad]
 
-    def _report(self, images: list[dict]) -> None:
+    def _check_and_log(self, images: list[dict]) -> None:
+        """Refuse an empty dataset; log the size of any other."""
         if not images:
             raise ValueError(
-                f'no image of {self._source()}, is left: '
-                f'{len(self.faults)} faults were skipped, the other images '
-                'are excluded')
+                f'no image left in {self._source()}: {len(self.faults)} '
+                'skipped as faulty, the rest excluded')
         refs = [ref for image in images for ref in image['refs']]
         sentences = [s for ref in refs for s in ref['sentences']]
         print_log(
@@ -255,7 +260,7 @@ class ReferDataset(BaseDataset):
                  if not all(s.strip() for s in ref['sentences'])]
         if empty:
             _warn(f'{len(empty)} refs have an empty sentence, e.g. ref '
-                  f'{empty[0]}; it is kept, but means no object')
+                  f'{empty[0]}; kept, although it refers to nothing')
 
 
 def _warn(message: str) -> None:

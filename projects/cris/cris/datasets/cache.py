@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""A cache of what was read from annotation files.
+"""A cache of the records read from annotation files.
 
 A cache file is a line of JSON, ``{format, key, files, states, digest}``, and a
 body of JSON. It is used only if the key (the request and the content of the
@@ -22,7 +22,7 @@ _MAX_HASHED = 4 << 30  # bytes; of larger files, size and times are compared
 
 
 def cached(folder: str | None,
-           asked: Sequence,
+           request: Sequence,
            files: Sequence[str],
            compute: Callable[[], tuple[Any, Sequence[str] | None]],
            note: Callable[[str], None] = lambda message: None) -> Any:
@@ -30,19 +30,19 @@ def cached(folder: str | None,
 
     Args:
         folder (str, optional): Folder of the cache files; None for no cache.
-        asked (Sequence): Everything but the files on which the result
-            depends: name of the reader, split, folders.
+        request (Sequence): Everything on which the result depends, except
+            the files: name of the reader, split, folders.
         files (Sequence[str]): Annotation files that are read.
         compute (Callable): Returns the result, of JSON's types, and further
             files on which it depends, or None if it must not be cached.
-        note (Callable): Called with a sentence if there is no cache.
+        note (Callable): Called with a message if the cache cannot be used.
     """
     if folder is None:
         return compute()[0]
-    name = _digest(json.dumps([*asked, *files]).encode())[:16]
+    name = _digest(json.dumps([*request, *files]).encode())[:16]
     path = osp.join(folder, f'{name}.json')
     key = _digest(
-        json.dumps([_FORMAT, *asked, [content_key(f) for f in files]
+        json.dumps([_FORMAT, *request, [content_key(f) for f in files]
                     ]).encode())
     value = _read(path, key, note)
     if value is None:
@@ -88,13 +88,13 @@ def _read(path: str, key: str, note: Callable[[str], None]) -> Any:
                 return None
             body = file.read()
         if head['digest'] != _digest(body):
-            raise ValueError('its digest does not agree')
+            raise ValueError('its digest is wrong')
         return parse_json(body)
     except OSError:
         return None
     except (AttributeError, KeyError, TypeError, ValueError,
             RecursionError) as error:
-        note(f'the cache {path} is broken and is written anew: {error!r}')
+        note(f'the cache {path} is broken and is rewritten: {error!r}')
         return None
 
 

@@ -17,14 +17,14 @@ def check_headers(images: list[dict],
     Args:
         images (list[dict]): Records.
         folder (str): Folder of the images.
-        read (bool): Whether to read headers, or only to look for the files.
+        read (bool): Read the headers; False only checks that files exist.
 
     Returns:
         list[Fault]: Missing files, files that are not images, truncated or
         too large, other sizes than annotated, links out of the folder.
         ``where`` is the file name of the image.
     """
-    # One listing of a folder is faster than a question per file.
+    # Listing a folder once is faster than checking every file.
     listed: dict[str, set[str]] = {}
     faults = []
     for image in images:
@@ -58,7 +58,7 @@ def _header_fault(image: dict, folder: str) -> Fault | None:
 
 
 def size_message(path: str, size: tuple, annotated: tuple) -> str:
-    """Message about an image of another size than annotated."""
+    """Message about an image whose size is not the annotated one."""
     return (f'{path} is of size {size}, but its annotations are for '
             f'{annotated} (height, width)' +
             ('; the two are swapped: its EXIF orientation was applied when '

@@ -16,8 +16,8 @@ from pycocotools import mask as coco_mask
 from cris.io.files import FileError, read_bytes
 from cris.io.images import open_image
 
-_MAX_REACH = 10  # of a polygon, in sizes of the image
-_MAX_EDGES = 4_000_000  # pixels; pycocotools lists five points for each
+_MAX_REACH = 10  # largest coordinate, in multiples of the image side
+_MAX_EDGES = 4_000_000  # pixels; pycocotools makes five points per pixel
 Segmentation = list[list[float] | dict] | dict | None
 
 
@@ -54,7 +54,7 @@ def read_mask(path: str, height: int, width: int) -> np.ndarray:
                 [height, width])
     try:
         values = np.asarray(image)
-    except Exception as error:  # Pillow raises anything for a broken file
+    except Exception as error:  # Pillow raises any type for a broken file
         raise MaskError(f'the mask {path} cannot be decoded: {error}. Get '
                         'the file again.') from error
     if image.mode in ('LA', 'RGBA', 'PA'):
@@ -90,6 +90,7 @@ def decode_mask(segmentation: Segmentation, height: int,
         np.ndarray: uint8 ``(height, width)`` of 0 and 1.
     """
     files, parts = mask_files(segmentation), _parts(segmentation)
+    # Mask files alone need no RLE: encoding and decoding them takes longer.
     if len(files) < len(parts):
         return coco_mask.decode(encode_mask(segmentation, height, width))
     return np.maximum.reduce([read_mask(f, height, width) for f in files])
@@ -112,27 +113,25 @@ def union(segmentations: Iterable[Segmentation]) -> Segmentation:
         return []
     if len(segmentations) == 1:
         return segmentations[0]
-    return [part for own in segmentations for part in _parts(own)]
+    return [part for item in segmentations for part in _parts(item)]
 
 
-def is_outside(segmentation: Segmentation, height: int, width: int,
-               margin: float = 1) -> bool:
-    """Whether a point of a polygon is outside the image.
+def is_outside(segmentation: Segmentation, height: int, width: int) -> bool:
+    """Whether a point of a polygon is over 1 pixel outside the image.
 
     Args:
         segmentation (list | dict): See the top of this file.
         height (int): Height of the image, in pixels.
         width (int): Width of the image, in pixels.
-        margin (float): Pixels by which the point has to be outside; points of
-            annotators often lie on the very edge.
     """
     parts = segmentation if isinstance(segmentation, list) else []
     points = [_numbers(part) for part in parts if isinstance(part, list)]
     if not points:
         return False
     points = np.concatenate(points).reshape(-1, 2)
-    return bool((points < -margin).any()
-                or (points > (width + margin, height + margin)).any())
+    # Annotated points often lie exactly on the edge.
+    return bool((points < -1).any()
+                or (points > (width + 1, height + 1)).any())
 
 
 def bounding_box(rle: dict) -> list[float]:
@@ -207,7 +206,8 @@ def _encode_polygon(polygon: list, height: int, width: int) -> dict:
         raise MaskError(
             f'a polygon has the coordinate {farthest}, far outside the '
             f'image of {[height, width]} (height, width)')
-    if len(polygon) * farthest > _MAX_EDGES:  # it may be too much
+    # A cheap upper bound; measure only if it exceeds the limit.
+    if len(polygon) * farthest > _MAX_EDGES:
         corners = points.reshape(-1, 2)
         edges = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
         if edges > _MAX_EDGES:
@@ -221,7 +221,7 @@ def _encode_polygon(polygon: list, height: int, width: int) -> dict:
 def _check_size(what: str, found: Any, wanted: list[int]) -> None:
     if found != wanted:
         raise MaskError(
-            f'{what} is of size {reprlib.repr(found)}, the image of {wanted} '
+            f'{what} is {reprlib.repr(found)}, but the image is {wanted} '
             '(height, width)', 'mask-size')
 
 
@@ -238,8 +238,9 @@ def _numbers(values: list) -> np.ndarray:
 def _decompress(counts: str | bytes) -> np.ndarray:
     """Runs of COCO's compressed RLE; pycocotools does not check them.
 
-    Five bits a character from the lowest, the sixth says that more follow.
-    From the fourth run on, they are differences to the run two before.
+    Five bits per character, least significant first; the sixth is a
+    continuation flag. From the fourth run on, they are differences to the run
+    two before.
     """
     if isinstance(counts, str):
         counts = counts.encode('utf-8', 'surrogatepass')
@@ -247,7 +248,7 @@ def _decompress(counts: str | bytes) -> np.ndarray:
     for character in counts:
         bits = character - 48
         if not 0 <= bits < 64:
-            raise MaskError('the RLE has characters that do not belong there')
+            raise MaskError('the RLE has characters outside the RLE alphabet')
         value |= (bits & 31) << shift
         shift += 5
         if shift > 35:

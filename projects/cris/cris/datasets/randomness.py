@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Random draws of data workers, and where in the dataset they are."""
+"""Seeds of data workers, and the samples that they are reading."""
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +16,19 @@ _MAX_WORKERS = 256
 
 
 class WorkerState:
-    """Shared memory: the epoch for the workers, their samples for us.
+    """Memory shared with data workers: the epoch, and their current samples.
 
-    Persistent workers live through many epochs, so nothing else reaches them.
+    Persistent workers run for many epochs, so they need shared memory to learn
+    the epoch.
     """
 
     def __init__(self):
         self._state = torch.full((2 + _MAX_WORKERS, ), -1, dtype=torch.int64)
         self._seeded = False
-        self._rank = get_rank()  # a worker that is spawned does not know it
+        self._rank = get_rank()  # unknown in a spawned worker
 
     def share(self) -> None:
-        """Call this before workers start; twice is harmless."""
+        """Call before workers start; further calls have no effect."""
         self._state.share_memory_()
 
     def set_epoch(self, seed: int, epoch: int) -> None:
@@ -38,10 +39,10 @@ class WorkerState:
     def seed(self, index: int) -> None:
         """Seed the generators that transforms draw from.
 
-        After :meth:`set_epoch`, by seed, epoch and sample, so that a resumed
-        run draws the same. Otherwise once per worker, with PyTorch's seed:
-        mmengine's is the same at every start, so that all epochs of fresh
-        workers would be alike.
+        After :meth:`set_epoch`, seed with the run's seed, epoch and sample, so
+        that a resumed run draws the same. Otherwise seed once per worker, with
+        PyTorch's seed: mmengine's is the same whenever workers start, so all
+        their epochs would draw the same.
 
         Args:
             index (int): Index of the sample in its dataset.
@@ -55,7 +56,7 @@ class WorkerState:
 
     @contextmanager
     def reading(self, index: int) -> Iterator[None]:
-        """Note which sample this worker is at."""
+        """Record the sample that this worker is reading."""
         worker = get_worker_info()
         if worker is None or worker.id >= _MAX_WORKERS:
             yield
@@ -65,9 +66,12 @@ class WorkerState:
         self._state[2 + worker.id] = -1
 
     def samples_being_read(self) -> dict[int, int]:
-        """Indices of samples, by the workers that are at them."""
-        at = self._state[2:].tolist()
-        return {worker: index for worker, index in enumerate(at) if index >= 0}
+        """Index of the sample that each worker is reading, by worker."""
+        indices = self._state[2:].tolist()
+        return {
+            worker: index
+            for worker, index in enumerate(indices) if index >= 0
+        }
 
 
 def _seed_generators(numbers: tuple) -> None:
@@ -80,7 +84,7 @@ def _seed_generators(numbers: tuple) -> None:
 
 @DATA_SAMPLERS.register_module()
 class ResumableSampler(DefaultSampler):
-    """DefaultSampler that can begin in the middle of an epoch."""
+    """DefaultSampler that can start in the middle of an epoch."""
 
     _skipped = 0
 

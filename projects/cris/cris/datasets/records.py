@@ -1,11 +1,11 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Records: what every reader makes of annotation files.
+"""Records: the common result of all readers of annotation files.
 
 A record is an image with its refs:
 ``dict(file_name, img_id, height, width, refs)``. A ref is
 ``dict(ref_id, ann_id, split, category, segmentation, area, sent_ids,
-sentences)``: none, one or several objects, and the sentences that mean them.
-See masks.py for the segmentation; the area is in pixels.
+sentences)``: no, one or several objects, and the sentences that refer to
+them. See masks.py for the segmentation; the area is in pixels.
 """
 import reprlib
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ _MAX_SENTENCE = 5000  # characters; tokenizing longer texts takes seconds
 
 
 class Fault(NamedTuple):
-    """Something wrong with one entry: its kind, where, and what."""
+    """A fault of one entry: its kind, the entry and a message."""
     kind: str
     where: str
     message: str
@@ -40,7 +40,7 @@ class Fault(NamedTuple):
 class EntryError(ValueError):
     """An entry that cannot be used; ``kind`` is that of its fault."""
 
-    def __init__(self, kind: str, message: str):
+    def __init__(self, message: str, kind: str):
         super().__init__(message)
         self.kind = kind
 
@@ -52,8 +52,8 @@ class Records(NamedTuple):
         images (list[dict]): The records.
         faults (list[Fault]): Entries that are not among them, and why.
         files (list[str]): The mask files that were read.
-        notes (list[str]): Sentences about what was left out without being a
-            fault, e.g. '342 of 382 annotations have no expressions'.
+        notes (list[str]): Log messages about entries left out on purpose,
+            e.g. '342 of 382 annotations have no expressions'.
     """
     images: list[dict]
     faults: list[Fault]
@@ -74,10 +74,10 @@ class RecordBuilder:
 
     @contextmanager
     def entry(self, where: str) -> Iterator[None]:
-        """Make errors in the data of one entry a fault of it.
+        """Record data errors raised in the block as a fault of this entry.
 
-        Only errors that are declared for data count: EntryError, FileError
-        and OSError. Any other is a mistake in the code and is raised.
+        Data errors are EntryError, FileError and OSError. Any other error is
+        a bug in the code and is not caught.
 
         Args:
             where (str): Name of the entry in messages.
@@ -130,13 +130,15 @@ class RecordBuilder:
         check_id('image_id', img_id)
         check_id('ref_id', ref_id)
         if ref_id in self._ref_ids:
-            raise EntryError('duplicate-ref', 'two refs have this id; give '
-                             'each its own')
+            raise EntryError(
+                'two refs have this id; give each a unique one',
+                'duplicate-ref')
         known = self.images.get(img_id, image)
         if known['file_name'] != name:
             raise EntryError(
-                'duplicate-id', f'its image {name!r} has the id {img_id!r} of '
-                f'{known["file_name"]!r}; give each its own')
+                f'its image {name!r} has the id {img_id!r} of '
+                f'{known["file_name"]!r}; give each a unique one',
+                'duplicate-id')
         _check_sentences(sentences, sent_ids)
         area = _checked_area(segmentation, image['height'], image['width'],
                              f'the mask of its ann_id {short(ann_id)}')
@@ -159,7 +161,7 @@ class RecordBuilder:
 
 
 def check_id(name: str, value: Any) -> None:
-    """Refuse lists and dicts, which cannot be looked up.
+    """Refuse unhashable ids.
 
     Raises:
         EntryError: With ``name`` in its message.
@@ -168,51 +170,52 @@ def check_id(name: str, value: Any) -> None:
         hash(value)
     except TypeError as error:
         raise EntryError(
-            'bad-entry', f'its {name} {reprlib.repr(value)} is not a number '
-            'or string') from error
+            f'its {name} {reprlib.repr(value)} is not a number '
+            'or string', 'bad-entry') from error
 
 
 def _check_sentences(sentences: list, sent_ids: list) -> None:
     if not sentences:
-        raise EntryError('no-sentence', 'it has no sentence')
+        raise EntryError('it has no sentence', 'no-sentence')
     for sentence in sentences:
         if len(sentence) > _MAX_SENTENCE:
             raise EntryError(
-                'bad-sentence', f'its sentence {sentence[:60]!r}... has '
-                f'{len(sentence)} characters, more than {_MAX_SENTENCE}')
+                f'its sentence {sentence[:60]!r}... has '
+                f'{len(sentence)} characters, more than {_MAX_SENTENCE}',
+                'bad-sentence')
         try:
             sentence.encode()
         except UnicodeEncodeError as error:
             raise EntryError(
-                'bad-sentence', f'its sentence {sentence!r} is not Unicode '
-                f'text: {error}') from error
+                f'its sentence {sentence!r} is not Unicode '
+                f'text: {error}', 'bad-sentence') from error
     if len(sent_ids) != len(sentences):
         raise EntryError(
-            'bad-sentence', f'it has {len(sent_ids)} sent_ids for '
-            f'{len(sentences)} sentences')
+            f'it has {len(sent_ids)} sent_ids for '
+            f'{len(sentences)} sentences', 'bad-sentence')
 
 
 def _checked_area(segmentation: Segmentation, height: int, width: int,
                   what: str) -> int:
-    """Area of a mask in pixels, which is 0 only where there is no target."""
+    """Area of a mask in pixels, 0 only if there is no target."""
     if segmentation is None:
         return 0
     if segmentation == []:
-        raise EntryError('empty-mask', f'{what} is empty')
+        raise EntryError(f'{what} is empty', 'empty-mask')
     try:
         area = mask_area(segmentation, height, width)
     except FileNotFoundError as error:
-        raise EntryError('missing-mask',
-                         f'{what} is missing: the file {error.filename} does '
-                         'not exist') from error
+        raise EntryError(
+            f'{what} is missing: the file {error.filename} does not exist',
+            'missing-mask') from error
     except (FileError, OSError) as error:
         kind = error.kind if isinstance(error, MaskError) else 'bad-mask'
-        raise EntryError(kind, f'{what} cannot be read: {error}') from error
+        raise EntryError(f'{what} cannot be read: {error}', kind) from error
     if area == 0 and is_outside(segmentation, height, width):
-        raise EntryError('outside-image', f'{what} is empty: it lies outside '
-                         'the image')
+        raise EntryError(
+            f'{what} is empty: it lies outside the image', 'outside-image')
     if area == 0:
-        raise EntryError('empty-mask', f'{what} is empty')
+        raise EntryError(f'{what} is empty', 'empty-mask')
     return area
 
 
@@ -225,7 +228,7 @@ def plain_rle(segmentation: Segmentation, height: int, width: int) -> dict:
 
 
 def as_splits(split: str | Iterable[str] | None) -> list[str] | None:
-    """One split or several as a list; None, which means all, stays."""
+    """One split or several as a list; None (all splits) stays None."""
     return [split] if isinstance(split, str) else split and list(split)
 
 
@@ -238,7 +241,7 @@ def raise_faults(faults: Iterable[Fault | str], where: str) -> None:
     """Raise one error that lists all faults, if there are any.
 
     Args:
-        faults (Iterable[Fault | str]): What is wrong.
+        faults (Iterable[Fault | str]): The faults.
         where (str): Name of the files in the message.
 
     Raises:

@@ -109,7 +109,7 @@ class ChooseExpressions(BaseTransform):
         first = list(dict((pair[0], pair) for pair in shuffled).values())
         further = [pair for pair in shuffled if pair not in first]
         drawn = first + further[:count - len(first)]
-        # Too few sentences are repeated.
+        # If there are fewer than K sentences, repeat them.
         return [drawn[k % len(drawn)] for k in range(count)]
 
 
@@ -121,7 +121,8 @@ class LoadReferMasks(BaseTransform):
     A ref whose segmentation is None has no target: its mask is empty.
 
     Raises:
-        ValueError: If the mask of another ref is empty or cannot be read.
+        ValueError: If the mask of a ref that has a target is empty or cannot
+            be read.
     """
 
     def transform(self, results: dict) -> dict:
@@ -198,7 +199,7 @@ class PackReferInputs(BaseTransform):
     Returns ``dict(inputs, data_samples)``: the image, uint8 (3, H, W), and
     a SegDataSample with ``tokens (K, L)``, ``gt_sem_seg.data``, float32
     (K, H, W) in [0, 1], and the metainfo img_path, img_id, ori_shape,
-    img_shape, expressions, ref_ids and sent_ids, as far as there is one.
+    img_shape, expressions, ref_ids and sent_ids, if present.
     """
 
     def transform(self, results: dict) -> dict:

@@ -3,7 +3,8 @@
 
 An annotation has ``expressions``, a string or a list of them. If no
 annotation has that key, the name of the category is the expression, and all
-instances of one category in an image are one ref: the name means all of them.
+instances of one category in an image are one ref: the name refers to all of
+them.
 Further keys of an annotation: ``ref_id``, ``ann_id``, ``sent_ids``.
 """
 from collections.abc import Hashable, Sequence
@@ -18,7 +19,7 @@ def read_coco(ann_file: str,
               split: str | Sequence[str] | None = None) -> Records:
     """Read COCO instances; see the top of readers/__init__.py.
 
-    A file without ``{split}`` in its name is the split, whatever its name.
+    A file without ``{split}`` in its name is the whole split.
     """
     builder = RecordBuilder()
     for path, name in files_of_splits(ann_file, split):
@@ -41,15 +42,15 @@ def read_coco(ann_file: str,
                 check_id('category_id', category_id)
                 if instances.is_ambiguous(image_id,
                                           (ann['id'] for ann in group)):
-                    continue  # the fault is that of the id
+                    continue  # reported as a fault of the id
                 category = instances.category(category_id)
                 if with_expressions:
                     sentences = flatten(first['expressions'])
                 elif category is None:
                     raise EntryError(
-                        'no-sentence', 'it has neither expressions nor a '
+                        'it has neither expressions nor a '
                         'category with a name: category_id '
-                        f'{short(category_id)}')
+                        f'{short(category_id)}', 'no-sentence')
                 else:
                     sentences = [category]
                 builder.add(
@@ -75,7 +76,7 @@ def _by_category(anns: list[dict]) -> list[list[dict]]:
 
 
 def _notes(instances: Instances, used: list[dict]) -> list[str]:
-    """What is left out because it has no expressions."""
+    """Count the annotations and images left out: no expressions."""
     notes, what = [], 'annotation'
     number, images = len(instances.annotations), instances.images
     if len(used) < number:

@@ -14,8 +14,8 @@ from .shared import inline_segmentation
 class Instances:
     """A COCO file: images, annotations and categories by id.
 
-    Where two entries have one id, it is unknown which is meant: that is a
-    fault, and refs to them are left out.
+    If two entries have the same id, a ref to it is ambiguous: that is a fault,
+    and refs to them are left out.
 
     Args:
         path (str): The file.
@@ -63,7 +63,7 @@ class Instances:
         """An image, as in records, without refs.
 
         Raises:
-            EntryError: If there is no such image, or its size is not one.
+            EntryError: If there is no such image, or its size is invalid.
             FileError: If it is too large or its name leaves the folder.
         """
         if image_id not in self._checked:
@@ -73,13 +73,15 @@ class Instances:
     def _check(self, image_id: Any) -> dict:
         image = self.images.get(image_id)
         if image is None:
-            raise EntryError('missing-image-entry',
-                             f'its image_id {image_id!r} does not exist')
+            raise EntryError(
+                f'its image_id {image_id!r} does not exist',
+                'missing-image-entry')
         for key in ('height', 'width'):
             if not isinstance(image.get(key), int) or image[key] < 1:
                 raise EntryError(
-                    'bad-size', f'its image {image_id!r} has {key} '
-                    f'{short(image.get(key))}, not a positive integer')
+                    f'its image {image_id!r} has {key} '
+                    f'{short(image.get(key))}, not a positive integer',
+                    'bad-size')
         check_pixels(image['height'], image['width'],
                      f'its image {image_id!r}')
         safe_join(self._folder, image.get('file_name'))
@@ -103,7 +105,7 @@ def _by_id(entries: list, where: str, builder: RecordBuilder) -> tuple:
         found[number] = entry
     for number in sorted(twice, key=str):
         builder.fault('duplicate-id', where,
-                      f'two have the id {number!r}; give each its own')
+                      f'two have the id {number!r}; give each a unique one')
     return found, twice
 
 

@@ -46,8 +46,8 @@ def read_jsonl(ann_file: str,
         if splits and with_split:
             check_splits(with_split, splits, path)
         for number, entry in entries:
-            ref_id, own = next(next_id), entry.get('split')
-            if splits and own is not None and own not in splits:
+            ref_id, in_split = next(next_id), entry.get('split')
+            if splits and in_split is not None and in_split not in splits:
                 continue
             with builder.entry(f'{path}, line {number}'):
                 require(entry, 'image', 'mask', 'expressions')
@@ -57,7 +57,7 @@ def read_jsonl(ann_file: str,
                     images.image(entry['image'], entry.get('image_id')),
                     ref_id=ref_id,
                     ann_id=entry.get('ann_id', ref_id),
-                    split=name if own is None else short(own),
+                    split=name if in_split is None else short(in_split),
                     category=None if category is None else short(category),
                     segmentation=_segmentation(entry['mask'], mask_folder),
                     sent_ids=own_sent_ids(entry),
@@ -66,7 +66,7 @@ def read_jsonl(ann_file: str,
 
 
 def _lines(builder: RecordBuilder, path: str) -> Iterator[tuple[int, dict]]:
-    """Numbers, from 1, and entries of the lines that hold one."""
+    """Number (from 1) and entry of every line that has an entry."""
     with open(path, encoding='utf-8-sig') as file:
         try:
             for number, line in enumerate(file, 1):

@@ -40,8 +40,8 @@ def read_official_json(ann_file: str,
             ref_id = next(next_id)
             with builder.entry(f'{path}, entry {number}'):
                 if not isinstance(entry, dict):
-                    raise EntryError('bad-entry',
-                                     f'{reprlib.repr(entry)} is not a dict')
+                    raise EntryError(
+                        f'{reprlib.repr(entry)} is not a dict', 'bad-entry')
                 mask = safe_join(mask_folder, _mask_name(entry))
                 category = entry.get('cat')
                 sentences, sent_ids = _sentences(entry, prompt_keys)
@@ -63,8 +63,9 @@ def _mask_name(entry: dict) -> str:
         return entry['mask_name']
     if not isinstance(entry.get('segment_id'), (int, str)):
         raise EntryError(
-            'missing-mask', 'it has neither mask_name nor segment_id (a '
-            f'number or string): {reprlib.repr(entry.get("segment_id"))}')
+            'it has neither mask_name nor segment_id (a '
+            f'number or string): {reprlib.repr(entry.get("segment_id"))}',
+            'missing-mask')
     return f'{entry["segment_id"]}.png'
 
 
@@ -82,13 +83,14 @@ def _sentences(entry: dict,
         return [s['sent'] for s in sentences], None if None in ids else ids
     prompts = entry.get('prompts')
     if prompts is None:
-        raise EntryError('no-sentence', 'it has neither sentences nor prompts')
+        raise EntryError('it has neither sentences nor prompts', 'no-sentence')
     if prompt_keys and isinstance(prompts, dict):
         chosen = {key: prompts[key] for key in prompt_keys if key in prompts}
         if not chosen:
             raise EntryError(
-                'no-sentence', f'its prompts have none of prompt_keys='
+                f'its prompts have none of prompt_keys='
                 f'{list(prompt_keys)}; they have '
-                f'{", ".join(map(repr, prompts)) or "none at all"}')
+                f'{", ".join(map(repr, prompts)) or "none at all"}',
+                'no-sentence')
         prompts = chosen
     return flatten(prompts), None

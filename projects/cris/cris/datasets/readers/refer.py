@@ -39,7 +39,7 @@ def load_refer(ann_file: str, split_file: str, split: str) -> list[dict]:
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a file is broken, the split does not exist (the message
-            lists those that do), or refs are at fault (it lists them).
+            lists those that do), or refs are faulty (it lists them).
     """
     records = read_refer(ann_file, split_file, split)
     raise_faults(records.faults,
@@ -111,13 +111,14 @@ def _load_refs(path: str) -> list[dict]:
 def _ann_ids(ann_id: Any, may_be_several: bool) -> list:
     if isinstance(ann_id, list) and may_be_several:
         if not ann_id:
-            raise EntryError('bad-entry', 'its ann_id is an empty list; [-1] '
-                             'means that there is no target')
+            raise EntryError(
+                'its ann_id is an empty list; [-1] '
+                'means that there is no target', 'bad-entry')
         ann_ids = [] if ann_id == _NO_TARGET else ann_id
     elif isinstance(ann_id, list):
         raise EntryError(
-            'bad-entry', f'its ann_id {reprlib.repr(ann_id)} is a list, which '
-            'only grefs(<split_by>).json may have')
+            f'its ann_id {reprlib.repr(ann_id)} is a list, which '
+            'only grefs(<split_by>).json may have', 'bad-entry')
     else:
         ann_ids = [ann_id]
     for number in ann_ids:
@@ -128,23 +129,25 @@ def _ann_ids(ann_id: Any, may_be_several: bool) -> list:
 def _annotation(instances: Instances, ann_id: Any, image_id: Any) -> dict:
     ann = instances.annotations.get(ann_id)
     if ann is None:
-        raise EntryError('missing-annotation',
-                         f'its ann_id {reprlib.repr(ann_id)} does not exist')
+        raise EntryError(
+            f'its ann_id {reprlib.repr(ann_id)} does not exist',
+            'missing-annotation')
     if ann.get('image_id') != image_id:
         raise EntryError(
-            'wrong-image', f'its ann_id {ann_id} lies in image '
-            f'{short(ann.get("image_id"))}, not in {image_id}')
+            f'its ann_id {ann_id} lies in image '
+            f'{short(ann.get("image_id"))}, not in {image_id}', 'wrong-image')
     return ann
 
 
 def _sentences(entries: Any) -> Sequence[dict]:
     if not isinstance(entries, (list, tuple)):
-        raise EntryError('bad-sentence', f'its sentences '
-                         f'{reprlib.repr(entries)} are not a list')
+        raise EntryError(
+            f'its sentences {reprlib.repr(entries)} are not a list',
+            'bad-sentence')
     for entry in entries:
         if not isinstance(entry, dict) or 'sent_id' not in entry or (
                 not isinstance(entry.get('sent'), str)):
             raise EntryError(
-                'bad-sentence', f'its sentence {reprlib.repr(entry)} is not a '
-                'dict with sent_id and the string sent')
+                f'its sentence {reprlib.repr(entry)} is not a '
+                'dict with sent_id and the string sent', 'bad-sentence')
     return entries

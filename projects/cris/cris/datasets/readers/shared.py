@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""What several readers share."""
+"""Functions shared by several readers."""
 import glob
 import os.path as osp
 import re
@@ -45,8 +45,9 @@ class ImageFolder:
         try:
             height, width = self._size(path)
         except OSError as error:
-            raise EntryError('missing-image', f'image file {path} does not '
-                             'exist') from error
+            raise EntryError(
+                f'image file {path} does not exist',
+                'missing-image') from error
         return dict(
             file_name=name,
             img_id=name if img_id is None else img_id,
@@ -62,8 +63,9 @@ def inline_segmentation(segmentation: Any) -> Segmentation:
     """
     if mask_files(segmentation):
         raise EntryError(
-            'bad-mask', 'its mask has the key mask_file, which is not read '
-            'from annotations; in JSON lines, give the file name as a string')
+            'its mask has the key mask_file, which is not read from '
+            'annotations; in JSON lines, give the file name as a string',
+            'bad-mask')
     return segmentation
 
 
@@ -71,7 +73,7 @@ def require(entry: dict, *keys: str) -> None:
     """Refuse an entry that lacks a key."""
     missing = [key for key in keys if key not in entry]
     if missing:
-        raise EntryError('bad-entry', f'it has no {", ".join(missing)}')
+        raise EntryError(f'it has no {", ".join(missing)}', 'bad-entry')
 
 
 def flatten(value: Any, depth: int = 0) -> list[str]:
@@ -85,8 +87,9 @@ def flatten(value: Any, depth: int = 0) -> list[str]:
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, list) or depth > _MAX_NESTED:
-        raise EntryError('bad-sentence', f'{reprlib.repr(value)} among its '
-                         'sentences is not a string, list or dict')
+        raise EntryError(
+            f'{reprlib.repr(value)} among its sentences is not a string, list '
+            'or dict', 'bad-sentence')
     return [text for item in value for text in flatten(item, depth + 1)]
 
 
@@ -95,7 +98,7 @@ def own_sent_ids(entry: dict) -> list | None:
     ids = entry.get('sent_ids')
     if not isinstance(ids, list | None):
         raise EntryError(
-            'bad-sentence', f'its sent_ids {reprlib.repr(ids)} are not a list')
+            f'its sent_ids {reprlib.repr(ids)} are not a list', 'bad-sentence')
     return ids
 
 

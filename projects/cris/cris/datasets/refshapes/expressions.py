@@ -85,7 +85,7 @@ class Meaning(NamedTuple):
     """Meaning of an expression.
 
     Args:
-        target: Phrase for the object that is meant.
+        target: Phrase for the target object.
         direction: Key of ``DIRECTIONS``; empty for an attribute expression.
         zone: For a place: whether it is a zone rather than a superlative.
         anchor: For a relation: phrase for the other object.
@@ -119,7 +119,7 @@ def place_meanings(items: Sequence[Item], index: int,
 
     Args:
         items: All objects of the picture.
-        index: Which of them is meant.
+        index: Index of the target.
         sides: Width and height of the picture in pixels.
     """
     found = []
@@ -235,7 +235,7 @@ def draw_meaning(meanings: Sequence[Meaning],
 def sentences_for(items: Sequence[Item], index: int, sides: tuple[int, int],
                   kinds: Sequence[str],
                   rng: np.random.Generator) -> list[str]:
-    """Write different sentences that all mean the same object.
+    """Write different sentences that all refer to the same object.
 
     Arguments as of :func:`place_meanings`, and the ``KINDS`` to use.
 

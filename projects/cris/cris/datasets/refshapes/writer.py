@@ -135,10 +135,11 @@ def write_refshapes(
         found = annotate(scene, image['id'])
         images.append(image)
         annotations += found
-        own = make_refs(found, image, split, rng)
-        refs += own
-        summary[split]['refs'] += len(own)
-        summary[split]['sentences'] += sum(len(r['sentences']) for r in own)
+        image_refs = make_refs(found, image, split, rng)
+        refs += image_refs
+        summary[split]['refs'] += len(image_refs)
+        summary[split]['sentences'] += sum(
+            len(ref['sentences']) for ref in image_refs)
     instances = {
         'info': {'description': 'RefShapes', 'seed': seed},
         'images': images, 'annotations': annotations,
