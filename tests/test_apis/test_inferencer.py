@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import REPO, tool
 from hostile import Call, animation, encoded, large_png
+from mmengine.config import Config
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -354,7 +355,7 @@ class TestRefusals:
             cris.CRISInferencer(torch.nn.Linear(1, 1))
         for option in (dict(weights='a.pth'), dict(device='cpu'),
                        dict(precision='bf16')):
-            with pytest.raises(ValueError, match='that is built already'):
+            with pytest.raises(ValueError, match='that is already built'):
                 cris.CRISInferencer(inferencer.model, **option)
         with pytest.raises(ValueError, match="'0.5' must be a number"):
             inferencer(asked[0], 'a', threshold='0.5')
@@ -372,6 +373,20 @@ class TestRefusals:
         with pytest.raises(ValueError, match='evil.pth is not a checkpoint'):
             cris.CRISInferencer(DEFAULT_MODEL, path, 'cpu')
         assert not marker.exists()
+
+
+def test_a_pipeline_without_a_tokenizer_is_refused(inferencer):
+    pipeline = [
+        transform
+        for transform in inferencer.cfg.test_dataloader.dataset.pipeline
+        if transform['type'] != 'TokenizeExpressions'
+    ]
+    dataset = dict(pipeline=pipeline)
+    model = torch.nn.Module()
+    model.data_preprocessor = inferencer.model.data_preprocessor
+    model.cfg = Config(dict(test_dataloader=dict(dataset=dataset)))
+    with pytest.raises(ValueError, match='has no TokenizeExpressions: add'):
+        cris.CRISInferencer(model)
 
 
 def test_a_model_from_training_is_used_in_eval_mode(inferencer, asked):

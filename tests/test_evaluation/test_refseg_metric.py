@@ -1,4 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import inspect
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from mmseg.structures import SegDataSample
 from pycocotools import mask as coco_mask
 
 from cris.evaluation import RefSegMetric
+from cris.evaluation.results import DEFAULTS, write_results_file
 
 
 def sample(pred, target, prob=None, **metainfo):
@@ -368,6 +370,24 @@ def _rank(rank, world_size, port, count, out_file, queue):
     out = evaluator.evaluate(count)
     queue.put((rank, out))
     torch.distributed.destroy_process_group()
+
+
+def test_the_results_file_knows_every_option():
+    parameters = inspect.signature(RefSegMetric).parameters
+    options = {
+        name: parameter.default for name, parameter in parameters.items()
+        if name not in ('collect_device', 'prefix', 'out_file')
+    }
+    assert options == DEFAULTS
+
+
+def test_an_option_unknown_to_the_results_file_is_written(tmp_path):
+    path = tmp_path / 'results.json'
+    described = dict(score=None, pred_rle='', gt_rle='')
+    write_results_file([described], {}, np.ones(1), dict(DEFAULTS, new=1),
+                       str(path))
+    (record, ) = json.loads(path.read_text())
+    assert record['new'] == 1 and not DEFAULTS.keys() & record
 
 
 @pytest.mark.parametrize('world_size', [2, 3])

@@ -51,7 +51,7 @@ class View:
             pseudo_collate([inferencer.prepare(image, [])]))
 
     def __call__(self, texts: str | Sequence[str], **kwargs) -> dict:
-        """One of the inferencer's ``predictions``; kwargs likewise.
+        """A dict as in the inferencer's ``predictions``; same kwargs.
 
         Raises:
             ValueError: If an expression is empty, or the view is closed.
@@ -61,7 +61,7 @@ class View:
                                          self.logits(texts), **kwargs)
 
     def logits(self, texts: str | Sequence[str]) -> Tensor:
-        """The logits alone, ``(K, 1, H/4, W/4)``, for make_prediction."""
+        """Only the logits, ``(K, 1, H/4, W/4)``, for make_prediction."""
         if self._features is None:
             raise ValueError(f'the view of {self.image.name} is closed: open '
                              'the image again')
@@ -91,8 +91,8 @@ class CRISInferencer(BaseInferencer):
         model (str | Path | Config | nn.Module, optional): A name of
             :func:`cris.list_models`, a config file, or a config. None means
             the small model whose weights come with the package. A module,
-            such as a :class:`cris.deploy.ExportedCRIS`, is put into eval mode
-            and used as it is; its ``cfg`` must be its config.
+            such as a :class:`cris.deploy.ExportedCRIS`, is set to eval mode
+            and not changed otherwise; its ``cfg`` must be its config.
         weights (str | Path, optional): Checkpoint, read without executing
             code. None means the weights of the model zoo.
         device (str | torch.device, optional): Defaults to the GPU if there
@@ -124,7 +124,7 @@ class CRISInferencer(BaseInferencer):
         if isinstance(model, nn.Module):
             if (weights, device, precision) != (None, None, 'fp32'):
                 raise ValueError('weights, device and precision cannot be '
-                                 'changed for a model that is built already')
+                                 'changed for a model that is already built')
             model.eval()
         else:
             model = optimize_for_inference(
@@ -137,8 +137,7 @@ class CRISInferencer(BaseInferencer):
         self.device = model.data_preprocessor.device
         self.cfg = model.cfg
         self.pipeline = self._init_pipeline(self.cfg)
-        (self._tokenize, ) = (t for t in self.pipeline.transforms
-                              if isinstance(t, TokenizeExpressions))
+        self._tokenize = _find_tokenizer(self.pipeline)
         self.collate_fn = pseudo_collate
 
     list_models = staticmethod(list_models)
@@ -212,8 +211,9 @@ class CRISInferencer(BaseInferencer):
             ``images``, the B decoded images.
         """
         samples = (
-            self.prepare(load_image(source, f'image_{i}'), own)
-            for i, (source, own) in enumerate(zip(inputs, texts, strict=True)))
+            self.prepare(load_image(source, f'image_{i}'), texts_i)
+            for i, (source, texts_i) in enumerate(
+                zip(inputs, texts, strict=True)))
         for chunk in self._get_chunk_data(samples, batch_size):
             yield self.collate_fn(chunk)
 
@@ -249,13 +249,13 @@ class CRISInferencer(BaseInferencer):
     def forward(self, inputs: dict, **kwargs) -> list[dict]:
         """Predictions of a batch of :meth:`preprocess`, see __call__."""
         texts = [sample.expressions for sample in inputs['data_samples']]
-        counts = [len(own) for own in texts]
+        counts = [len(texts_i) for texts_i in texts]
         logits = self.answer(
             self.encode(inputs), sum(texts, []),
             torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)))
         return [
-            self.describe(image, own, answers, **kwargs)
-            for image, own, answers in zip(
+            self.describe(image, texts_i, logits_i, **kwargs)
+            for image, texts_i, logits_i in zip(
                 inputs['images'], texts, logits.split(counts), strict=True)
         ]
 
@@ -274,7 +274,7 @@ class CRISInferencer(BaseInferencer):
         Args:
             features (tuple[Tensor]): From :meth:`encode`.
             texts (Sequence[str]): E expressions.
-            image_index (Tensor): Whose image each belongs to, ``(E,)``.
+            image_index (Tensor): Index of each expression's image, ``(E,)``.
         """
         return self.model.answer(features,
                                  self.tokenize(texts).to(self.device),
@@ -323,10 +323,20 @@ class CRISInferencer(BaseInferencer):
                     preds: list[dict],
                     visualization: list[np.ndarray],
                     return_datasamples: bool = False) -> dict:
-        """A dict of both; return_datasamples makes SegDataSamples."""
+        """Pack predictions and drawings, optionally as SegDataSamples."""
         if return_datasamples:
             preds = [to_data_sample(pred) for pred in preds]
         return dict(predictions=preds, visualization=visualization)
+
+
+def _find_tokenizer(pipeline: Compose) -> TokenizeExpressions:
+    for transform in pipeline.transforms:
+        if isinstance(transform, TokenizeExpressions):
+            return transform
+    raise ValueError(
+        'the test pipeline has no TokenizeExpressions: add '
+        "dict(type='TokenizeExpressions', context_length=...) to "
+        'test_dataloader.dataset.pipeline')
 
 
 def _check_options(batch_size: int, forward: dict, visualize: dict,

@@ -17,7 +17,7 @@ from cris.io.images import check_pixels, decode_image
 ImageSource = (
     str | os.PathLike | bytes | BinaryIO | np.ndarray | Image.Image)
 Texts = str | Sequence[str] | Sequence[Sequence[str]]
-# Files that are taken from a folder; upper case counts, too.
+# Files of a folder that are images, in lower or upper case.
 _SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 _TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 
@@ -134,11 +134,11 @@ def match_texts(texts: Texts, num_images: int) -> list[list[str]]:
             not the number of images.
     """
     if isinstance(texts, (list, tuple)) and any(
-            isinstance(own, (list, tuple)) for own in texts):
+            isinstance(item, (list, tuple)) for item in texts):
         if len(texts) != num_images:
             raise ValueError(f'{len(texts)} lists of expressions for '
                              f'{num_images} images: give one for each')
-        return [check_texts(own) for own in texts]
+        return [check_texts(item) for item in texts]
     return [check_texts(texts)] * num_images
 
 

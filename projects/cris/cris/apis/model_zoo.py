@@ -16,7 +16,7 @@ from torch import nn
 from cris.engine.config import load_config
 from cris.io.checkpoints import load_weights
 
-#: The model where none is named; its weights come with the package.
+#: The default model; its weights come with the package.
 DEFAULT_MODEL = 'cris_tiny_1xb8-3e_refshapes-160x160'
 
 _PACKAGE = Path(__file__).parents[1]

@@ -43,7 +43,7 @@ def make_prediction(model: nn.Module,
         :func:`cris.evaluation.confidence`; ``boxes``, float32 ``(K, 4)`` of
         x0, y0, x1, y1 in pixels, zeros where the mask is empty; ``rles``, K
         compressed COCO RLEs, ready for JSON; ``height``, ``width``,
-        ``threshold``; if asked for, ``masks``, bool ``(K, h, w)``, and
+        ``threshold``; on request ``masks``, bool ``(K, h, w)``, and
         ``probs``, float32 ``(K, h, w)``. The latter overshoot [0, 1] at sharp
         edges because of the bicubic interpolation of the official code.
 

@@ -66,9 +66,8 @@ def find_metric(evaluator: dict | Sequence[dict]) -> dict:
 def add_audit(evaluator: dict | Sequence[dict]) -> list[dict]:
     """Add one metric per convention, with the prefix ``audit/<name>``.
 
-    The conventions start from RefSegMetric's defaults, whatever options the
-    config's own metric has. Only its ``collect_device`` and ``generalized``
-    are kept.
+    The conventions start from RefSegMetric's defaults. Of the options of the
+    config's metric only ``collect_device`` and ``generalized`` are kept.
 
     Args:
         evaluator (dict | Sequence[dict]): ``test_evaluator`` of a config.
@@ -79,8 +78,11 @@ def add_audit(evaluator: dict | Sequence[dict]) -> list[dict]:
     Raises:
         ValueError: If the evaluator has no RefSegMetric.
     """
-    own = find_metric(evaluator)
-    kept = {k: own[k] for k in ('collect_device', 'generalized') if k in own}
+    metric = find_metric(evaluator)
+    kept = {
+        key: metric[key]
+        for key in ('collect_device', 'generalized') if key in metric
+    }
     return _as_list(evaluator) + [
         dict(
             type='RefSegMetric',
@@ -94,8 +96,8 @@ def audit_table(scores: dict[str, float]) -> str:
     """A table of conventions (rows) and scores (columns), with a legend.
 
     Args:
-        scores (dict[str, float]): What an evaluator of :func:`add_audit`
-            returns; scores without its prefix are ignored.
+        scores (dict[str, float]): Scores of the evaluator of
+            :func:`add_audit`; scores without its prefix are ignored.
 
     Returns:
         str: Aligned lines; scores in percent, and n, the number of

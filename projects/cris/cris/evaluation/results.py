@@ -15,8 +15,9 @@ from cris.io.files import load_json
 
 from .confidence import confidence
 
-# Options of RefSegMetric that change the scores, with their defaults.
-_DEFAULTS = dict(
+#: Options of RefSegMetric that change the scores, with their defaults. A test
+#: compares them with its signature.
+DEFAULTS = dict(
     threshold=None,
     inclusive=False,
     sentences='all',
@@ -60,7 +61,7 @@ def describe(sample: dict, chosen: Sequence[int], pred: np.ndarray,
         sample (dict): A SegDataSample as a dict.
         chosen (Sequence[int]): Positions among the K expressions.
         pred (np.ndarray): Their predictions, bool ``(len(chosen), h, w)``.
-        target (np.ndarray): Their ground truth, likewise.
+        target (np.ndarray): Their ground truth, of the same shape.
 
     Returns:
         list[dict]: One for each position; see :class:`RefSegMetric`.
@@ -107,8 +108,8 @@ def write_results_file(described: Sequence[dict],
         path (str): ``.json`` is a list of flat dicts, ``.parquet`` a table.
     """
     unusual = {
-        key: value
-        for key, value in conventions.items() if value != _DEFAULTS[key]
+        key: value for key, value in conventions.items()
+        if key not in DEFAULTS or value != DEFAULTS[key]
     }
     last = ('score', 'pred_rle', 'gt_rle')
     records = []
@@ -178,7 +179,7 @@ def _read_parquet(path: str) -> list[dict]:
 
 
 def _conventions(record: dict) -> dict:
-    return {k: record.get(k, default) for k, default in _DEFAULTS.items()}
+    return {k: record.get(k, default) for k, default in DEFAULTS.items()}
 
 
 def _fault(record: dict, first: dict) -> str:
