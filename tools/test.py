@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         '--backend',
         choices=BACKENDS,
         default='onnxruntime',
-        help='what runs the graphs of a folder')
+        help='runtime for an exported folder')
     parser.add_argument(
         '--no-optimize',
         action='store_true',

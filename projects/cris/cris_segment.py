@@ -1,7 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """The command ``cris-segment``, and demo/image_demo.py.
 
-It stands beside the package ``cris``, which takes seconds to import, so that
+It is next to the package ``cris``, which takes seconds to import, so that
 ``--help`` and wrong options are answered at once.
 """
 import argparse

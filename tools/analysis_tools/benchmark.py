@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     add = runs.add_argument
     add('config', help='config file')
     add('--precision', nargs='+', choices=PRECISIONS, default=['fp32'])
-    add('--runs', type=int, default=5, help='of which the median is taken')
+    add('--runs', type=int, default=5, help='the median is reported')
     add('--expressions', **integers, help='expressions of one image')
 
     add = commands.add_parser(

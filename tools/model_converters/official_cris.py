@@ -286,7 +286,7 @@ def parse_args() -> argparse.Namespace:
     add('--num-heads', type=int, default=8,
         help='heads of the decoder, which no tensor shows (default: 8)')
     add('--trust-checkpoint', action='store_true',
-        help='run whatever code the checkpoint contains; only for files of '
+        help='run any code in the checkpoint; only for files of '
         'known origin')
     args = parser.parse_args()
     if not osp.isdir(osp.dirname(args.dst) or '.'):

@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
     add('dst', help='file to write; its hash is added to the name')
     add('--half', action='store_true', help='write weights as fp16')
     add('--trust-checkpoint', action='store_true',
-        help='run whatever code the checkpoint contains; only for files of '
+        help='run any code in the checkpoint; only for files of '
         'known origin')
     return parser.parse_args()
 

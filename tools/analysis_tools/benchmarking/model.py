@@ -74,8 +74,8 @@ def _stages(model: nn.Module, case: Case, images: Tensor, tokens: Tensor,
         return call()
 
     def masks(logits: Tensor):
-        for own in logits.split(len(tokens) // len(images)):
-            model.original_size(own, _PHOTOGRAPH).gt(head.threshold)
+        for part in logits.split(len(tokens) // len(images)):
+            model.original_size(part, _PHOTOGRAPH).gt(head.threshold)
 
     features = stage('image', model.encode_image, images)
     words, sentence = stage('text', model.encode_text, tokens)
@@ -113,8 +113,8 @@ def measure_training(case: Case) -> dict:
     masks = (torch.rand(count, *case.size, device=case.device) > 0.5).float()
     samples = [
         SegDataSample(
-            metainfo=dict(tokens=own), gt_sem_seg=PixelData(data=masks))
-        for own in tokens.split(count)
+            metainfo=dict(tokens=part), gt_sem_seg=PixelData(data=masks))
+        for part in tokens.split(count)
     ]
 
     def step():
@@ -233,7 +233,7 @@ def _api(args: argparse.Namespace, case: Case, machine: str) -> dict:
 
 
 def _growth(args: argparse.Namespace, case: Case, machine: str) -> dict:
-    """Each point is measured in a process of its own."""
+    """Each point is measured in a separate process."""
     case = case._replace(with_stages=False, expressions=[1])
     points = [('expressions', n, case._replace(expressions=[n]))
               for n in args.expressions or [1, 4, 8, 16, 32, 64]]

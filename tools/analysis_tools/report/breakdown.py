@@ -112,7 +112,7 @@ def target_share(record: dict) -> float:
     """
     height, width = int(record['height']), int(record['width'])
     area = record['gt_area']
-    if record.get('gt_rle'):  # exact, whatever size was scored at
+    if record.get('gt_rle'):  # exact at any gt_size
         area = mask_area(
             dict(size=[height, width], counts=record['gt_rle']), height,
             width)
@@ -124,8 +124,10 @@ def _bins(records: Sequence[dict], bins: np.ndarray,
     iou = 100 * np.array([record['iou'] for record in records])
     out = []
     for k, label in enumerate(labels):
-        own = iou[bins == k]
-        mean = own.mean() if len(own) else np.nan
-        margin = 1.96 * own.std(ddof=1) / len(own)**.5 if len(own) > 1 else 0
-        out.append(Bin(label, len(own), mean, margin))
+        part = iou[bins == k]
+        mean = part.mean() if len(part) else np.nan
+        margin = 0
+        if len(part) > 1:
+            margin = 1.96 * part.std(ddof=1) / len(part)**.5
+        out.append(Bin(label, len(part), mean, margin))
     return out

@@ -95,10 +95,10 @@ def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
         for graph in graphs:
             inputs, outputs = GRAPHS[graph]
             path = graph_file(folder, graph)
-            made = open_graph(path)({k: values[k].numpy() for k in inputs})
-            for own, name in zip(made, outputs, strict=True):
-                own = torch.from_numpy(own)
-                worst = max(worst, _difference(own, values[name], path))
+            found = open_graph(path)({k: values[k].numpy() for k in inputs})
+            for array, name in zip(found, outputs, strict=True):
+                output = torch.from_numpy(array)
+                worst = max(worst, _difference(output, values[name], path))
     exported = ExportedCRIS(folder)
     logits = exported.predict_logits(*(values[k] for k in GRAPHS['cris'][0]))
     return max(worst, _difference(logits, values['logits'], folder))
@@ -107,7 +107,8 @@ def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
 def _exportable(model: nn.Module) -> nn.Module:
     """A copy on the CPU in fp32, with batch normalisation folded."""
     model = fuse_conv_bn(copy.deepcopy(model).cpu().float().eval())
-    # A grouped convolution has no free number of expressions in ONNX.
+    # ONNX fixes the number of groups of a convolution, but the number of
+    # expressions has to vary.
     head = model.decode_head
     head.projector = FoldedProjector(head.projector)
     return model.requires_grad_(False)
@@ -158,8 +159,8 @@ def _export(model: nn.Module, graph: str, values: dict[str, Tensor],
             verbose=False)
 
 
-def _difference(own: Tensor, expected: Tensor, path: str) -> float:
-    share = float((own - expected).abs().max() / expected.abs().max())
+def _difference(output: Tensor, expected: Tensor, path: str) -> float:
+    share = float((output - expected).abs().max() / expected.abs().max())
     if not share <= _TOLERANCE:
         raise RuntimeError(
             f'{path} cannot be used: with a batch of {len(expected)}, its '

@@ -6,8 +6,8 @@ import os.path as osp
 from types import ModuleType
 from typing import Any
 
-#: Graph -> names of its inputs and outputs. ``cris`` is the other three in
-#: one file.
+#: Graph -> names of its inputs and outputs. ``cris`` combines the other
+#: three.
 GRAPHS = {
     'image_encoder': (['images'], ['p3', 'p4', 'p5']),
     'text_encoder': (['tokens'], ['words', 'sentence']),
@@ -34,7 +34,7 @@ def graph_file(folder: str, graph: str) -> str:
 
 
 def write_description(folder: str, description: dict[str, Any]) -> None:
-    """Write ``cris.json``, what a runtime needs besides the graphs."""
+    """Write ``cris.json``, the settings that a runtime needs."""
     with open(osp.join(folder, 'cris.json'), 'w', encoding='utf-8') as file:
         json.dump(description, file, indent=2)
 

@@ -1,2 +1,2 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Files, strangers' files among them, read safely. Imports nothing of cris."""
+"""Safe reading of untrusted files. Imports no other room of cris."""

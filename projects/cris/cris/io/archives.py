@@ -1,8 +1,9 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Weights of a TorchScript archive, read without running its code.
+"""Weights of a TorchScript archive, read without running its code, and the
+limits of checkpoint files (:func:`check_checkpoint_file`).
 
 OpenAI publishes CLIP as TorchScript. ``torch.jit.load`` runs the code in an
-archive; here only its tensors are taken.
+archive; here only its tensors are read.
 """
 import mmap
 import os.path as osp
@@ -51,7 +52,7 @@ def read_torchscript(path: str) -> dict[str, Tensor]:
         dict[str, Tensor]: By their names in the module, on the CPU.
 
     Raises:
-        pickle.UnpicklingError: If the archive asks for anything but modules
+        pickle.UnpicklingError: If the archive contains anything but modules
             and tensors.
     """
     with zipfile.ZipFile(path) as archive:
@@ -68,7 +69,7 @@ def read_torchscript(path: str) -> dict[str, Tensor]:
 
 
 class _Module:
-    """In place of every class of the archive; it only keeps attributes."""
+    """Replaces every class of the archive; it only keeps attributes."""
 
 
 def _tensors(module: _Module, prefix: str = '') -> Iterator[tuple]:
@@ -93,7 +94,7 @@ class _ArchiveUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         if module.split('.')[0] == '__torch__':
-            # A class of its own, or attributes of two would be mixed up.
+            # A new class for each, so that their attributes are not mixed.
             return type(name, (_Module, ), {})
         if module == 'torch' and name in _DTYPES:
             return _DTYPES[name]
@@ -132,8 +133,8 @@ def check_checkpoint_file(path: str) -> None:
     """Refuse a file that would take more memory than it is large.
 
     Args:
-        path (str): In PyTorch's zip format (also TorchScript) or in the one
-            before it.
+        path (str): In PyTorch's zip format (also TorchScript) or in its older
+            format.
 
     Raises:
         ValueError: If records of a zip are compressed or overlap, a pickle

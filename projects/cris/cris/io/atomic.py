@@ -14,18 +14,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_write(path: str, rename: bool = True) -> Iterator[str]:
-    """Write a file or a folder beside its place, then rename it.
+    """Write a temporary file or folder, then rename it.
 
     Args:
-        path (str): Where the result is wanted. What is there stays until
-            the new content is complete and on the disk.
-        rename (bool): False in processes of which another one renames.
+        path (str): Final path. An existing file stays until the new content
+            is complete and on the disk.
+        rename (bool): False if another process renames.
 
     Yields:
         str: The path to write to.
 
     Raises:
-        OSError: If the disk is full or fails; what was written is removed.
+        OSError: If the disk is full or fails; the temporary file is removed.
     """
     partial = path + PARTIAL
     try:

@@ -40,12 +40,12 @@ def _number_dtype(code: str, *_) -> np.dtype:
     """In place of np.dtype, whose other types can hold objects."""
     if not re.fullmatch('[fiu][48]', str(code)):
         raise pickle.UnpicklingError(f'it asks for numpy.dtype({code!r})')
-    # A copy: a pickle could change the byte order of NumPy's own.
+    # A copy: a pickle could change the byte order of NumPy's dtype.
     return np.dtype(code, copy=True)
 
 
-# mmengine stores the history of its log beside the weights. By the names in
-# the pickle; numpy._core was numpy.core before NumPy 2.
+# mmengine stores the history of its log with the weights. Keys are the names
+# in the pickle; numpy._core was numpy.core before NumPy 2.
 _LOG_OBJECTS = {
     'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
     'builtins.getattr': _method_of_history_buffer,
@@ -81,17 +81,16 @@ class CheckpointError(ValueError):
 def read_checkpoint(path: str | os.PathLike,
                     trust: bool = False,
                     mmap: bool = False) -> dict:
-    """Read a checkpoint; only tensors and plain data are admitted.
+    """Read a checkpoint; only tensors and plain data are allowed.
 
     Args:
         path (str | PathLike): Written by this project's runner, a state_dict,
-            a TorchScript archive (its parameters and buffers are taken; its
+            a TorchScript archive (its parameters and buffers are read; its
             code is not run) or a .safetensors file.
-        trust (bool): Whether to admit everything that a pickle can bring,
-            including code that runs at once; a warning names the file.
-            Defaults to False.
-        mmap (bool): Whether to leave tensors on the disk until they are used,
-            where the format allows it. Defaults to False.
+        trust (bool): Allow everything in a pickle, including code, which is
+            run; a warning names the file. Defaults to False.
+        mmap (bool): Leave tensors on the disk until they are used, if the
+            format allows it. Defaults to False.
 
     Returns:
         dict: As saved, on the CPU.
@@ -113,7 +112,7 @@ def read_checkpoint(path: str | os.PathLike,
         checkpoint = _load(path, trust, mmap)
     except OSError:
         raise
-    except Exception as error:  # any broken byte ends in some exception
+    except Exception as error:  # broken files can raise any type
         raise CheckpointError(
             f'{path} is not a checkpoint of tensors and plain data: '
             f'{_reason(error)}' +
@@ -212,7 +211,7 @@ def check_fit(checkpoint: dict, model: nn.Module,
 
 
 def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:
-    """Names and shapes in which a file differs from a model.
+    """List the differences in names and shapes of a file and a model.
 
     Args:
         weights (dict): Of the file.
@@ -225,9 +224,9 @@ def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:
     faults = [f'missing: {name}' for name in wanted if name not in weights]
     faults += [f'not in the model: {k}' for k in weights if k not in wanted]
     faults += [
-        f'{name}: {_shape(weights[name])} in the file, {tuple(own.shape)} in '
-        'the model' for name, own in wanted.items()
-        if name in weights and _shape(weights[name]) != tuple(own.shape)
+        f'{name}: {_shape(weights[name])} in the file, {tuple(w.shape)} in '
+        'the model' for name, w in wanted.items()
+        if name in weights and _shape(weights[name]) != tuple(w.shape)
     ]
     if len(faults) > most:
         faults[most:] = [f'... and {len(faults) - most} more']
@@ -235,7 +234,7 @@ def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:
 
 
 def _trained_with(checkpoint: dict) -> str:
-    """The config's name, which mmengine puts before the time of the start."""
+    """The config's name; mmengine saves it before the start time."""
     meta = checkpoint.get('meta')
     name = meta.get('experiment_name') if isinstance(meta, dict) else None
     match = re.fullmatch(r'([\w.-]{1,200})_\d{8}_\d{6}', str(name))
@@ -247,10 +246,10 @@ def _shape(value) -> tuple:
 
 
 def _reason(error: Exception) -> str:
-    """What torch found; the rest of its text suggests to load unsafely."""
+    """The cause in torch's message; its advice is to load unsafely."""
     text = str(error)
-    if own := re.search(r'it asks for [^\n]+', text):
-        return own[0]
+    if refused := re.search(r'it asks for [^\n]+', text):
+        return refused[0]
     if unknown := re.search(r'GLOBAL ([\w.]+)', text):
         return f'it asks for {unknown[1]}'
     return text.splitlines()[0] if text else type(error).__name__
@@ -264,7 +263,7 @@ def _load(path: str, trust: bool, mmap: bool) -> Any:
         check_checkpoint_file(path)
     if torchscript:
         return read_torchscript(path)
-    # The format before zip cannot be mapped.
+    # The older format, which is not a zip, cannot be mapped.
     options = dict(map_location='cpu', mmap=mmap and is_zipfile(path))
     if trust:
         return torch.load(path, weights_only=False, **options)
@@ -286,7 +285,7 @@ class _AllowlistUnpickler(pickle.Unpickler):
 
 
 def _load_before_torch_2_6(path: str, **options) -> Any:
-    """weights_only=True, which cannot be extended by mmengine's objects."""
+    """Like weights_only=True, which old versions cannot extend."""
     pickle_module = SimpleNamespace(
         __name__=__name__,
         Unpickler=_AllowlistUnpickler,

@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Files of unknown origin: what is refused, and why."""
+"""Checks for files of unknown origin."""
 import gc
 import json
 import ntpath
@@ -73,7 +73,7 @@ def parse_json(content: bytes) -> Any:
             try:
                 return orjson.loads(content)
             except ValueError:
-                pass  # NaN or huge numbers, or json has the better message
+                pass  # json reads NaN and huge numbers; its errors are clearer
         return json.loads(content.decode('utf-8-sig'))
 
 

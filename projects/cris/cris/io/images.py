@@ -141,7 +141,7 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
         if _is_animation(header):
             raise FileError(
                 f'{where} is an animation ({header.format}): save the frame '
-                'that is meant as PNG or JPEG', 'bad-image')
+                'to use as PNG or JPEG', 'bad-image')
         img = cv2.imdecode(
             np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if img is None:
@@ -152,7 +152,7 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
 def _is_animation(header: Image.Image) -> bool:
     try:
         return header.format in _CAN_BE_ANIMATED and header.is_animated
-    except Exception:  # Pillow raises anything for a broken second frame
+    except Exception:  # Pillow raises any type for a broken frame
         return False
 
 

@@ -30,7 +30,7 @@ _OPCODES = re.compile(
 
 
 def check_pickle(content: bytes | memoryview, start: int = 0) -> int:
-    """Check that unpickling needs memory and stack in proportion.
+    """Check that unpickling needs little more memory than the pickle.
 
     Args:
         content (bytes | mmap): Contains a pickle.
@@ -70,7 +70,7 @@ def check_pickle(content: bytes | memoryview, start: int = 0) -> int:
 
 
 def check_tree(value: Any, most: int) -> None:
-    """Check that containers are nested as in files that people write.
+    """Check that containers are not too many and not nested too deeply.
 
     A list that contains itself, or twice a list that contains twice a list
     ..., takes a few bytes but cannot be walked through.
@@ -117,7 +117,7 @@ def parse_plain_pickle(content: bytes, where: str) -> Any:
         where (str): Name of its file in messages.
 
     Raises:
-        FileError: If it is broken or asks for anything else ('bad-pickle');
+        FileError: If it is broken or contains anything else ('bad-pickle');
             nothing in it is executed.
     """
     try:

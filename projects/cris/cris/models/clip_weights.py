@@ -56,9 +56,9 @@ def read_clip_weights(source: str,
     if position in weights:
         weights[position] = weights[position][:len(wanted[position])]
 
-    for name, own in wanted.items():
+    for name, weight in wanted.items():
         if '.connect.' in name or name.endswith('num_batches_tracked'):
-            weights.setdefault(name, own)
+            weights.setdefault(name, weight)
     differences = compare_weights(weights, wanted)
     if differences:
         raise ValueError(
@@ -70,7 +70,7 @@ def read_clip_weights(source: str,
 
 
 def _refuse_others(path: str, weights: dict) -> None:
-    """Say what a file holds that is not CLIP with a ResNet."""
+    """Raise if a file does not hold CLIP with a ResNet; name what it holds."""
 
     def has(*prefixes: str) -> bool:
         return any(name.startswith(prefixes) for name in weights)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class SpatialAttentionPool(AttentionPool2d):
-    """CLIP's attention pool without its mean token: a map in, a map out.
+    """CLIP's attention pool without its mean token, from map to map.
 
     The positional embedding is resized to the size of the map, and a
     projected residual (``connect``, not in CLIP) is added.

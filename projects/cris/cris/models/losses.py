@@ -11,7 +11,7 @@ class TextToPixelContrastiveLoss(nn.Module):
     With z the response of a pixel to the kernel made from the sentence, the
     loss is -log sigmoid(z) on the referent and -log(1 - sigmoid(z)) elsewhere,
     averaged over all pixels (paper eq. 8-10). That is binary cross entropy
-    with logits. It is computed in fp32 whatever the precision of the logits.
+    with logits. It is always computed in fp32.
 
     Args:
         loss_weight (float): Defaults to 1.0.

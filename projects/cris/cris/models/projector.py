@@ -46,7 +46,7 @@ class TextToPixelProjector(nn.Module):
                 torch.empty(1, length).uniform_(-bound, bound))
 
     def forward(self, decoded: Tensor, sentence: Tensor) -> Tensor:
-        """Logits of every expression, in fp32 whatever the precision.
+        """Logits of every expression, always in fp32.
 
         Args:
             decoded (Tensor): ``(E, C, h, w)``.

@@ -18,11 +18,10 @@ _EXPRESSIONS = 7  # on a picture: with the image itself, two rows of tiles
 class ReferVisualizationHook(Hook):
     """Draws the same few images at every validation, to compare them.
 
-    mmseg's SegVisualizationHook chooses by the number of the iteration: other
-    images each time, and the more the longer the split is. Here they are
-    spread evenly over the split (with several ranks, over the first one's
-    share) and handed to the visualizer, so that its backends get them:
-    files, TensorBoard.
+    mmseg's SegVisualizationHook chooses by iteration number: different images
+    each time, and more of them in a longer split. Here they are spread evenly
+    over the split (with several ranks, over the share of the first) and passed
+    to the visualizer and its backends: files, TensorBoard.
 
     Args:
         num_images (int): Images at most; 0 draws none. Defaults to 0.
