@@ -44,9 +44,9 @@ def generate(root: str, share: float = 1) -> None:
     for split, numbers in SPLITS.items():
         num_refs, num_sentences, num_images = (
             max(1, round(n * share)) for n in numbers)
-        own = [len(images) + i + 1 for i in range(num_images)]
+        image_ids = [len(images) + i + 1 for i in range(num_images)]
         images += [dict(id=i, file_name=f'COCO_train2014_{i:012d}.jpg',
-                        height=HEIGHT, width=WIDTH) for i in own]
+                        height=HEIGHT, width=WIDTH) for i in image_ids]
         for i in range(num_refs):
             count = num_sentences // num_refs + (i < num_sentences % num_refs)
             ids = list(range(sentence_id, sentence_id + count))
@@ -55,7 +55,7 @@ def generate(root: str, share: float = 1) -> None:
                      for j in range(count)]
             refs.append(dict(
                 ref_id=len(refs), ann_id=len(refs) + 1,
-                image_id=own[i % num_images], category_id=1, split=split,
+                image_id=image_ids[i % num_images], category_id=1, split=split,
                 sent_ids=ids,
                 sentences=[
                     dict(sent_id=k, sent=' '.join(w), raw=' '.join(w),

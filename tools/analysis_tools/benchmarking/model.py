@@ -171,13 +171,13 @@ def _tables(args: argparse.Namespace, case: Case, machine: str) -> dict:
             'fp32: leave out --precision bf16, or use --train-batch 0')
     inference, training = {}, {}
     for precision in args.precision:
-        own = case._replace(precision=precision)
+        variant = case._replace(precision=precision)
         inference[precision] = measuring.in_own_process(
             measure_inference,
-            own._replace(expressions=args.expressions or [1, 7, 20, 30]))
+            variant._replace(expressions=args.expressions or [1, 7, 20, 30]))
         if args.train_batch:
             training[precision] = measuring.in_own_process(
-                measure_training, own._replace(
+                measure_training, variant._replace(
                     batch=args.train_batch,
                     expressions=[args.train_expressions]))
     first = inference[args.precision[0]]
@@ -241,9 +241,9 @@ def _growth(args: argparse.Namespace, case: Case, machine: str) -> dict:
     points += [('batch', n, case._replace(batch=n)) for n in args.batches]
     results = {p: {what: [] for what in _GROWING} for p in args.precision}
     for precision in args.precision:
-        for what, x, own in points:
+        for what, x, variant in points:
             measured = measuring.in_own_process(
-                measure_inference, own._replace(precision=precision))
+                measure_inference, variant._replace(precision=precision))
             (row, ), peak = measured['rows'], measured['peak_bytes']
             results[precision][what].append(
                 dict(x=x, seconds=row['seconds'], ratio=row['ratio'],
