@@ -197,7 +197,9 @@ def children(pid):
     ]
 
 
-def test_a_kill_before_the_best_so_far_is_removed(data, tmp_path):
+@pytest.fixture
+def better(tmp_path):
+    """A config with a better score in every epoch."""
     config = tmp_path / 'config.py'
     config.write_text(f'''
 _base_ = {str(CONFIG)!r}
@@ -205,8 +207,12 @@ custom_imports = dict(imports=['cris', 'training_probes'],
                       allow_failed_imports=False)
 custom_hooks = [dict(type='EMAHook'), dict(type='BetterEveryEpoch')]
 ''')
+    return config
+
+
+def test_a_kill_before_the_best_so_far_is_removed(data, better, tmp_path):
     work = tmp_path / 'work'
-    args = [config, *arguments(data, work, 3)[1:]]
+    args = [better, *arguments(data, work, 3)[1:]]
     tool('train.py', *args, 'custom_hooks.1.killed=2', ok=False)
     best = [work / f'best_mIoU_epoch_{k}.pth' for k in (1, 2, 3)]
     assert [path.exists() for path in best] == [True, True, False]
@@ -216,6 +222,23 @@ custom_hooks = [dict(type='EMAHook'), dict(type='BetterEveryEpoch')]
     assert [path.exists() for path in best] == [False, False, True]
     log = tool('train.py', *args, 'train_cfg.max_epochs=4')
     assert re.findall(r'Epoch\(val\) \[(\d)\]', log) == ['4']
+
+
+def test_a_repeated_validation_is_known_to_the_checkpoint(
+        data, better, tmp_path):
+    """Or a kill after it would make the best so far unknown."""
+    args = [better, *arguments(data, tmp_path / 'work', 1)[1:]]
+    tool('train.py', *args, 'custom_hooks.1.killed=1',
+         'custom_hooks.1.before=val', ok=False)
+    log = tool('train.py', *args)
+    assert 'The validation of epoch 1 did not end' in log
+    checkpoint = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)
+    info = checkpoint['message_hub']['runtime_info']
+    assert info['best_score'] == 1
+    assert info['best_ckpt'].endswith('best_mIoU_epoch_1.pth')
+    log = tool('train.py', *args, 'train_cfg.max_epochs=2')
+    assert re.findall(r'Epoch\(val\) \[(\d)\]', log) == ['2']
+    assert not (tmp_path / 'work/best_mIoU_epoch_1.pth').exists()
 
 
 @pytest.mark.parametrize('harm', ['cut', 'flipped bit'])

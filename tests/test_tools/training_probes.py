@@ -66,15 +66,25 @@ class Probe(Hook):
 
 @HOOKS.register_module()
 class BetterEveryEpoch(Hook):
-    """With a kill in one of them before the best so far is removed."""
+    """With a kill, of which epoch and before what is given.
+
+    Args:
+        killed (int): The epoch. Defaults to 0, for none.
+        before (str): 'val', or 'remove' of the best so far.
+    """
 
     priority = 'HIGH'  # before the hook that saves checkpoints
 
-    def __init__(self, killed: int = 0):
+    def __init__(self, killed: int = 0, before: str = 'remove'):
         self.killed = killed
+        self.before = before
+
+    def before_val(self, runner):
+        if self.before == 'val' and runner.epoch == self.killed:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def before_train(self, runner):
-        if self.killed:
+        if self.killed and self.before == 'remove':
             hook, = (h for h in runner.hooks
                      if isinstance(h, SafeCheckpointHook))
             hook._remove_replaced = lambda paths: (

@@ -46,10 +46,12 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
+        hub = runner.message_hub
+        # If a validation is repeated now, this checkpoint is to know the best.
+        self.last_ckpt = hub.runtime_info.get('last_ckpt')
         if is_main_process():  # left by a run that was killed while saving
             for path in glob(osp.join(escape(self.out_dir), '*' + PARTIAL)):
                 remove(path)
-            hub = runner.message_hub
             self._remove_replaced(hub.runtime_info.get(_REPLACED, []))
 
     def _save_checkpoint(self, runner: Runner) -> None:
