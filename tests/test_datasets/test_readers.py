@@ -112,7 +112,7 @@ class TestJSONL:
         (dict(mask=['0.png', '../masks/0.png']), 'unsafe-name', 'leaves'),
         (dict(image='9.jpg'), 'missing-image', '9.jpg does not exist'),
         (dict(mask='9.png'), 'missing-mask', '9.png does not exist'),
-        (dict(mask='small.png'), 'mask-size', r'size \[20, 60\], the image'),
+        (dict(mask='small.png'), 'mask-size', r'is \[20, 60\], but the image'),
         (dict(mask='empty.png'), 'empty-mask', 'is empty'),
         (dict(mask='text.png'), 'bad-mask', 'it is not an image'),
         (dict(mask='cut.png'), 'bad-mask', 'cannot be decoded'),

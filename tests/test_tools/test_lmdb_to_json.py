@@ -234,7 +234,7 @@ GOOD = refs()[1]
     (dict(GOOD, img_name='b.jpg', img=GOOD['img'][:700]), 'bad-image',
      'ends too early'),
     (dict(GOOD, mask=b'x'), 'bad-mask', 'cannot be decoded'),
-    (dict(GOOD, mask=encode(mask(0)[:30], 'PNG')), 'mask-size', 'of size'),
+    (dict(GOOD, mask=encode(mask(0)[:30], 'PNG')), 'mask-size', 'but the image is'),
     (dict(GOOD, mask=encode(mask(0) * 0, 'PNG')), 'empty-mask', 'is empty'),
     (dict(GOOD, sents=[]), 'no-sentence', 'no sentence'),
     (dict(GOOD, sents=[5]), 'bad-sentence', '5'),
