@@ -231,7 +231,7 @@ def test_a_repeated_validation_is_known_to_the_checkpoint(
     tool('train.py', *args, 'custom_hooks.1.killed=1',
          'custom_hooks.1.before=val', ok=False)
     log = tool('train.py', *args)
-    assert 'The validation of epoch 1 did not end' in log
+    assert 'The validation of epoch 1 was interrupted' in log
     checkpoint = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)
     info = checkpoint['message_hub']['runtime_info']
     assert info['best_score'] == 1
