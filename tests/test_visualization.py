@@ -18,6 +18,7 @@ from cris.visualization.draw import (
     PREDICTION,
     draw_masks,
     draw_prediction,
+    expression_tile,
 )
 
 
@@ -157,3 +158,10 @@ def test_images_are_spread_over_the_split(tmp_path, num_images, length,
             batch = [sample] * len(range(length)[start:start + 2])
             hook.after_val_iter(runner, start // 2, outputs=batch)
         assert runner.drawn == [(f'val_{i}', (6, 9, 3), 7, 5) for i in drawn]
+
+
+def test_the_caption_gives_the_iou():
+    gt, pred = masks()
+    image = np.zeros((60, 80, 3), np.uint8)
+    _, caption = expression_tile(image, 'a', gt[0], pred[0])
+    assert 'IoU 33.3' in caption  # 30 x 15 of 30 x 45 pixels
