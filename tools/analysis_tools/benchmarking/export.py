@@ -31,10 +31,10 @@ def measure(case: Case, folder: str, backend: str) -> list[dict]:
     rows = []
     for count in case.expressions:
         inputs = measuring.make_inputs(case, cfg, count)
-        row = clock.measure(
-            partial(exported.predict_logits, *inputs), flops * count)
-        rows.append(dict(row, backend=backend, precision=case.precision,
-                         expressions=count))
+        row = clock.measure(partial(exported.predict_logits, *inputs))
+        rows.append(dict(
+            seconds=row['seconds'], ratio=row['products'] / flops / count,
+            backend=backend, precision=case.precision, expressions=count))
     return rows
 
 

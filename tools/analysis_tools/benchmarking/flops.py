@@ -1,6 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """FLOPs of each stage of a model; a multiply-add counts as two."""
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,7 +19,7 @@ def count_flops(model: nn.Module, height: int, width: int,
     """FLOPs of every stage for one image and one expression.
 
     Args:
-        model (nn.Module): CRIS; a copy is counted, optimized for a CPU.
+        model (nn.Module): CRIS; it is moved to the CPU and optimized there.
         height (int): Height of the input in pixels, a multiple of 32.
         width (int): Likewise.
         length (int): Tokens of the expression.
@@ -30,7 +29,7 @@ def count_flops(model: nn.Module, height: int, width: int,
         head's in the official code, and ``official``, the sum of the stages
         with that head.
     """
-    model = optimize_for_inference(copy.deepcopy(model).cpu())
+    model = optimize_for_inference(model.cpu())
     head = model.decode_head
     images = torch.zeros(1, 3, height, width)
     tokens = torch.ones(1, length, dtype=torch.long)

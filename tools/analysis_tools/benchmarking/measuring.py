@@ -97,21 +97,22 @@ class Clock:
         return 2 * _PRODUCT_SIZE**3 / self.time(
             lambda: self._factor @ self._factor)
 
-    def measure(self, function: Callable, flops: float) -> dict[str, float]:
-        """Median seconds, and their ratio to ``flops`` at the rate."""
+    def measure(self, function: Callable) -> dict[str, float]:
+        """Medians of the seconds and of the FLOPs of matrix products that
+        would take as long, ``products``."""
         for _ in range(2):
             function()
             self.rate()
-        seconds, ratios = [], []
+        seconds, products = [], []
         before = self.rate()
         for _ in range(self.runs):
             seconds.append(self.time(function))
             after = self.rate()
-            ratios.append(seconds[-1] * (before + after) / 2 / flops)
+            products.append(seconds[-1] * (before + after) / 2)
             before = after
         return dict(
             seconds=statistics.median(seconds),
-            ratio=statistics.median(ratios))
+            products=statistics.median(products))
 
 
 def prepare(case: Case) -> tuple[Config, nn.Module]:

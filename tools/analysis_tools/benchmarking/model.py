@@ -35,8 +35,6 @@ _GROWING = dict(
 def measure_inference(case: Case) -> dict:
     """Times of the stages and the whole, for each number of expressions."""
     cfg, model = measuring.prepare(case)
-    with torch.inference_mode(False):  # torch 2.1 counts nothing in it
-        flops = count_flops(model, *case.size, cfg.context_length)
     parameters = sum(p.numel() for p in model.parameters())
     optimize_for_inference(model, case.precision, case.compile)
     clock = Clock(case.device, case.runs)
@@ -44,18 +42,22 @@ def measure_inference(case: Case) -> dict:
     rows = []
     for count in case.expressions:
         inputs = measuring.make_inputs(case, cfg, count)
-        official = flops['official'] * case.batch * count
-        row = clock.measure(partial(model.predict_logits, *inputs), official)
+        row = clock.measure(partial(model.predict_logits, *inputs))
         if case.with_stages:
-            row.update((name, clock.measure(stage, official)['seconds'])
+            row.update((name, clock.measure(stage)['seconds'])
                        for name, stage in _stages(model, case, *inputs))
         rows.append(dict(row, expressions=count))
-    return dict(
-        flops=flops,
-        parameters=parameters,
-        matrix_rate=statistics.median(clock.rate() for _ in range(9)),
-        peak_bytes=measuring.peak_bytes(case.device),
-        rows=rows)
+    matrix_rate = statistics.median(clock.rate() for _ in range(9))
+    peak = measuring.peak_bytes(case.device)
+    # At last, since it takes memory.
+    with torch.inference_mode(False):  # torch 2.1 counts nothing in it
+        _, model = measuring.prepare(case)
+        flops = count_flops(model, *case.size, cfg.context_length)
+    for row in rows:
+        expressions = case.batch * row['expressions']
+        row['ratio'] = row.pop('products') / expressions / flops['official']
+    return dict(flops=flops, parameters=parameters, matrix_rate=matrix_rate,
+                peak_bytes=peak, rows=rows)
 
 
 def _stages(model: nn.Module, case: Case, images: Tensor, tokens: Tensor,
@@ -87,14 +89,13 @@ def _stages(model: nn.Module, case: Case, images: Tensor, tokens: Tensor,
     return [*stages, ('masks', partial(masks, logits))]
 
 
-def measure_training(case: Case) -> dict:
+def measure_training(case: Case, official: int) -> dict:
     """Time and memory of an optimisation step of the config.
 
-    It counts as three forward passes.
+    It counts as three forward passes, each of ``official`` FLOPs.
     """
     before = measuring.peak_bytes(case.device)
     cfg, model = measuring.prepare(case)
-    flops = count_flops(model, *case.size, cfg.context_length)
     model.train()
     wrapper = cfg.optim_wrapper
     wrapper.type = 'OptimWrapper'
@@ -124,9 +125,10 @@ def measure_training(case: Case) -> dict:
 
     clock = Clock(case.device, case.runs)
     measuring.reset_peak(case.device)
-    measured = clock.measure(step, 3 * flops['official'] * len(tokens))
+    measured = clock.measure(step)
     return dict(
         measured,
+        ratio=measured.pop('products') / len(tokens) / (3 * official),
         expressions=count,
         images_per_second=case.batch / measured['seconds'],
         bytes_before_the_model=before,
@@ -179,7 +181,8 @@ def _tables(args: argparse.Namespace, case: Case, machine: str) -> dict:
             training[precision] = measuring.in_own_process(
                 measure_training, variant._replace(
                     batch=args.train_batch,
-                    expressions=[args.train_expressions]))
+                    expressions=[args.train_expressions]),
+                inference[precision]['flops']['official'])
     first = inference[args.precision[0]]
     flops = {name: f'{n / 1e9:.1f}' for name, n in first['flops'].items()}
     print(f'{os.path.basename(args.config)}, {case.size[0]} x {case.size[1]} '
