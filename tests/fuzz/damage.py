@@ -9,7 +9,7 @@ from hypothesis.strategies import SearchStrategy
 
 NAMES = ['/etc/passwd', '../../x', '../1.jpg', 'file:///etc/passwd', '.', '']
 NUMBERS = [-1, 0, 2**31, 2**64, 10**400, -0.5, float('nan'), float('inf')]
-MASKS = [
+NASTY_MASKS = [
     [], {}, [[]], [[1e308] * 6], [[float('nan')] * 6],
     [[0, 0, 9e6, 9e6, 0, 9e6]], dict(size=[2**31, 2**31], counts='0'),
     dict(size=[48, 64], counts='o' * 5000), dict(size=[48, 64], counts=[-1]),
@@ -17,7 +17,7 @@ MASKS = [
 ]
 NASTY = [
     None, True, 2**63, 1e308, '\0', '\ud800', 'a' * 10000, b'\xff',
-    Call(os.mkdir, '/nowhere/marker'), *NAMES, *NUMBERS, *MASKS
+    Call(os.mkdir, '/nowhere/marker'), *NAMES, *NUMBERS, *NASTY_MASKS
 ]
 _DEEP = '[' * 100_000
 
@@ -84,5 +84,5 @@ def _replace(draw: Any, value: Any) -> Any:
     nasty = NASTY
     if draw(st.booleans()):  # a value of the same kind
         nasty = NAMES if isinstance(value, str) else (
-            NUMBERS if isinstance(value, (int, float)) else MASKS)
+            NUMBERS if isinstance(value, (int, float)) else NASTY_MASKS)
     return draw(st.sampled_from(nasty))

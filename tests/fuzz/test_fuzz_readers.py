@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from damage import damaged, damaged_or_any, with_nasty_values
+from damage import NASTY_MASKS, damaged, damaged_or_any, with_nasty_values
 from hostile import large_png
 from hypothesis import strategies as st
 from report.breakdown import by_area, choose_samples, worst_words
@@ -133,8 +133,12 @@ def test_grefs_json(folder):
 
 
 def test_instances(folder):
+    valid, contents = annotations(INSTANCES)
+    ann = dict(id=0, image_id=1, category_id=1)
+    masks = st.sampled_from(NASTY_MASKS).map(lambda mask: dumped(
+        dict(INSTANCES, annotations=[dict(ann, segmentation=mask)])))
     examine(
-        folder / 'damaged.json', *annotations(INSTANCES),
+        folder / 'damaged.json', valid, contents | masks,
         lambda path: load_refer(path, str(folder / 'refs.p'), 'train'))
 
 
@@ -148,8 +152,11 @@ def test_coco(folder, key):
 
 
 def test_jsonl(folder):
+    valid, contents = annotations(LINES, as_lines)
+    masks = st.sampled_from(NASTY_MASKS).map(
+        lambda mask: as_lines([dict(LINES[0], mask=mask)]))
     examine(
-        folder / 'damaged.jsonl', *annotations(LINES, as_lines),
+        folder / 'damaged.jsonl', valid, contents | masks,
         lambda path: read_jsonl(path, str(folder), str(folder), 'train'))
 
 

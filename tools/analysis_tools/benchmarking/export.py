@@ -19,19 +19,18 @@ def export_random(case: Case, folder: str) -> None:
     export_onnx(model, folder, fused=False)
 
 
-@torch.inference_mode()
 def measure(case: Case, folder: str, backend: str) -> list[dict]:
     """A row for each number of expressions."""
     cfg, model = measuring.prepare(case)
-    with torch.inference_mode(False):  # torch 2.1 counts nothing in it
-        flops = count_flops(model, *case.size, cfg.context_length)['official']
+    flops = count_flops(model, *case.size, cfg.context_length)['official']
     del model
     exported = ExportedCRIS(folder, backend, case.precision, case.threads)
     clock = measuring.Clock('cpu', case.runs)
     rows = []
     for count in case.expressions:
         inputs = measuring.make_inputs(case, cfg, count)
-        row = clock.measure(partial(exported.predict_logits, *inputs))
+        with torch.inference_mode():
+            row = clock.measure(partial(exported.predict_logits, *inputs))
         rows.append(dict(
             seconds=row['seconds'], ratio=row['products'] / flops / count,
             backend=backend, precision=case.precision, expressions=count))
