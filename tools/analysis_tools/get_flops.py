@@ -30,8 +30,8 @@ def main() -> None:
     shape = args.shape or cfg.image_size
     height, width = (shape, shape) if isinstance(shape, int) else shape
 
-    flops = count_flops(model, height, width, cfg.context_length)
     parameters = sum(p.numel() for p in model.parameters())
+    flops = count_flops(model, height, width, cfg.context_length)
     print(f'input {height}x{width}, {cfg.context_length} tokens, one image, '
           'one expression')
     print(f'parameters     {parameters / 1e6:8.2f} M')
