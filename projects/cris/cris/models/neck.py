@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Cross-modal feature pyramid (paper section 3.1, equations 1-4).
+"""Cross-modal feature pyramid (paper section 3.1).
 
 Shapes: B images, E expressions; h x w pixels at stride 16; C is the dimension
 of the sentence feature.
@@ -102,15 +102,15 @@ class CrossModalFPN(BaseModule):
         """
         s = self.sentence_proj(sentence)[..., None, None]  # (E, out5, 1, 1)
         # The product is normalised as in the official code.
-        f5 = self.norm5(p5 * s)  # eq. 1
-        f4 = self.merge4(torch.cat([p4, _up2(f5)], dim=1))  # eq. 2
-        f3 = self.merge3(torch.cat([p3, f4], dim=1))  # eq. 2
+        f5 = self.norm5(p5 * s)
+        f4 = self.merge4(torch.cat([p4, _up2(f5)], dim=1))
+        f3 = self.merge3(torch.cat([p3, f4], dim=1))
 
         fused = torch.cat(
             [self.smooth3(f3),
              self.smooth4(f4),
              _up2(self.smooth5(f5))], dim=1)
-        return self.coord(self.aggregate(fused))  # eq. 3, 4
+        return self.coord(self.aggregate(fused))
 
     def forward(self, c3: Tensor, c4: Tensor, c5: Tensor, *, sentence: Tensor,
                 image_index: Tensor) -> Tensor:
