@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 
 import torch
@@ -19,18 +20,13 @@ from torch import Tensor
 
 from .pickles import check_pickle
 
-_DTYPES = {
-    'FloatStorage': torch.float32,
-    'HalfStorage': torch.float16,
-    'BFloat16Storage': torch.bfloat16,
-    'DoubleStorage': torch.float64,
-    'LongStorage': torch.int64,
-    'IntStorage': torch.int32,
-    'ShortStorage': torch.int16,
-    'CharStorage': torch.int8,
-    'ByteStorage': torch.uint8,
-    'BoolStorage': torch.bool,
-}
+_DTYPES = dict(
+    FloatStorage=torch.float32, HalfStorage=torch.float16,
+    BFloat16Storage=torch.bfloat16, DoubleStorage=torch.float64,
+    LongStorage=torch.int64, IntStorage=torch.int32,
+    ShortStorage=torch.int16, CharStorage=torch.int8,
+    ByteStorage=torch.uint8, BoolStorage=torch.bool)
+_PICKLES = 5  # of the format before zip: magic, version, system, data, keys
 
 
 def is_torchscript(path: str) -> bool:
@@ -38,18 +34,12 @@ def is_torchscript(path: str) -> bool:
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return any(
-            name.endswith('/constants.pkl') for name in archive.namelist())
+        return any(name.endswith('/constants.pkl')
+                   for name in archive.namelist())
 
 
 def read_torchscript(path: str) -> dict[str, Tensor]:
-    """Parameters and buffers of an archive's module.
-
-    Args:
-        path (str): TorchScript archive.
-
-    Returns:
-        dict[str, Tensor]: By their names in the module, on the CPU.
+    """Parameters and buffers of an archive's module, by name, on the CPU.
 
     Raises:
         pickle.UnpicklingError: If the archive contains anything but modules
@@ -57,9 +47,8 @@ def read_torchscript(path: str) -> dict[str, Tensor]:
     """
     with zipfile.ZipFile(path) as archive:
         # All records are in one folder, which has the file's first name.
-        (data, ) = (
-            name for name in archive.namelist()
-            if name.count('/') == 1 and name.endswith('/data.pkl'))
+        (data, ) = (name for name in archive.namelist()
+                    if name.count('/') == 1 and name.endswith('/data.pkl'))
         root = data.rsplit('/', 1)[0]
         module = _ArchiveUnpickler(archive, root).load()
     if not isinstance(module, _Module):
@@ -88,9 +77,7 @@ class _ArchiveUnpickler(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(BytesIO(archive.read(f'{root}/data.pkl')))
-        self.archive = archive
-        self.root = root
-        self.storages = {}
+        self.archive, self.root, self.storages = archive, root, {}
 
     def find_class(self, module: str, name: str):
         if module.split('.')[0] == '__torch__':
@@ -126,9 +113,6 @@ def _rebuild(storage: Tensor, offset: int, size: tuple, stride: tuple,
     return storage.as_strided(size, stride, offset)
 
 
-_PICKLES = 5  # of the format before zip: magic, version, system, data, keys
-
-
 def check_checkpoint_file(path: str) -> None:
     """Refuse a file that would take more memory than it is large.
 
@@ -141,25 +125,28 @@ def check_checkpoint_file(path: str) -> None:
             asks for too much, or it is a tar, whose links PyTorch would
             follow.
     """
+    size = osp.getsize(path)
+    if not size:
+        raise ValueError('it is empty')
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            _check_zip(archive, osp.getsize(path))
+            _check_zip(archive, size)
         return
-    try:
+    with suppress(tarfile.TarError):
         tarfile.open(path, 'r:').close()
-    except tarfile.TarError:
-        _check_legacy(path)
-        return
-    raise ValueError('it is a tar, as PyTorch wrote before 2017; load and '
-                     'save it with an old PyTorch that you isolate')
+        raise ValueError('it is a tar, as PyTorch wrote before 2017; load and '
+                         'save it with an old PyTorch that you isolate')
+    with open(path, 'rb') as file, mmap.mmap(
+            file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = 0
+        for _ in range(_PICKLES):
+            end = check_pickle(content, end)
 
 
 def _check_zip(archive: zipfile.ZipFile, size: int) -> None:
-    records = [
-        info for info in archive.infolist()
-        # The code of a TorchScript archive is compressed; it is not read.
-        if '/code/' not in info.filename
-    ]
+    # The code of a TorchScript archive is compressed; it is not read.
+    records = [info for info in archive.infolist()
+               if '/code/' not in info.filename]
     for info in records:
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f'its record {info.filename} is compressed; '
@@ -169,13 +156,3 @@ def _check_zip(archive: zipfile.ZipFile, size: int) -> None:
     for info in records:
         if info.filename.endswith('.pkl'):
             check_pickle(archive.read(info))
-
-
-def _check_legacy(path: str) -> None:
-    if not osp.getsize(path):
-        raise ValueError('it is empty')
-    with open(path, 'rb') as file, mmap.mmap(
-            file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        end = 0
-        for _ in range(_PICKLES):
-            end = check_pickle(content, end)

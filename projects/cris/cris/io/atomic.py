@@ -17,8 +17,8 @@ def atomic_write(path: str, rename: bool = True) -> Iterator[str]:
     """Write a temporary file or folder, then rename it.
 
     Args:
-        path (str): Final path. An existing file stays until the new content
-            is complete and on the disk.
+        path (str): Final path. What is there stays until the new content is
+            complete and on the disk.
         rename (bool): False if another process renames.
 
     Yields:

@@ -26,7 +26,6 @@ try:
     from numpy._core.multiarray import _reconstruct, scalar
 except ImportError:
     from numpy.core.multiarray import _reconstruct, scalar
-_NUMPY_FUNCTIONS = (_reconstruct, scalar)
 
 
 def _method_of_history_buffer(owner: type, name: str):
@@ -51,14 +50,10 @@ _LOG_OBJECTS = {
     'builtins.getattr': _method_of_history_buffer,
     'numpy.ndarray': np.ndarray,
     'numpy.dtype': _number_dtype,
-    **{
-        f'numpy.dtypes.{type(np.dtype(code)).__name__}': type(np.dtype(code))
-        for code in ('f4', 'f8', 'i4', 'i8', 'u4', 'u8')
-    },
-    **{
-        f'numpy.{core}.multiarray.{function.__name__}': function
-        for core in ('core', '_core') for function in _NUMPY_FUNCTIONS
-    },
+    **{f'numpy.dtypes.{kind.__name__}': kind
+       for kind in map(type, map(np.dtype, 'f4 f8 i4 i8 u4 u8'.split()))},
+    **{f'numpy.{core}.multiarray.{function.__name__}': function
+       for core in ('core', '_core') for function in (_reconstruct, scalar)},
 }
 # How mmengine recognises a checkpoint that is not a local file.
 _URLS = [
@@ -78,8 +73,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit the model."""
 
 
-def read_checkpoint(path: str | os.PathLike,
-                    trust: bool = False,
+def read_checkpoint(path: str | os.PathLike, trust: bool = False,
                     mmap: bool = False) -> dict:
     """Read a checkpoint; only tensors and plain data are allowed.
 
@@ -88,9 +82,9 @@ def read_checkpoint(path: str | os.PathLike,
             a TorchScript archive (its parameters and buffers are read; its
             code is not run) or a .safetensors file.
         trust (bool): Allow everything in a pickle, including code, which is
-            run; a warning names the file. Defaults to False.
+            run; a warning names the file.
         mmap (bool): Leave tensors on the disk until they are used, if the
-            format allows it. Defaults to False.
+            format allows it.
 
     Returns:
         dict: As saved, on the CPU.
@@ -105,10 +99,8 @@ def read_checkpoint(path: str | os.PathLike,
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
         if trust:
-            print_log(
-                f'{path} is trusted: any code in it is run',
-                'current',
-                level=logging.WARNING)
+            print_log(f'{path} is trusted: any code in it is run', 'current',
+                      level=logging.WARNING)
         checkpoint = _load(path, trust, mmap)
     except OSError:
         raise
@@ -139,9 +131,9 @@ def use_safe_loader(trust: bool = False) -> None:
 
     def load_from_local(path, map_location=None):
         checkpoint = read_checkpoint(path, trust)
-        # Hooks of mmengine want the key.
-        return (checkpoint if 'state_dict' in checkpoint else dict(
-            state_dict=checkpoint))
+        if 'state_dict' in checkpoint:
+            return checkpoint
+        return dict(state_dict=checkpoint)  # hooks of mmengine want the key
 
     def load_from_url(path, map_location=None):
         raise CheckpointError(f'{path} is the URL of a checkpoint, not a '
@@ -152,14 +144,10 @@ def use_safe_loader(trust: bool = False) -> None:
 
 
 def state_dict_of(checkpoint: dict) -> dict:
-    """The weights in what :func:`read_checkpoint` returns.
+    """The weights in a checkpoint, by name, without ``module.``.
 
     Args:
         checkpoint (dict): A state_dict, or one under the key ``state_dict``.
-
-    Returns:
-        dict: Weights by name, without the ``module.`` that
-        ``DataParallel`` puts before every name.
 
     Raises:
         CheckpointError: If it is not a dict with names as keys.
@@ -172,15 +160,11 @@ def state_dict_of(checkpoint: dict) -> dict:
     return {name.removeprefix('module.'): w for name, w in weights.items()}
 
 
-def load_weights(model: nn.Module,
-                 path: str | os.PathLike,
+def load_weights(model: nn.Module, path: str | os.PathLike,
                  trust: bool = False) -> None:
     """Load a checkpoint into a model of exactly that shape.
 
-    Args:
-        model (nn.Module): Where to.
-        path (str | PathLike): See :func:`read_checkpoint`.
-        trust (bool): See :func:`read_checkpoint`.
+    ``path`` and ``trust`` as of :func:`read_checkpoint`.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -202,24 +186,19 @@ def check_fit(checkpoint: dict, model: nn.Module,
         CheckpointError: It names the config that the checkpoint was trained
             with, if the checkpoint does.
     """
-    differences = compare_weights(
-        state_dict_of(checkpoint), model.state_dict())
-    if differences:
+    if differences := compare_weights(
+            state_dict_of(checkpoint), model.state_dict()):
         raise CheckpointError(
             f'{path} does not fit the model of this config:\n{differences}\n'
             f'Use the config it was trained with{_trained_with(checkpoint)}.')
 
 
 def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:
-    """List the differences in names and shapes of a file and a model.
+    """List up to ``most`` differences in names and shapes, one per line.
 
     Args:
         weights (dict): Of the file.
         wanted (dict): state_dict of the model.
-        most (int): How many are listed. Defaults to 8.
-
-    Returns:
-        str: One per line; empty if there is none.
     """
     faults = [f'missing: {name}' for name in wanted if name not in weights]
     faults += [f'not in the model: {k}' for k in weights if k not in wanted]
@@ -287,8 +266,7 @@ class _AllowlistUnpickler(pickle.Unpickler):
 def _load_before_torch_2_6(path: str, **options) -> Any:
     """Like weights_only=True, which old versions cannot extend."""
     pickle_module = SimpleNamespace(
-        __name__=__name__,
-        Unpickler=_AllowlistUnpickler,
+        __name__=__name__, Unpickler=_AllowlistUnpickler,
         load=lambda file, **kwargs: _AllowlistUnpickler(file, **kwargs).load())
-    return torch.load(
-        path, pickle_module=pickle_module, weights_only=False, **options)
+    return torch.load(path, pickle_module=pickle_module, weights_only=False,
+                      **options)

@@ -22,12 +22,7 @@ _LARGE = 64 << 20  # bytes
 
 
 class FileError(ValueError):
-    """A file that cannot be used.
-
-    Args:
-        message (str): What was found, what was wanted, how to fix it.
-        kind (str): Such as 'bad-image', 'image-too-large' or 'unsafe-name'.
-    """
+    """A file that cannot be used; ``kind`` is, for example, 'bad-image'."""
 
     def __init__(self, message: str, kind: str = 'bad-file'):
         super().__init__(message)
@@ -119,24 +114,22 @@ def safe_join(folder: str, name: Any) -> str:
         folder (str): Folder of images or masks. It may be a link itself.
         name (str): File name in the annotation, relative to the folder.
 
-    Returns:
-        str: The path.
-
     Raises:
         FileError: If the name is not a file name, is absolute or contains
             ``..``, or if a link leads out of the folder ('unsafe-name').
     """
-    if not isinstance(name, str) or not name.strip() or not _is_name(name):
+    if not _is_name(name):
         raise FileError(f'{reprlib.repr(name)} is not a file name',
                         'unsafe-name')
-    parts = name.replace('\\', '/').split('/')
-    if (osp.isabs(name) or ntpath.splitdrive(name)[0] or '..' in parts
-            or '://' in name):
+    if (osp.isabs(name) or ntpath.splitdrive(name)[0] or '://' in name
+            or '..' in name.replace('\\', '/').split('/')):
         raise FileError(
             f'the file name {name!r} leaves the folder {folder}; it must be '
             'relative to the folder, without ".."', 'unsafe-name')
-    path = osp.join(folder, name)
-    if _has_link(folder, parts):
+    path = step = osp.join(folder, name)
+    while len(step) > len(folder) and not osp.islink(step):
+        step = osp.dirname(step)
+    if len(step) > len(folder):  # a link
         real, root = osp.realpath(path), osp.realpath(folder)
         if osp.commonpath([real, root]) != root:
             raise FileError(
@@ -146,16 +139,9 @@ def safe_join(folder: str, name: Any) -> str:
     return path
 
 
-def _is_name(name: str) -> bool:
+def _is_name(name: Any) -> bool:
     try:
-        return b'\0' not in os.fsencode(name)
+        return (isinstance(name, str) and bool(name.strip())
+                and b'\0' not in os.fsencode(name))
     except UnicodeEncodeError:
         return False
-
-
-def _has_link(folder: str, parts: list[str]) -> bool:
-    for part in parts:
-        folder = osp.join(folder, part)
-        if osp.islink(folder):
-            return True
-    return False

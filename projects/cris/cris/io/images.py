@@ -28,16 +28,13 @@ def check_pixels(height: int, width: int, where: str) -> None:
         FileError: If there are more than ``MAX_PIXELS`` pixels, or a side is
             longer than ``MAX_SIDE`` ('image-too-large').
     """
+    found = f'{where} has {height} x {width}'
     if height * width > MAX_PIXELS:
-        found = f'= {height * width} pixels, more than the limit of'
-        limit = MAX_PIXELS
-    elif max(height, width) > MAX_SIDE:
-        found, limit = 'pixels, a side of more than the limit of', MAX_SIDE
-    else:
-        return
-    raise FileError(
-        f'{where} has {height} x {width} {found} {limit}; make it smaller or '
-        'cut it into tiles', 'image-too-large')
+        raise _too_large(f'{found} = {height * width} pixels, more than the '
+                         f'limit of {MAX_PIXELS}')
+    if max(height, width) > MAX_SIDE:
+        raise _too_large(f'{found} pixels, a side of more than the limit of '
+                         f'{MAX_SIDE}')
 
 
 def open_image(content: bytes | BinaryIO, where: str) -> Image.Image:
@@ -46,9 +43,6 @@ def open_image(content: bytes | BinaryIO, where: str) -> Image.Image:
     Args:
         content (bytes | BinaryIO): Content of the file, or the open file.
         where (str): Name of the image in messages.
-
-    Returns:
-        PIL.Image.Image: Not loaded.
 
     Raises:
         FileError: If it is not an image ('bad-image') or too large
@@ -60,9 +54,8 @@ def open_image(content: bytes | BinaryIO, where: str) -> Image.Image:
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             image = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise FileError(
-            f'{where} has more pixels than the limit of {MAX_PIXELS}; make it '
-            'smaller or cut it into tiles', 'image-too-large') from error
+        raise _too_large(f'{where} has more pixels than the limit of '
+                         f'{MAX_PIXELS}') from error
     except Exception as error:  # Pillow raises anything for a broken header
         raise _undecodable(where, file.seek(0, 2)) from error
     check_pixels(image.height, image.width, where)
@@ -84,7 +77,7 @@ def image_size(path: str) -> tuple[int, int]:
         file.seek(max(0, length - 64))
         if start == b'\xff\xd8' and b'\xff\xd9' not in file.read():
             file.seek(0)
-            if is_truncated_jpeg(file.read()):
+            if _is_truncated_jpeg(file.read()):
                 raise _undecodable(path, length, 'the JPEG ends too early')
         file.seek(0)
         image = open_image(file, path)
@@ -102,12 +95,10 @@ def _is_turned(format: str) -> bool:
     exif, file = Image.Exif(), BytesIO()
     exif[_EXIF_ORIENTATION] = 6
     Image.new('RGB', (16, 8)).save(file, format, exif=exif)
-    decoded = cv2.imdecode(
-        np.frombuffer(file.getvalue(), np.uint8), cv2.IMREAD_COLOR)
-    return decoded.shape[0] == 16
+    return _decode(file.getvalue()).shape[0] == 16
 
 
-def is_truncated_jpeg(content: bytes) -> bool:
+def _is_truncated_jpeg(content: bytes) -> bool:
     """Whether a JPEG lacks its end; OpenCV would fill it up with grey."""
     if content[:2] != b'\xff\xd8' or b'\xff\xd9' in content[-64:]:
         return False
@@ -122,7 +113,7 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
     """Decode an image file as training and evaluation do.
 
     The EXIF orientation is applied, 16 bits become 8, and transparency is
-    ignored. Truncated JPEGs are refused.
+    ignored.
 
     Args:
         content (bytes): Content of the file.
@@ -132,21 +123,24 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
         np.ndarray: BGR, uint8 ``(h, w, 3)``.
 
     Raises:
-        FileError: If it is not an image, broken or an animation
+        FileError: If it is not an image, broken, truncated or an animation
             ('bad-image'), or too large ('image-too-large').
     """
     img = None
-    if content and not is_truncated_jpeg(content):
+    if content and not _is_truncated_jpeg(content):
         header = open_image(content, where)
         if _is_animation(header):
             raise FileError(
                 f'{where} is an animation ({header.format}): save the frame '
                 'to use as PNG or JPEG', 'bad-image')
-        img = cv2.imdecode(
-            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        img = _decode(content)
     if img is None:
         raise _undecodable(where, len(content))
     return img
+
+
+def _decode(content: bytes) -> np.ndarray | None:
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
 
 
 def _is_animation(header: Image.Image) -> bool:
@@ -156,8 +150,12 @@ def _is_animation(header: Image.Image) -> bool:
         return False
 
 
-def _undecodable(where: str,
-                 length: int,
+def _too_large(found: str) -> FileError:
+    return FileError(f'{found}; make it smaller or cut it into tiles',
+                     'image-too-large')
+
+
+def _undecodable(where: str, length: int,
                  reason: str = 'it is not an image, or broken') -> FileError:
     return FileError(
         f'{where} cannot be decoded: {reason} ({length} bytes). Get the file '

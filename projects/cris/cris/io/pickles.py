@@ -13,11 +13,11 @@ from typing import Any
 
 from .files import FileError, without_gc
 
-#: Highest memo index; the unpickler allocates as many entries.
-MAX_MEMO = 0x7fffff
-#: Hashing nested tuples recurses: 150,000 overflow a stack of 8 MiB.
-MAX_TUPLES = 50_000
-MAX_DEPTH = 64
+# Highest memo index; the unpickler allocates as many entries.
+_MAX_MEMO = 0x7fffff
+# Hashing nested tuples recurses: 150,000 overflow a stack of 8 MiB.
+_MAX_TUPLES = 50_000
+_MAX_DEPTH = 64
 _TUPLES = b't\x85\x86\x87\x91'
 # All opcodes but those of tuples and the end, up to the length of a string or
 # long integer. The repetition is limited because re remembers each match.
@@ -34,14 +34,14 @@ def check_pickle(content: bytes | memoryview, start: int = 0) -> int:
 
     Args:
         content (bytes | mmap): Contains a pickle.
-        start (int): Offset of the pickle.
+        start (int): Its offset.
 
     Returns:
         int: Offset of its end.
 
     Raises:
-        ValueError: If the pickle is incomplete or broken, or needs more than
-            ``MAX_MEMO`` memo entries or ``MAX_TUPLES`` tuples.
+        ValueError: If it is incomplete or broken, or needs too many memo
+            entries or tuples.
     """
     tuples = 0
     while True:
@@ -61,31 +61,22 @@ def check_pickle(content: bytes | memoryview, start: int = 0) -> int:
         elif end > start:
             start = end
         elif opcode in b'pr':
-            raise ValueError(f'it refers to more than {MAX_MEMO} objects')
+            raise ValueError(f'it refers to more than {_MAX_MEMO} objects')
         else:
             raise ValueError(f'byte {end} is not an opcode: {opcode!r}')
-        if tuples > MAX_TUPLES:
-            raise ValueError(f'it has more than {MAX_TUPLES} tuples; write '
+        if tuples > _MAX_TUPLES:
+            raise ValueError(f'it has more than {_MAX_TUPLES} tuples; write '
                              'lists')
 
 
-def check_tree(value: Any, most: int) -> None:
-    """Check that containers are not too many and not nested too deeply.
+def _check_tree(value: Any, most: int) -> None:
+    """Refuse more than ``most`` containers, repeated ones counted again.
 
     A list that contains itself, or twice a list that contains twice a list
     ..., takes a few bytes but cannot be walked through.
-
-    Args:
-        value: Plain containers, numbers and strings.
-        most (int): Maximum number of containers, repeated ones counted
-            again. For a pickle: its length in bytes.
-
-    Raises:
-        ValueError: If there are more, or they are nested deeper than
-            ``MAX_DEPTH``.
     """
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(_MAX_DEPTH):
         items = chain.from_iterable(
             c.values() if isinstance(c, dict) else c for c in level)
         containers = (
@@ -97,7 +88,7 @@ def check_tree(value: Any, most: int) -> None:
             raise ValueError('it repeats its lists over and over')
         if not level:
             return
-    raise ValueError(f'its lists are nested deeper than {MAX_DEPTH}')
+    raise ValueError(f'its lists are nested deeper than {_MAX_DEPTH}')
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -126,7 +117,7 @@ def parse_plain_pickle(content: bytes, where: str) -> Any:
             # Python 2 wrote the files of RefCOCO.
             value = _PlainUnpickler(
                 BytesIO(content), encoding='utf-8', errors='replace').load()
-        check_tree(value, len(content))
+        _check_tree(value, len(content))
         return value
     except Exception as error:  # broken bytes can raise anything
         raise FileError(
