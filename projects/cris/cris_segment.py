@@ -10,7 +10,6 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
-_HERE = Path(__file__).parent
 _OUT_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp')
 
 
@@ -19,44 +18,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description='Segment what phrases refer to in images',
         usage='%(prog)s IMG [IMG ...] [CONFIG CHECKPOINT] --text PHRASE '
         '[options]')
-    parser.add_argument(
-        'inputs',
-        nargs='+',
-        metavar='IMG',
+    add = parser.add_argument
+    add('inputs', nargs='+', metavar='IMG',
         help='images or folders of images; for a model of your own, its '
         'config file and its checkpoint come last')
     add_model_options(parser)
-    parser.add_argument(
-        '--text',
-        action='append',
-        default=[],
-        metavar='PHRASE',
+    add('--text', action='append', default=[], metavar='PHRASE',
         help='what to segment; may be repeated')
-    parser.add_argument(
-        '--text-file',
+    add('--text-file',
         help='a line is PHRASE, for every image, or FILENAME<TAB>PHRASE, for '
         'one image')
-    parser.add_argument(
-        '--out-file',
+    add('--out-file',
         help='overlay of a single image (default: NAME_segmented.jpg in the '
         'current folder)')
-    parser.add_argument(
-        '--out-dir',
+    add('--out-dir',
         help='folder for masks (PNG), overlays and predictions.json (default '
         'for several images: NAME_segmented in the current folder, after the '
         'first IMG)')
-    parser.add_argument(
-        '--threshold',
-        type=float,
+    add('--threshold', type=float,
         help="of the probability, in [0, 1] (default: the model's)")
-    parser.add_argument(
-        '--precision',
-        choices=['fp32', 'bf16', 'fp16'],
-        default='fp32',
+    add('--precision', choices=['fp32', 'bf16', 'fp16'], default='fp32',
         help='bf16 is faster on processors that support it; fp16 needs a GPU '
         '(default: %(default)s)')
-    version = runpy.run_path(str(_HERE / 'cris/version.py'))['__version__']
-    parser.add_argument('--version', action='version', version=version)
+    version = runpy.run_path(str(Path(__file__).with_name('cris') /
+                                 'version.py'))['__version__']
+    add('--version', action='version', version=version)
     # CONFIG CHECKPOINT may come after the options.
     args = parser.parse_intermixed_args(argv)
     args.config = args.checkpoint = None
@@ -69,7 +55,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             args.inputs[:first], args.inputs[first:])
         args.checkpoint = after[0] if len(after) == 1 else None
     check_model_options(parser, args)
-    several = len(args.inputs) > 1 or osp.isdir(args.inputs[0])
+    first = args.inputs[0]
+    several = len(args.inputs) > 1 or osp.isdir(first)
     if several and args.out_file:
         parser.error('--out-file is for a single image; use --out-dir')
     if args.out_file and not args.out_file.lower().endswith(_OUT_SUFFIXES):
@@ -77,8 +64,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                      f'{", ".join(_OUT_SUFFIXES)}')
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         parser.error(f'--threshold {args.threshold} must be in [0, 1]')
-    name = osp.basename(osp.abspath(args.inputs[0]))
-    if not osp.isdir(args.inputs[0]):
+    name = osp.basename(osp.abspath(first))
+    if not osp.isdir(first):
         name = osp.splitext(name)[0]
     if several and not args.out_dir:
         args.out_dir = f'{name}_segmented'

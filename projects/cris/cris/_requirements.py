@@ -1,4 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""The OpenMMLab packages, checked and imported before all else."""
 import io
 import warnings
 from contextlib import redirect_stdout
@@ -6,14 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
-# Import name -> oldest version that is known to work. Each comes in two
+# Oldest versions that are known to work. Each package comes in two
 # distributions: upstream's, and its maintained continuation (onedl-*).
-_MINIMUM = {
-    'mmengine': '0.10.4',
-    'mmcv': '2.1.0',
-    'mmsegmentation': '1.2.2',
-    'mmpretrain': '1.2.0',
-}
+_MINIMUM = dict(mmengine='0.10.4', mmcv='2.1.0', mmsegmentation='1.2.2',
+                mmpretrain='1.2.0')
 REMARK = 'Could not import OneDL\n'
 _CURE = """
 Install one family of the OpenMMLab packages, never both in one environment:
@@ -28,22 +25,17 @@ def check_requirements() -> None:
     Raises:
         ImportError: If one is missing, too old, or there in both families.
     """
-    faults = []
-    families = set()
+    faults, families = [], set()
     for name, minimum in _MINIMUM.items():
-        found = {
-            dist: _version(dist)
-            for dist in (name, f'onedl-{name}') if _version(dist)
-        }
-        families.update('onedl' if d.startswith('onedl') else 'upstream'
-                        for d in found)
+        wanted = f'(wanted >= {minimum})'
+        found = [(prefix + name, _version(prefix + name), prefix)
+                 for prefix in ('', 'onedl-') if _version(prefix + name)]
         if not found:
-            faults.append(f'{name} is not installed (wanted >= {minimum})')
-        faults += [
-            f'{dist} {number} is too old (wanted >= {minimum})'
-            for dist, number in found.items()
-            if Version(number) < Version(minimum)
-        ]
+            faults.append(f'{name} is not installed {wanted}')
+        for distribution, number, family in found:
+            families.add(family)
+            if Version(number) < Version(minimum):
+                faults.append(f'{distribution} {number} is too old {wanted}')
     if len(families) > 1:
         faults.append('packages of both families are installed')
     if faults:

@@ -32,15 +32,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def segment(args: argparse.Namespace) -> list[str]:
-    """Segment the images and write the results.
-
-    Returns:
-        list[str]: An error message for each image that could not be used; the
-        other images are written.
-    """
+    """Write the results; messages about the images that had to be left out."""
     questions = assign_texts(args)
-    inferencer = CRISInferencer(args.config or args.model, args.checkpoint,
-                                args.device, args.precision)
+    model = args.config or args.model
+    inferencer = CRISInferencer(model, args.checkpoint, args.device,
+                                args.precision)
     faults = []
     with (PredictionWriter(args.out_dir)
           if args.out_dir else nullcontext()) as writer:
@@ -53,9 +49,8 @@ def segment(args: argparse.Namespace) -> list[str]:
                         osp.samefile(args.out_file, path)):
                     raise ValueError(f'--out-file {args.out_file} is the '
                                      'image itself: choose another name')
-                with inferencer.open(image) as view:
-                    prediction = view(
-                        texts, threshold=args.threshold, return_masks=False)
+                prediction = inferencer.open(image)(
+                    texts, threshold=args.threshold, return_masks=False)
             except (OSError, ValueError,
                     torch.cuda.OutOfMemoryError) as error:
                 faults.append(str(error))
@@ -67,8 +62,7 @@ def segment(args: argparse.Namespace) -> list[str]:
                 write_image(drawn[..., ::-1], args.out_file)
             if len(questions) == 1:
                 for text, score, rle in zip(
-                        *(prediction[k]
-                          for k in ('expressions', 'scores', 'rles')),
+                        texts, prediction['scores'], prediction['rles'],
                         strict=True):
                     found = '' if coco_mask.area(rle) else '  (nothing found)'
                     print(f'{score:.2f}  {text[:100]}{found}')
@@ -77,7 +71,7 @@ def segment(args: argparse.Namespace) -> list[str]:
               f'{writer.path}')
     if args.out_file and not faults:
         print(f'overlay: {args.out_file}')
-    note = default_model_note(args.config or args.model)
+    note = default_model_note(model)
     if note and len(faults) < len(questions):
         print(f'note: {note}', file=sys.stderr)
     return faults
@@ -109,8 +103,8 @@ def read_text_file(path: str) -> dict[str | None, list[str]]:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not UTF-8 text, or a line lacks its file
-            name or its phrase.
+        ValueError: If it is not UTF-8 text, or a line lacks its file name or
+            its phrase.
     """
     if not osp.isfile(path):
         raise FileNotFoundError(f'text file {path} does not exist')

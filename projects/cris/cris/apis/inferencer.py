@@ -97,8 +97,7 @@ class CRISInferencer(BaseInferencer):
             code. None means the weights of the model zoo.
         device (str | torch.device, optional): Defaults to the GPU if there
             is one.
-        precision (str): 'fp32', 'bf16' or, on a GPU, 'fp16'. Defaults to
-            'fp32'.
+        precision (str): 'fp32', 'bf16' or, on a GPU, 'fp16'.
 
     Raises:
         ValueError: If the model, the precision or the device does not exist,
@@ -121,19 +120,17 @@ class CRISInferencer(BaseInferencer):
             raise ValueError('weights are given without a model: give the '
                              'config file, or the name in the model zoo, that '
                              'they were trained with')
-        if isinstance(model, nn.Module):
-            if (weights, device, precision) != (None, None, 'fp32'):
-                raise ValueError('weights, device and precision cannot be '
-                                 'changed for a model that is already built')
-            model.eval()
-        else:
+        if not isinstance(model, nn.Module):
             model = optimize_for_inference(
                 init_model(model or DEFAULT_MODEL, weights, device), precision)
+        elif (weights, device, precision) != (None, None, 'fp32'):
+            raise ValueError('weights, device and precision cannot be '
+                             'changed for a model that is already built')
         if 'test_dataloader' not in getattr(model, 'cfg', {}):
             raise ValueError('the model has no config with a test_dataloader, '
                              'whose transforms are needed: build it with '
                              'init_model(config), or set model.cfg')
-        self.model = model
+        self.model = model.eval()
         self.device = model.data_preprocessor.device
         self.cfg = model.cfg
         self.pipeline = self._init_pipeline(self.cfg)
@@ -146,13 +143,9 @@ class CRISInferencer(BaseInferencer):
         pipeline = without_loading(cfg.test_dataloader.dataset.pipeline)
         return Compose([TRANSFORMS.build(t) for t in pipeline])
 
-    def __call__(self,
-                 inputs: ImageSource | Sequence[ImageSource],
-                 texts: Texts,
-                 batch_size: int = 1,
-                 return_vis: bool = False,
-                 out_dir: str | os.PathLike | None = None,
-                 **kwargs) -> dict:
+    def __call__(self, inputs: ImageSource | Sequence[ImageSource],
+                 texts: Texts, batch_size: int = 1, return_vis: bool = False,
+                 out_dir: str | os.PathLike | None = None, **kwargs) -> dict:
         """Segment what expressions refer to.
 
         Args:
@@ -160,9 +153,8 @@ class CRISInferencer(BaseInferencer):
                 :func:`cris.apis.inputs.load_image`.
             texts (str | list[str] | list[list[str]]): One or more expressions
                 for every image, or a list for each image.
-            batch_size (int): Number of images encoded at once. Defaults to 1.
+            batch_size (int): Number of images encoded at once.
             return_vis (bool): Return the drawings of :meth:`visualize`.
-                Defaults to False.
             out_dir (str | Path, optional): Folder for the results, see
                 :class:`cris.apis.writer.PredictionWriter`.
             **kwargs: ``threshold``, ``return_masks`` and ``return_probs`` of
@@ -200,9 +192,7 @@ class CRISInferencer(BaseInferencer):
                         writer.write(pred, overlay)
         return self.postprocess(predictions, visualization, **postprocess)
 
-    def preprocess(self,
-                   inputs: Sequence[ImageSource],
-                   batch_size: int = 1,
+    def preprocess(self, inputs: Sequence[ImageSource], batch_size: int = 1,
                    texts: Sequence[Sequence[str]] = ()) -> Iterator[dict]:
         """Decode, letterbox and tokenize, a batch at a time.
 
@@ -219,32 +209,19 @@ class CRISInferencer(BaseInferencer):
 
     def prepare(self, image: InputImage, texts: Sequence[str]) -> dict:
         """One sample of :meth:`preprocess`."""
-        data = self.pipeline(
-            dict(
-                img=image.bgr,
-                img_shape=image.shape,
-                ori_shape=image.shape,
-                img_path=image.path,
-                expressions=list(texts),
-                ref_index=list(range(len(texts)))))
+        data = self.pipeline(dict(
+            img=image.bgr, img_shape=image.shape, ori_shape=image.shape,
+            img_path=image.path, expressions=list(texts),
+            ref_index=list(range(len(texts)))))
         return dict(data, images=image)
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids ``(K, L)``; warns of texts that are too long."""
-        for message in self.find_long_texts(texts):
-            warnings.warn(message, stacklevel=2)
-        return self._tokenize(dict(expressions=texts))['tokens']
 
     def find_long_texts(self, texts: Sequence[str]) -> list[str]:
         """A message for each text that the model reads only in part."""
         limit = self._tokenize.context_length
-        lengths = [count_tokens(text) for text in texts]
-        return [
-            f'{text[:40]!r}... has {length} tokens, but the model reads '
-            f'{limit}: the rest is ignored'
-            for text, length in zip(texts, lengths, strict=True)
-            if length > limit
-        ]
+        lengths = ((text, count_tokens(text)) for text in texts)
+        return [f'{text[:40]!r}... has {length} tokens, but the model reads '
+                f'{limit}: the rest is ignored'
+                for text, length in lengths if length > limit]
 
     def forward(self, inputs: dict, **kwargs) -> list[dict]:
         """Predictions of a batch of :meth:`preprocess`, see __call__."""
@@ -253,11 +230,8 @@ class CRISInferencer(BaseInferencer):
         logits = self.answer(
             self.encode(inputs), sum(texts, []),
             torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)))
-        return [
-            self.describe(image, texts_i, logits_i, **kwargs)
-            for image, texts_i, logits_i in zip(
-                inputs['images'], texts, logits.split(counts), strict=True)
-        ]
+        return [self.describe(*each, **kwargs) for each in zip(
+            inputs['images'], texts, logits.split(counts), strict=True)]
 
     @torch.inference_mode()
     def encode(self, inputs: dict) -> ImageFeatures:
@@ -269,15 +243,19 @@ class CRISInferencer(BaseInferencer):
     @torch.inference_mode()
     def answer(self, features: ImageFeatures, texts: Sequence[str],
                image_index: Tensor) -> Tensor:
-        """Logits ``(E, 1, H/4, W/4)`` of E expressions, fp32 on the CPU.
+        """Logits ``(E, 1, H/4, W/4)``, fp32 on the CPU.
+
+        Warns of texts that are too long.
 
         Args:
             features (tuple[Tensor]): From :meth:`encode`.
             texts (Sequence[str]): E expressions.
             image_index (Tensor): Index of each expression's image, ``(E,)``.
         """
-        return self.model.answer(features,
-                                 self.tokenize(texts).to(self.device),
+        for message in self.find_long_texts(texts):
+            warnings.warn(message, stacklevel=2)
+        tokens = self._tokenize(dict(expressions=texts))['tokens']
+        return self.model.answer(features, tokens.to(self.device),
                                  image_index.to(self.device)).cpu()
 
     def describe(self, image: InputImage, texts: Sequence[str],
@@ -297,9 +275,7 @@ class CRISInferencer(BaseInferencer):
             image = load_image(image)
         return View(self, image)
 
-    def visualize(self,
-                  inputs: Sequence[InputImage],
-                  preds: Sequence[dict],
+    def visualize(self, inputs: Sequence[InputImage], preds: Sequence[dict],
                   show: bool = False) -> list[np.ndarray]:
         """Drawings of predictions, RGB, see :func:`draw_prediction`.
 
@@ -307,21 +283,16 @@ class CRISInferencer(BaseInferencer):
             inputs (Sequence[InputImage]): B images.
             preds (Sequence[dict]): Their predictions.
             show (bool): Show each in a window until a key is pressed.
-                Defaults to False.
         """
-        drawn = [
-            draw_prediction(image.bgr[..., ::-1], pred)
-            for image, pred in zip(inputs, preds, strict=True)
-        ]
+        drawn = [draw_prediction(image.bgr[..., ::-1], pred)
+                 for image, pred in zip(inputs, preds, strict=True)]
         if show:
             for image, sheet in zip(inputs, drawn, strict=True):
                 cv2.imshow(image.name, sheet[..., ::-1])
                 cv2.waitKey()
         return drawn
 
-    def postprocess(self,
-                    preds: list[dict],
-                    visualization: list[np.ndarray],
+    def postprocess(self, preds: list[dict], visualization: list[np.ndarray],
                     return_datasamples: bool = False) -> dict:
         """Pack predictions and drawings, optionally as SegDataSamples."""
         if return_datasamples:

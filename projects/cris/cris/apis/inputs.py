@@ -5,7 +5,7 @@ import os
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -64,13 +64,15 @@ def load_image(source: ImageSource, name: str = 'image') -> InputImage:
             source, io.TextIOBase):
         source = source.read()
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return InputImage(decode_image(bytes(source), name), name)
-    if isinstance(source, Image.Image):
-        return InputImage(_from_pillow(source, name), name)
-    if isinstance(source, np.ndarray):
-        return InputImage(_from_array(source, name), name)
-    raise TypeError(f'{name} is a {type(source).__name__}; wanted a path, '
-                    'the bytes of a file, a uint8 array or a Pillow image')
+        bgr = decode_image(bytes(source), name)
+    elif isinstance(source, Image.Image):
+        bgr = _from_pillow(source, name)
+    elif isinstance(source, np.ndarray):
+        bgr = _from_array(source, name)
+    else:
+        raise TypeError(f'{name} is a {type(source).__name__}; wanted a path, '
+                        'the bytes of a file, a uint8 array or a Pillow image')
+    return InputImage(bgr, name)
 
 
 def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
@@ -94,12 +96,11 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
             'wanted uint8, (h, w, 3) in BGR order, (h, w) or (h, w, 4)')
     check_pixels(*shape[:2], name)
     array = np.ascontiguousarray(array.reshape(shape))
-    if shape[2] == 3:
-        return array
-    return cv2.cvtColor(array, _TO_BGR[shape[2]])
+    return array if shape[2] == 3 else cv2.cvtColor(array, _TO_BGR[shape[2]])
 
 
-def list_images(inputs: Any) -> list:
+def list_images(
+        inputs: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     """An image, a folder, a list or an iterator -> a list of sources.
 
     Raises:
@@ -107,22 +108,18 @@ def list_images(inputs: Any) -> list:
     """
     if isinstance(inputs, (list, tuple, Iterator)) and not isinstance(
             inputs, io.IOBase):
-        sources = list(inputs)
-        if not sources:
-            raise ValueError('there are no images: the list is empty')
-        return sources
-    if not isinstance(inputs, (str, os.PathLike)) or not osp.isdir(inputs):
+        sources, found = list(inputs), 'there are no images: the list is empty'
+    elif isinstance(inputs, (str, os.PathLike)) and osp.isdir(inputs):
+        folder = os.fspath(inputs)
+        found = f'the folder {folder} has no images ({", ".join(_SUFFIXES)})'
+        paths = (osp.join(folder, name) for name in sorted(os.listdir(folder))
+                 if name.lower().endswith(_SUFFIXES))
+        sources = [path for path in paths if osp.isfile(path)]
+    else:
         return [inputs]
-    paths = [
-        osp.join(os.fspath(inputs), name)
-        for name in sorted(os.listdir(inputs))
-        if name.lower().endswith(_SUFFIXES)
-    ]
-    paths = [path for path in paths if osp.isfile(path)]
-    if not paths:
-        raise ValueError(f'the folder {os.fspath(inputs)} has no images '
-                         f'({", ".join(_SUFFIXES)})')
-    return paths
+    if not sources:
+        raise ValueError(found)
+    return sources
 
 
 def match_texts(texts: Texts, num_images: int) -> list[list[str]]:

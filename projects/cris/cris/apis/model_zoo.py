@@ -49,10 +49,8 @@ def read_model_index() -> dict[str, dict]:
     """Entries of the model zoo by name, as in configs/cris/metafile.yml."""
     root = zoo_root()
     files = load(root / 'model-index.yml')['Import']
-    return {
-        model['Name']: model
-        for file in files for model in load(root / file)['Models']
-    }
+    return {model['Name']: model
+            for file in files for model in load(root / file)['Models']}
 
 
 def list_models(pattern: str | None = None,
@@ -62,7 +60,7 @@ def list_models(pattern: str | None = None,
     Args:
         pattern (str, optional): Only names that match, with ``*`` and ``?``;
             without either, names that contain it.
-        pretrained (bool): Only models with weights. Defaults to False.
+        pretrained (bool): Only models with weights.
 
     Returns:
         list[str]: Sorted.
@@ -70,35 +68,29 @@ def list_models(pattern: str | None = None,
     pattern = pattern or '*'
     if not set(pattern) & set('*?['):
         pattern = f'*{pattern}*'
-    return sorted(
+    return sorted(fnmatch.filter((
         name for name, model in read_model_index().items()
-        if fnmatch.fnmatch(name, pattern) and (
-            'Weights' in model or not pretrained))
+        if 'Weights' in model or not pretrained), pattern))
 
 
 def config_file(name: str) -> str:
-    """Path of a config, to be the base of another one.
+    """Absolute path of a config, to be the base of another one.
 
     Args:
         name (str): Name of a config file below configs/: a model of
             :func:`list_models`, or a part of ``_base_``, such as
             ``'own_coco'`` or ``'_base_/datasets/own_coco'``.
 
-    Returns:
-        str: Absolute, in a checkout or an installed wheel.
-
     Raises:
         ValueError: If there is no such config.
     """
-    root = zoo_root() / 'configs'
     name = name.removesuffix('.py')
-    stems = []
-    for path in sorted(root.rglob('*.py')):
-        relative = path.relative_to(root).with_suffix('').as_posix()
-        if f'/{relative}'.endswith(f'/{name}'):
+    paths = sorted((zoo_root() / 'configs').rglob('*.py'))
+    for path in paths:
+        if path.as_posix().endswith(f'/{name}.py'):
             return str(path)
-        stems.append(path.stem)
-    raise ValueError(f'no config {name!r}; {_near(name, stems)}')
+    raise ValueError(
+        f'no config {name!r}; {_near(name, [path.stem for path in paths])}')
 
 
 def init_model(model: str | Path | Config,
@@ -111,11 +103,10 @@ def init_model(model: str | Path | Config,
         model (str | Path | Config): A name of :func:`list_models`, a config
             file, or a config.
         checkpoint (str | Path, optional): Weights. None means those of the
-            model zoo. Defaults to None.
+            model zoo.
         device (str | torch.device, optional): Defaults to the GPU if there
             is one.
         pretrained (bool): False keeps random weights if checkpoint is None.
-            Defaults to True.
 
     Returns:
         nn.Module: In eval mode, with its config as ``cfg``.
@@ -138,9 +129,7 @@ def init_model(model: str | Path | Config,
             '; in Python, pretrained=False keeps random weights')
     if 'model' not in model:
         raise ValueError(f'{name} defines no model: is it a complete config?')
-    if device is None:
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    _check_device(device)
+    device = _usable_device(device)
     init_default_scope(model.get('default_scope', 'mmseg'))
     built = MODELS.build(model.model)
     if checkpoint is not None:
@@ -149,13 +138,15 @@ def init_model(model: str | Path | Config,
     return built.to(device).eval()
 
 
-def _check_device(device: str | torch.device) -> None:
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        torch.empty(1, device=device)
+        return torch.empty(1, device=device).device
     except (AssertionError, RuntimeError) as error:  # torch without CUDA
-        raise ValueError(f'the device {str(device)!r} cannot be used; there '
-                         f'are {torch.cuda.device_count()} GPUs: {error}'
-                         ) from error
+        raise ValueError(
+            f'the device {str(device)!r} cannot be used; there are '
+            f'{torch.cuda.device_count()} GPUs: {error}') from error
 
 
 def _find(model: str) -> tuple[Config, str | None]:

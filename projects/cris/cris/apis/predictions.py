@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from cris.evaluation.confidence import confidence
 
 
-def make_prediction(model: nn.Module,
-                    logits: Tensor,
-                    shape: tuple[int, int],
+def make_prediction(model: nn.Module, logits: Tensor, shape: tuple[int, int],
                     expressions: Sequence[str],
-                    threshold: float | None = None,
-                    return_masks: bool = True,
+                    threshold: float | None = None, return_masks: bool = True,
                     return_probs: bool = False) -> dict:
     """Masks at the original size, with their boxes and scores.
 
@@ -35,8 +32,8 @@ def make_prediction(model: nn.Module,
         threshold (float, optional): A pixel belongs to the mask if its
             probability is higher. None means the model's.
         return_masks (bool): False returns the RLEs only, which saves memory
-            with many expressions on a large image. Defaults to True.
-        return_probs (bool): Return the probabilities, too. Defaults to False.
+            with many expressions on a large image.
+        return_probs (bool): Return the probabilities, too.
 
     Returns:
         dict: ``expressions``, K strings; ``scores``, float32 ``(K,)``, see
@@ -70,13 +67,10 @@ def make_prediction(model: nn.Module,
     boxes = coco_mask.toBbox(rles).astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
     prediction = dict(
-        expressions=list(expressions),
-        scores=np.array(scores, np.float32),
+        expressions=list(expressions), scores=np.array(scores, np.float32),
         boxes=boxes,
         rles=[dict(rle, counts=rle['counts'].decode()) for rle in rles],
-        height=shape[0],
-        width=shape[1],
-        threshold=float(threshold))
+        height=shape[0], width=shape[1], threshold=float(threshold))
     if return_masks:
         prediction['masks'] = np.stack(masks)
     if return_probs:
@@ -86,15 +80,12 @@ def make_prediction(model: nn.Module,
 
 def to_data_sample(prediction: dict) -> SegDataSample:
     """A prediction with masks as a sample like those of CRIS.predict."""
-    sample = SegDataSample(
-        metainfo=dict(
-            img_path=prediction['img_path'],
-            ori_shape=(prediction['height'], prediction['width']),
-            expressions=prediction['expressions'],
-            scores=prediction['scores']))
-    sample.pred_sem_seg = PixelData(
-        data=torch.from_numpy(prediction['masks']))
-    if 'probs' in prediction:
-        sample.seg_logits = PixelData(
-            data=torch.from_numpy(prediction['probs']))
+    sample = SegDataSample(metainfo=dict(
+        img_path=prediction['img_path'],
+        ori_shape=(prediction['height'], prediction['width']),
+        expressions=prediction['expressions'], scores=prediction['scores']))
+    masks, probs = prediction['masks'], prediction.get('probs')
+    sample.pred_sem_seg = PixelData(data=torch.from_numpy(masks))
+    if probs is not None:
+        sample.seg_logits = PixelData(data=torch.from_numpy(probs))
     return sample

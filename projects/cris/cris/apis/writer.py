@@ -51,30 +51,18 @@ class PredictionWriter:
             raise OSError(
                 f'cannot write into {self.out_dir}: {error}') from error
         self.path = osp.join(self.out_dir, 'predictions.json')
+        self.records: list[dict] = []
         self._earlier: dict[str, list[dict]] = {}
         self._names = set()
-        for record in self._read_earlier():
-            self._earlier.setdefault(_identity(record), []).append(record)
-            self._names.add(_name(record))
-        self.records: list[dict] = []
-
-    def _read_earlier(self) -> list[dict]:
-        if not osp.isfile(self.path):
-            return []
         try:
-            records = load_json(self.path)
-            for record in records:
-                _identity(record), _files(record)
+            for record in load_json(self.path) if osp.isfile(
+                    self.path) else ():
+                overlay, *_ = _files(record)
+                self._earlier.setdefault(_identity(record), []).append(record)
+                self._names.add(_stem(overlay))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f'{self.path} exists and does not hold '
                              'predictions: choose another folder') from error
-        return records
-
-    def _forget(self, record: dict) -> None:
-        for file in _files(record):
-            with suppress(FileNotFoundError):
-                os.remove(osp.join(self.out_dir, file))
-        self._names.discard(_name(record))
 
     def write(self, prediction: dict, overlay: np.ndarray) -> None:
         """Write the masks and the overlay of one image.
@@ -86,36 +74,31 @@ class PredictionWriter:
             overlay (np.ndarray): RGB, uint8.
         """
         name, count = prediction['name'], 2
-        identity = _identity(
-            dict(prediction, overlay_file=f'overlays/{name}.jpg'))
-        for record in self._earlier.pop(identity, ()):
-            self._forget(record)
+        image = dict(prediction, overlay_file=f'overlays/{name}.jpg')
+        for record in self._earlier.pop(_identity(image), ()):
+            files = _files(record)
+            self._names.discard(_stem(files[0]))
+            for file in files:
+                with suppress(FileNotFoundError):
+                    os.remove(osp.join(self.out_dir, file))
         while name in self._names:  # a.jpg and a.png
             name, count = f'{prediction["name"]}_{count}', count + 1
         self._names.add(name)
-        answers = []
-        for k, (expression, score, box, rle) in enumerate(
-                zip(*(prediction[key]
-                      for key in ('expressions', 'scores', 'boxes', 'rles')),
-                    strict=True)):
+        record = {key: prediction[key]
+                  for key in ('img_path', 'height', 'width', 'threshold')}
+        record.update(overlay_file=f'overlays/{name}.jpg', answers=[])
+        for k, rle in enumerate(prediction['rles']):
             mask_file = f'masks/{name}_{k}.png'
             write_image(255 * coco_mask.decode(rle),
                         osp.join(self.out_dir, mask_file))
-            answers.append(
-                dict(
-                    expression=expression,
-                    score=float(score),
-                    box=box.tolist(),
-                    rle=rle,
-                    mask_file=mask_file))
-        overlay_file = f'overlays/{name}.jpg'
-        write_image(overlay[..., ::-1], osp.join(self.out_dir, overlay_file))
-        about = {
-            key: prediction[key]
-            for key in ('img_path', 'height', 'width', 'threshold')
-        }
-        self.records.append(
-            dict(about, overlay_file=overlay_file, answers=answers))
+            record['answers'].append(dict(
+                expression=prediction['expressions'][k],
+                score=float(prediction['scores'][k]),
+                box=prediction['boxes'][k].tolist(), rle=rle,
+                mask_file=mask_file))
+        write_image(overlay[..., ::-1],
+                    osp.join(self.out_dir, record['overlay_file']))
+        self.records.append(record)
 
     def close(self) -> None:
         """Write ``predictions.json``, a list with one entry per image."""
@@ -134,13 +117,12 @@ def _identity(record: dict) -> str:
     return osp.abspath(path) if path else record['overlay_file']
 
 
-def _name(record: dict) -> str:
-    return osp.splitext(osp.basename(record['overlay_file']))[0]
+def _stem(path: str) -> str:
+    return osp.splitext(osp.basename(path))[0]
 
 
 def _files(record: dict) -> list[str]:
-    """Files of a record, which must not name files outside the folder."""
+    """The overlay and the masks; no record can name files elsewhere."""
     return [f'overlays/{osp.basename(record["overlay_file"])}'] + [
         f'masks/{osp.basename(answer["mask_file"])}'
-        for answer in record['answers']
-    ]
+        for answer in record['answers']]
