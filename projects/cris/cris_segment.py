@@ -45,15 +45,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--version', action='version', version=version)
     # CONFIG CHECKPOINT may come after the options.
     args = parser.parse_intermixed_args(argv)
-    args.config = args.checkpoint = None
-    configs = [word for word in args.inputs if word.endswith('.py')]
-    if configs:
-        first = args.inputs.index(configs[0])
-        if first == 0:
-            parser.error(f'give an image before the config {configs[0]}')
-        args.inputs, (args.config, *after) = (
-            args.inputs[:first], args.inputs[first:])
-        args.checkpoint = after[0] if len(after) == 1 else None
+    words = args.inputs
+    args.config = next((w for w in words if w.endswith('.py')), None)
+    args.checkpoint = None
+    if args.config:
+        at = words.index(args.config)
+        if not at:
+            parser.error(f'give an image before the config {args.config}')
+        args.inputs = words[:at]
+        args.checkpoint = words[-1] if len(words) == at + 2 else None
     check_model_options(parser, args)
     first = args.inputs[0]
     several = len(args.inputs) > 1 or osp.isdir(first)

@@ -10,10 +10,8 @@ import torch
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
-from cris.visualization.draw import draw_prediction
-
 from .inferencer import CRISInferencer
-from .inputs import check_texts, list_images, load_image
+from .inputs import check_texts, list_images
 from .model_zoo import default_model_note
 from .writer import PredictionWriter, write_image
 
@@ -44,18 +42,17 @@ def segment(args: argparse.Namespace) -> list[str]:
                 questions.items(), 'Segmenting', disable=len(questions) == 1):
             # One broken image among a thousand must not stop the others.
             try:
-                image = load_image(path)
+                result = inferencer(path, texts, threshold=args.threshold,
+                                    return_masks=False, return_vis=True)
                 if args.out_file and osp.exists(args.out_file) and (
                         osp.samefile(args.out_file, path)):
                     raise ValueError(f'--out-file {args.out_file} is the '
                                      'image itself: choose another name')
-                prediction = inferencer.open(image)(
-                    texts, threshold=args.threshold, return_masks=False)
             except (OSError, ValueError,
                     torch.cuda.OutOfMemoryError) as error:
                 faults.append(str(error))
                 continue
-            drawn = draw_prediction(image.bgr[..., ::-1], prediction)
+            (prediction, ), (drawn, ) = result.values()
             if writer:
                 writer.write(prediction, drawn)
             if args.out_file:
@@ -99,13 +96,7 @@ def assign_texts(args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def read_text_file(path: str) -> dict[str | None, list[str]]:
-    """Phrases by file name; those under None are for every image.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is not UTF-8 text, or a line lacks its file name or
-            its phrase.
-    """
+    """Phrases by file name; those under None are for every image."""
     if not osp.isfile(path):
         raise FileNotFoundError(f'text file {path} does not exist')
     try:

@@ -39,26 +39,18 @@ from .writer import PredictionWriter
 
 
 class View:
-    """An encoded image, made by :meth:`CRISInferencer.open`.
-
-    A further expression costs only the text encoder and the decoder.
-    """
+    """An image encoded once, see :meth:`CRISInferencer.open`."""
 
     def __init__(self, inferencer: 'CRISInferencer', image: InputImage):
+        (batch, ) = inferencer.preprocess([image], texts=[[]])
         self.image = image
         self._inferencer = inferencer
-        self._features = inferencer.encode(
-            pseudo_collate([inferencer.prepare(image, [])]))
+        self._features = inferencer.encode(batch)
 
     def __call__(self, texts: str | Sequence[str], **kwargs) -> dict:
-        """A dict as in the inferencer's ``predictions``; same kwargs.
-
-        Raises:
-            ValueError: If an expression is empty, or the view is closed.
-        """
-        texts = check_texts(texts)
-        return self._inferencer.describe(self.image, texts,
-                                         self.logits(texts), **kwargs)
+        """A dict as in the inferencer's ``predictions``; same kwargs."""
+        return self._inferencer.describe(
+            self.image, check_texts(texts), self.logits(texts), **kwargs)
 
     def logits(self, texts: str | Sequence[str]) -> Tensor:
         """Only the logits, ``(K, 1, H/4, W/4)``, for make_prediction."""
@@ -134,8 +126,14 @@ class CRISInferencer(BaseInferencer):
         self.device = model.data_preprocessor.device
         self.cfg = model.cfg
         self.pipeline = self._init_pipeline(self.cfg)
-        self._tokenize = _find_tokenizer(self.pipeline)
-        self.collate_fn = pseudo_collate
+        self._tokenize = next(
+            (transform for transform in self.pipeline.transforms
+             if isinstance(transform, TokenizeExpressions)), None)
+        if self._tokenize is None:
+            raise ValueError(
+                'the test pipeline has no TokenizeExpressions: add '
+                "dict(type='TokenizeExpressions', context_length=...) to "
+                'test_dataloader.dataset.pipeline')
 
     list_models = staticmethod(list_models)
 
@@ -168,10 +166,9 @@ class CRISInferencer(BaseInferencer):
             ``visualization``, a drawing for each image, or none.
 
         Raises:
-            FileNotFoundError: If an image does not exist. Earlier results are
-                in ``out_dir``, here and in the following cases.
-            ValueError: If an image, an expression or an option is invalid.
-            TypeError: If an input has an unknown type.
+            FileNotFoundError, ValueError, TypeError: If an image does not
+                exist, or an image, an expression or an option is invalid.
+                Earlier results are in ``out_dir``.
         """
         sources = list_images(inputs)
         preprocess, forward, visualize, postprocess = self._dispatch_kwargs(
@@ -200,15 +197,13 @@ class CRISInferencer(BaseInferencer):
             dict: ``inputs`` and ``data_samples`` as in tools/test.py, and
             ``images``, the B decoded images.
         """
-        samples = (
-            self.prepare(load_image(source, f'image_{i}'), texts_i)
-            for i, (source, texts_i) in enumerate(
-                zip(inputs, texts, strict=True)))
-        for chunk in self._get_chunk_data(samples, batch_size):
-            yield self.collate_fn(chunk)
+        for chunk in self._get_chunk_data(
+                enumerate(zip(inputs, texts, strict=True)), batch_size):
+            yield pseudo_collate([
+                self._sample(load_image(source, f'image_{i}'), texts_i)
+                for i, (source, texts_i) in chunk])
 
-    def prepare(self, image: InputImage, texts: Sequence[str]) -> dict:
-        """One sample of :meth:`preprocess`."""
+    def _sample(self, image: InputImage, texts: Sequence[str]) -> dict:
         data = self.pipeline(dict(
             img=image.bgr, img_shape=image.shape, ori_shape=image.shape,
             img_path=image.path, expressions=list(texts),
@@ -243,14 +238,9 @@ class CRISInferencer(BaseInferencer):
     @torch.inference_mode()
     def answer(self, features: ImageFeatures, texts: Sequence[str],
                image_index: Tensor) -> Tensor:
-        """Logits ``(E, 1, H/4, W/4)``, fp32 on the CPU.
+        """Logits ``(E, 1, H/4, W/4)``, fp32 on the CPU; as of CRIS.answer.
 
         Warns of texts that are too long.
-
-        Args:
-            features (tuple[Tensor]): From :meth:`encode`.
-            texts (Sequence[str]): E expressions.
-            image_index (Tensor): Index of each expression's image, ``(E,)``.
         """
         for message in self.find_long_texts(texts):
             warnings.warn(message, stacklevel=2)
@@ -266,23 +256,18 @@ class CRISInferencer(BaseInferencer):
         return dict(prediction, name=image.name, img_path=image.path)
 
     def open(self, image: ImageSource | InputImage) -> View:
-        """Encode an image once, for any number of expressions.
+        """Encode an image once; expressions cost their text and decoder only.
 
         >>> with inferencer.open('street.jpg') as view:
         ...     view('leftmost car')['masks']
         """
-        if not isinstance(image, InputImage):
-            image = load_image(image)
-        return View(self, image)
+        return View(self, load_image(image))
 
     def visualize(self, inputs: Sequence[InputImage], preds: Sequence[dict],
                   show: bool = False) -> list[np.ndarray]:
         """Drawings of predictions, RGB, see :func:`draw_prediction`.
 
-        Args:
-            inputs (Sequence[InputImage]): B images.
-            preds (Sequence[dict]): Their predictions.
-            show (bool): Show each in a window until a key is pressed.
+        With ``show``, each is in a window until a key is pressed.
         """
         drawn = [draw_prediction(image.bgr[..., ::-1], pred)
                  for image, pred in zip(inputs, preds, strict=True)]
@@ -298,16 +283,6 @@ class CRISInferencer(BaseInferencer):
         if return_datasamples:
             preds = [to_data_sample(pred) for pred in preds]
         return dict(predictions=preds, visualization=visualization)
-
-
-def _find_tokenizer(pipeline: Compose) -> TokenizeExpressions:
-    for transform in pipeline.transforms:
-        if isinstance(transform, TokenizeExpressions):
-            return transform
-    raise ValueError(
-        'the test pipeline has no TokenizeExpressions: add '
-        "dict(type='TokenizeExpressions', context_length=...) to "
-        'test_dataloader.dataset.pipeline')
 
 
 def _check_options(batch_size: int, forward: dict, visualize: dict,

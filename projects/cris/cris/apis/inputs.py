@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -19,7 +18,6 @@ ImageSource = (
 Texts = str | Sequence[str] | Sequence[Sequence[str]]
 # Files of a folder that are images, in lower or upper case.
 _SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-_TO_BGR = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
 
 
 @dataclass(frozen=True)
@@ -35,25 +33,26 @@ class InputImage:
         return self.bgr.shape[:2]
 
 
-def load_image(source: ImageSource, name: str = 'image') -> InputImage:
+def load_image(source: ImageSource | InputImage,
+               name: str = 'image') -> InputImage:
     """Decode an image as training and evaluation do.
 
-    Args:
-        source (str | PathLike | bytes | BinaryIO | np.ndarray |
-            PIL.Image.Image): An image file, its content, an open file, an
-            array (BGR as OpenCV returns it, grey or BGRA; uint8) or a Pillow
-            image.
-        name (str): Name of an image that is not a path.
+    Files and Pillow images are rotated according to their EXIF orientation;
+    arrays are not.
 
-    Returns:
-        InputImage: Files and Pillow images are rotated according to their
-        EXIF orientation; arrays are not.
+    Args:
+        source: An image file, its content, an open file, an array (BGR as
+            OpenCV returns it, grey or BGRA; uint8), a Pillow image, or what
+            this function returned.
+        name (str): Name of an image that is not a path.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the image cannot be used.
         TypeError: If source has another type.
     """
+    if isinstance(source, InputImage):
+        return source
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if not osp.isfile(path):
@@ -95,17 +94,13 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
             f'{name} is an array of {array.dtype} and shape {array.shape}; '
             'wanted uint8, (h, w, 3) in BGR order, (h, w) or (h, w, 4)')
     check_pixels(*shape[:2], name)
-    array = np.ascontiguousarray(array.reshape(shape))
-    return array if shape[2] == 3 else cv2.cvtColor(array, _TO_BGR[shape[2]])
+    bgr = array.reshape(shape)[..., :3]
+    return np.ascontiguousarray(bgr if shape[2] > 1 else bgr.repeat(3, 2))
 
 
 def list_images(
         inputs: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    """An image, a folder, a list or an iterator -> a list of sources.
-
-    Raises:
-        ValueError: If there are no images.
-    """
+    """An image, a folder, a list or an iterator -> a list, not empty."""
     if isinstance(inputs, (list, tuple, Iterator)) and not isinstance(
             inputs, io.IOBase):
         sources, found = list(inputs), 'there are no images: the list is empty'
@@ -123,13 +118,7 @@ def list_images(
 
 
 def match_texts(texts: Texts, num_images: int) -> list[list[str]]:
-    """A list of expressions for each image.
-
-    Raises:
-        TypeError: If texts have another type.
-        ValueError: If there are none, one is empty, or the number of lists is
-            not the number of images.
-    """
+    """A list of expressions for each image; raises as :func:`check_texts`."""
     if isinstance(texts, (list, tuple)) and any(
             isinstance(item, (list, tuple)) for item in texts):
         if len(texts) != num_images:
@@ -140,7 +129,12 @@ def match_texts(texts: Texts, num_images: int) -> list[list[str]]:
 
 
 def check_texts(texts: str | Sequence[str]) -> list[str]:
-    """One or more expressions -> a list; raises like match_texts."""
+    """One or more expressions -> a list.
+
+    Raises:
+        TypeError: If one is not a string.
+        ValueError: If there is none, or one is empty.
+    """
     if isinstance(texts, str):
         texts = [texts]
     if not isinstance(texts, (list, tuple)):

@@ -24,18 +24,14 @@ _PACKAGE = Path(__file__).parents[1]
 
 def default_model_note(model: str | None) -> str | None:
     """What a user of the default model must know; None for other models."""
-    if (model or DEFAULT_MODEL) != DEFAULT_MODEL:
+    if model and model != DEFAULT_MODEL:
         return None
     return ('the default model knows coloured shapes only; for photographs, '
             'give a model of your own')
 
 
-def zoo_root() -> Path:
-    """Folder of model-index.yml, configs/, tools/ and checkpoints/.
-
-    Raises:
-        FileNotFoundError: If the installation lacks it.
-    """
+def _zoo_root() -> Path:
+    """Folder of model-index.yml, configs/, tools/ and checkpoints/."""
     # A wheel carries them in .mim, a checkout at its top.
     for root in (_PACKAGE / '.mim', _PACKAGE.parents[2]):
         if (root / 'model-index.yml').is_file():
@@ -47,7 +43,7 @@ def zoo_root() -> Path:
 
 def read_model_index() -> dict[str, dict]:
     """Entries of the model zoo by name, as in configs/cris/metafile.yml."""
-    root = zoo_root()
+    root = _zoo_root()
     files = load(root / 'model-index.yml')['Import']
     return {model['Name']: model
             for file in files for model in load(root / file)['Models']}
@@ -61,9 +57,6 @@ def list_models(pattern: str | None = None,
         pattern (str, optional): Only names that match, with ``*`` and ``?``;
             without either, names that contain it.
         pretrained (bool): Only models with weights.
-
-    Returns:
-        list[str]: Sorted.
     """
     pattern = pattern or '*'
     if not set(pattern) & set('*?['):
@@ -85,7 +78,7 @@ def config_file(name: str) -> str:
         ValueError: If there is no such config.
     """
     name = name.removesuffix('.py')
-    paths = sorted((zoo_root() / 'configs').rglob('*.py'))
+    paths = sorted((_zoo_root() / 'configs').rglob('*.py'))
     for path in paths:
         if path.as_posix().endswith(f'/{name}.py'):
             return str(path)
@@ -155,7 +148,7 @@ def _find(model: str) -> tuple[Config, str | None]:
         if not osp.isfile(model):
             raise FileNotFoundError(f'config file {model} does not exist')
         return load_config(model), None
-    zoo, root = read_model_index(), zoo_root()
+    zoo, root = read_model_index(), _zoo_root()
     if model not in zoo:
         raise ValueError(f'no model {model!r} in the model zoo; '
                          f'{_near(model, zoo)}')

@@ -25,8 +25,8 @@ def make_prediction(model: nn.Module, logits: Tensor, shape: tuple[int, int],
     The model does not run, so that another threshold is cheap.
 
     Args:
-        model (nn.Module): A :class:`cris.models.CRIS`.
-        logits (Tensor): Output of the model, ``(K, 1, H/4, W/4)``.
+        model (CRIS): The model.
+        logits (Tensor): Its output, ``(K, 1, H/4, W/4)``.
         shape (tuple[int, int]): Height and width of the image.
         expressions (Sequence[str]): K expressions.
         threshold (float, optional): A pixel belongs to the mask if its

@@ -15,11 +15,7 @@ from cris.io.files import load_json
 
 
 def write_image(image: np.ndarray, path: str) -> None:
-    """Write an image, BGR or grey; missing folders are created.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write an image, BGR or grey; missing folders are created."""
     try:
         mmcv.imwrite(image, path)
     except (OSError, cv2.error) as error:

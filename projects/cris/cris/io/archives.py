@@ -20,12 +20,6 @@ from torch import Tensor
 
 from .pickles import check_pickle
 
-_DTYPES = dict(
-    FloatStorage=torch.float32, HalfStorage=torch.float16,
-    BFloat16Storage=torch.bfloat16, DoubleStorage=torch.float64,
-    LongStorage=torch.int64, IntStorage=torch.int32,
-    ShortStorage=torch.int16, CharStorage=torch.int8,
-    ByteStorage=torch.uint8, BoolStorage=torch.bool)
 _PICKLES = 5  # of the format before zip: magic, version, system, data, keys
 
 
@@ -73,6 +67,21 @@ def _first(value, *_):
     return value
 
 
+def _rebuild(storage: Tensor, offset: int, size: tuple, stride: tuple,
+             *_) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+_OBJECTS = {
+    'collections.OrderedDict': OrderedDict,
+    'torch._utils._rebuild_tensor_v2': _rebuild,
+    'torch.CharStorage': torch.int8,
+    'torch.ByteStorage': torch.uint8,
+    **{f'torch.{name}Storage': getattr(torch, name.lower()) for name in (
+        'Float', 'Half', 'BFloat16', 'Double', 'Long', 'Int', 'Short', 'Bool')}
+}
+
+
 class _ArchiveUnpickler(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
@@ -83,15 +92,11 @@ class _ArchiveUnpickler(pickle.Unpickler):
         if module.split('.')[0] == '__torch__':
             # A new class for each, so that their attributes are not mixed.
             return type(name, (_Module, ), {})
-        if module == 'torch' and name in _DTYPES:
-            return _DTYPES[name]
         if module == 'torch.jit._pickle':  # typed lists and dicts
             return _first
-        if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
-            return _rebuild
-        if (module, name) == ('collections', 'OrderedDict'):
-            return OrderedDict
-        raise pickle.UnpicklingError(f'it asks for {module}.{name}')
+        if (full := f'{module}.{name}') in _OBJECTS:
+            return _OBJECTS[full]
+        raise pickle.UnpicklingError(f'it asks for {full}')
 
     def persistent_load(self, pid: tuple) -> Tensor:
         """All elements of a storage, flat."""
@@ -108,22 +113,13 @@ class _ArchiveUnpickler(pickle.Unpickler):
         return self.storages[key]
 
 
-def _rebuild(storage: Tensor, offset: int, size: tuple, stride: tuple,
-             *_) -> Tensor:
-    return storage.as_strided(size, stride, offset)
-
-
 def check_checkpoint_file(path: str) -> None:
     """Refuse a file that would take more memory than it is large.
 
-    Args:
-        path (str): In PyTorch's zip format (also TorchScript) or in its older
-            format.
-
     Raises:
-        ValueError: If records of a zip are compressed or overlap, a pickle
-            asks for too much, or it is a tar, whose links PyTorch would
-            follow.
+        ValueError: If records of a zip (also TorchScript) are compressed or
+            overlap, a pickle asks for too much, or it is a tar, whose links
+            PyTorch would follow.
     """
     size = osp.getsize(path)
     if not size:

@@ -16,16 +16,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def atomic_write(path: str, rename: bool = True) -> Iterator[str]:
     """Write a temporary file or folder, then rename it.
 
+    What was at the path stays until the new content is complete and on the
+    disk. If the disk is full or fails, the temporary file is removed.
+
     Args:
-        path (str): Final path. What is there stays until the new content is
-            complete and on the disk.
+        path (str): Final path.
         rename (bool): False if another process renames.
 
     Yields:
         str: The path to write to.
-
-    Raises:
-        OSError: If the disk is full or fails; the temporary file is removed.
     """
     partial = path + PARTIAL
     try:

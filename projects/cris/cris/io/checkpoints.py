@@ -43,9 +43,13 @@ def _number_dtype(code: str, *_) -> np.dtype:
     return np.dtype(code, copy=True)
 
 
-# mmengine stores the history of its log with the weights. Keys are the names
-# in the pickle; numpy._core was numpy.core before NumPy 2.
-_LOG_OBJECTS = {
+# Tensors, and the history of its log, which mmengine stores with them. Keys
+# are the names in the pickle; numpy._core was numpy.core before NumPy 2.
+_OBJECTS = {
+    '_codecs.encode': codecs.encode,
+    'collections.OrderedDict': OrderedDict,
+    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+    'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
     'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
     'builtins.getattr': _method_of_history_buffer,
     'numpy.ndarray': np.ndarray,
@@ -61,12 +65,6 @@ _URLS = [
     'open-mmlab://', 'openmmlab://', 'mmcls://', 's3://',
     r'(\S+\:)?s3://', r'(\S+\:)?petrel://'
 ]
-_TENSOR_OBJECTS = {
-    '_codecs.encode': codecs.encode,
-    'collections.OrderedDict': OrderedDict,
-    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
-    'torch._utils._rebuild_parameter': torch._utils._rebuild_parameter,
-}
 
 
 class CheckpointError(ValueError):
@@ -92,7 +90,6 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False,
     Raises:
         FileNotFoundError: If the file does not exist.
         CheckpointError: If it is not a checkpoint or holds other objects.
-            Nothing in it is executed, unless it is trusted.
     """
     path = os.fspath(path)
     if not osp.isfile(path):
@@ -124,9 +121,6 @@ def use_safe_loader(trust: bool = False) -> None:
     and does not read safetensors. This holds for the whole process, so the
     tools call it and ``import cris`` does not. URLs are refused: download the
     file and inspect it first.
-
-    Args:
-        trust (bool): See :func:`read_checkpoint`.
     """
 
     def load_from_local(path, map_location=None):
@@ -144,13 +138,11 @@ def use_safe_loader(trust: bool = False) -> None:
 
 
 def state_dict_of(checkpoint: dict) -> dict:
-    """The weights in a checkpoint, by name, without ``module.``.
-
-    Args:
-        checkpoint (dict): A state_dict, or one under the key ``state_dict``.
+    """The weights, by name, without ``module.``, in what was read.
 
     Raises:
-        CheckpointError: If it is not a dict with names as keys.
+        CheckpointError: If neither the checkpoint nor its ``state_dict`` has
+            names as keys.
     """
     weights = checkpoint.get('state_dict', checkpoint)
     if not isinstance(weights, dict) or not all(
@@ -164,12 +156,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike,
                  trust: bool = False) -> None:
     """Load a checkpoint into a model of exactly that shape.
 
-    ``path`` and ``trust`` as of :func:`read_checkpoint`.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        CheckpointError: If it cannot be read, or a name or shape does not
-            fit.
+    Args and errors as of :func:`read_checkpoint` and :func:`check_fit`.
     """
     if is_model_wrapper(model):
         model = model.module
@@ -194,12 +181,7 @@ def check_fit(checkpoint: dict, model: nn.Module,
 
 
 def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:
-    """List up to ``most`` differences in names and shapes, one per line.
-
-    Args:
-        weights (dict): Of the file.
-        wanted (dict): state_dict of the model.
-    """
+    """Up to ``most`` differences of a file from a state_dict, a line each."""
     faults = [f'missing: {name}' for name in wanted if name not in weights]
     faults += [f'not in the model: {k}' for k in weights if k not in wanted]
     faults += [
@@ -248,7 +230,7 @@ def _load(path: str, trust: bool, mmap: bool) -> Any:
         return torch.load(path, weights_only=False, **options)
     if digit_version(torch.__version__) < digit_version('2.6'):
         return _load_before_torch_2_6(path, **options)
-    admitted = [(value, name) for name, value in _LOG_OBJECTS.items()]
+    admitted = [(value, name) for name, value in _OBJECTS.items()]
     with torch.serialization.safe_globals(admitted):
         return torch.load(path, weights_only=True, **options)
 
@@ -257,10 +239,9 @@ class _AllowlistUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         full = f'{module}.{name}'.replace('__builtin__', 'builtins')
-        try:
-            return {**_LOG_OBJECTS, **_TENSOR_OBJECTS}[full]
-        except KeyError:
-            raise pickle.UnpicklingError(f'it asks for {full}') from None
+        if full not in _OBJECTS:
+            raise pickle.UnpicklingError(f'it asks for {full}')
+        return _OBJECTS[full]
 
 
 def _load_before_torch_2_6(path: str, **options) -> Any:

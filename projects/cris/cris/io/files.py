@@ -42,12 +42,7 @@ def without_gc() -> Iterator[None]:
 
 
 def load_json(path: str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        OSError: If it cannot be opened.
-        FileError: If it is broken ('bad-json').
-    """
+    """Read a JSON file; a broken one is a FileError ('bad-json')."""
     try:
         if osp.getsize(path) > _LARGE:
             # orjson is faster, but takes twice the memory meanwhile.
@@ -73,11 +68,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def dump_json(value: Any) -> bytes:
-    """``json.dumps``, faster where orjson is installed.
-
-    Raises:
-        TypeError: If a type is not one of JSON's.
-    """
+    """``json.dumps``, faster where orjson is installed."""
     if orjson:
         return orjson.dumps(value)
     return json.dumps(value, separators=(',', ':')).encode()
@@ -94,7 +85,6 @@ def check_file(path: str) -> None:
     """Refuse files that would block the reader or fill the memory.
 
     Raises:
-        OSError: If the file does not exist.
         FileError: If it is not a regular file, e.g. a pipe ('bad-file'), or
             has more than ``MAX_BYTES`` ('file-too-large').
     """
@@ -110,13 +100,10 @@ def check_file(path: str) -> None:
 def safe_join(folder: str, name: Any) -> str:
     """Path of a file that an annotation names, inside its folder.
 
-    Args:
-        folder (str): Folder of images or masks. It may be a link itself.
-        name (str): File name in the annotation, relative to the folder.
-
     Raises:
         FileError: If the name is not a file name, is absolute or contains
-            ``..``, or if a link leads out of the folder ('unsafe-name').
+            ``..``, or if a link in the folder, which may be a link itself,
+            leads out of it ('unsafe-name').
     """
     if not _is_name(name):
         raise FileError(f'{reprlib.repr(name)} is not a file name',

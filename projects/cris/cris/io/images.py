@@ -1,5 +1,10 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Image files: size from the header, pixels, limits."""
+"""Image files: size from the header, pixels, limits.
+
+Functions refuse with a FileError what is no image, is broken or is an
+animation ('bad-image'), and what would fill the memory or could not be warped
+('image-too-large'). ``where`` is the name of the image in messages.
+"""
 import warnings
 from functools import cache
 from io import BytesIO
@@ -22,12 +27,7 @@ _CAN_BE_ANIMATED = ('GIF', 'PNG', 'WEBP')  # phones put two views into a JPEG
 
 
 def check_pixels(height: int, width: int, where: str) -> None:
-    """Refuse images that would fill the memory or could not be warped.
-
-    Raises:
-        FileError: If there are more than ``MAX_PIXELS`` pixels, or a side is
-            longer than ``MAX_SIDE`` ('image-too-large').
-    """
+    """Refuse more than ``MAX_PIXELS`` pixels or ``MAX_SIDE`` on a side."""
     found = f'{where} has {height} x {width}'
     if height * width > MAX_PIXELS:
         raise _too_large(f'{found} = {height * width} pixels, more than the '
@@ -38,16 +38,7 @@ def check_pixels(height: int, width: int, where: str) -> None:
 
 
 def open_image(content: bytes | BinaryIO, where: str) -> Image.Image:
-    """Read the header of an image without decoding it.
-
-    Args:
-        content (bytes | BinaryIO): Content of the file, or the open file.
-        where (str): Name of the image in messages.
-
-    Raises:
-        FileError: If it is not an image ('bad-image') or too large
-            ('image-too-large').
-    """
+    """Read the header of a file, or of its content, without decoding it."""
     file = BytesIO(content) if isinstance(content, bytes) else content
     try:
         with warnings.catch_warnings():  # check_pixels has its own limit
@@ -63,13 +54,7 @@ def open_image(content: bytes | BinaryIO, where: str) -> Image.Image:
 
 
 def image_size(path: str) -> tuple[int, int]:
-    """Height and width of an image file as it is shown, from its header.
-
-    Raises:
-        OSError: If the file cannot be opened.
-        FileError: If it is not an image or a JPEG without its end
-            ('bad-image'), or too large ('image-too-large').
-    """
+    """Height and width of an image file as it is shown, from its header."""
     check_file(path)
     with open(path, 'rb') as file:
         start = file.read(2)
@@ -110,33 +95,25 @@ def _is_truncated_jpeg(content: bytes) -> bool:
 
 
 def decode_image(content: bytes, where: str) -> np.ndarray:
-    """Decode an image file as training and evaluation do.
+    """Decode the content of an image file, as training and evaluation do.
 
     The EXIF orientation is applied, 16 bits become 8, and transparency is
     ignored.
 
-    Args:
-        content (bytes): Content of the file.
-        where (str): Name of the image in messages.
-
     Returns:
         np.ndarray: BGR, uint8 ``(h, w, 3)``.
-
-    Raises:
-        FileError: If it is not an image, broken, truncated or an animation
-            ('bad-image'), or too large ('image-too-large').
     """
-    img = None
+    image = None
     if content and not _is_truncated_jpeg(content):
         header = open_image(content, where)
         if _is_animation(header):
             raise FileError(
                 f'{where} is an animation ({header.format}): save the frame '
                 'to use as PNG or JPEG', 'bad-image')
-        img = _decode(content)
-    if img is None:
+        image = _decode(content)
+    if image is None:
         raise _undecodable(where, len(content))
-    return img
+    return image
 
 
 def _decode(content: bytes) -> np.ndarray | None:

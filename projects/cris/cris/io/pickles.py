@@ -33,15 +33,13 @@ def check_pickle(content: bytes | memoryview, start: int = 0) -> int:
     """Check that unpickling needs little more memory than the pickle.
 
     Args:
-        content (bytes | mmap): Contains a pickle.
-        start (int): Its offset.
+        content (bytes | mmap): Contains a pickle at the offset ``start``.
 
     Returns:
         int: Offset of its end.
 
     Raises:
-        ValueError: If it is incomplete or broken, or needs too many memo
-            entries or tuples.
+        ValueError: If it is broken, or needs too many memo entries or tuples.
     """
     tuples = 0
     while True:
@@ -103,13 +101,9 @@ class _PlainUnpickler(pickle.Unpickler):
 def parse_plain_pickle(content: bytes, where: str) -> Any:
     """Unpickle plain containers, numbers and strings.
 
-    Args:
-        content (bytes): The pickle.
-        where (str): Name of its file in messages.
-
     Raises:
         FileError: If it is broken or contains anything else ('bad-pickle');
-            nothing in it is executed.
+            nothing in it is executed. It names the file ``where``.
     """
     try:
         check_pickle(content)
