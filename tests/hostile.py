@@ -41,13 +41,19 @@ def animation(format):
 
 
 #: What a value of an annotation file may be instead of what it should be.
-VALUES = [
-    None, True, -1, 0, 1.5, 2**64, 10**400, float('nan'), float('inf'), '',
-    ' ', '../x', '/etc/passwd', '\0', '\ud800', 'a' * 10_000, [], {}, [[]],
-    [None], ['a', 5], [[1e308] * 6], [['a'] * 6], [[[0, 0]] * 6],
-    dict(mask_file='/etc/passwd'), dict(size=[40, 60], counts='0'),
-    dict(size=[40, 60], counts=[1e308] * 3), dict(size=9, counts=[9])
+NAMES = ['/etc/passwd', '../x', 'file:///etc/passwd', '.', '', ' ', '\0',
+         '\ud800', 'a' * 10_000]
+NUMBERS = [-1, 0, -0.5, 1.5, 2**31, 2**63, 2**64, 10**400, 1e308,
+           float('nan'), float('inf')]
+MASKS = [
+    [], {}, [[]], [[1e308] * 6], [[float('nan')] * 6], [['a'] * 6],
+    [[[0, 0]] * 6], [[0, 0, 9e6, 9e6, 0, 9e6]],
+    *(dict(size=[40, 60], counts=counts) for counts in (
+        '0', 'o' * 5000, [-1], [1e308] * 3)),
+    dict(size=[2**31, 2**31], counts='0'), dict(size=9, counts=[9]),
+    dict(mask_file='/etc/passwd')
 ]
+VALUES = [None, True, [None], ['a', 5], *NAMES, *NUMBERS, *MASKS]
 
 
 def variants(value):

@@ -3,30 +3,11 @@
 import os
 from typing import Any
 
-from hostile import Call
+from hostile import MASKS, NAMES, NUMBERS, VALUES, Call
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-NAMES = ['/etc/passwd', '../../x', '../1.jpg', 'file:///etc/passwd', '.', '']
-NUMBERS = [-1, 0, 2**31, 2**64, 10**400, -0.5, float('nan'), float('inf')]
-NASTY_MASKS = [
-    [], {}, [[]], [[1e308] * 6], [[float('nan')] * 6],
-    [[0, 0, 9e6, 9e6, 0, 9e6]], dict(size=[2**31, 2**31], counts='0'),
-    dict(size=[48, 64], counts='o' * 5000), dict(size=[48, 64], counts=[-1]),
-    dict(mask_file='/etc/passwd')
-]
-NASTY = [
-    None, True, 2**63, 1e308, '\0', '\ud800', 'a' * 10000, b'\xff',
-    Call(os.mkdir, '/nowhere/marker'), *NAMES, *NUMBERS, *NASTY_MASKS
-]
-_DEEP = '[' * 100_000
-
-
-def _position(length: int) -> SearchStrategy[int]:
-    # Headers and directories are at the ends.
-    end = min(200, length)
-    return st.integers(0, end) | st.integers(length - end, length) | (
-        st.integers(0, length))
+NASTY = [b'\xff', Call(os.mkdir, '/nowhere/marker'), *VALUES]
 
 
 @st.composite
@@ -36,7 +17,10 @@ def damaged(draw: Any, content: bytes) -> bytes:
     for _ in range(draw(st.sampled_from([1, 1, 2, 4, 8]))):
         if not data:
             break
-        at = min(draw(_position(len(data))), len(data) - 1)
+        last = len(data) - 1
+        end = min(200, last)  # headers and directories are at the ends
+        at = draw(st.integers(0, end) | st.integers(last - end, last)
+                  | st.integers(0, last))
         kind = draw(st.integers(0, 5))
         if kind == 0:
             data[at] ^= 1 << draw(st.integers(0, 7))
@@ -57,9 +41,8 @@ def damaged(draw: Any, content: bytes) -> bytes:
 
 def damaged_or_any(content: bytes) -> SearchStrategy[bytes]:
     """A damaged file or, now and then, any bytes."""
-    return st.one_of(
-        *[damaged(content)] * 8, st.binary(max_size=300),
-        st.just(_DEEP.encode()))
+    return st.one_of(*[damaged(content)] * 8, st.binary(max_size=300),
+                     st.just(b'[' * 100_000))
 
 
 @st.composite
@@ -71,8 +54,7 @@ def with_nasty_values(draw: Any, value: Any) -> Any:
 
 
 def _replace(draw: Any, value: Any) -> Any:
-    if isinstance(value, (list, dict)) and value and draw(
-            st.integers(0, 6)):
+    if isinstance(value, (list, dict)) and value and draw(st.integers(0, 6)):
         keys = list(value) if isinstance(value, dict) else range(len(value))
         key = draw(st.sampled_from(keys))
         copy = value.copy()
@@ -84,5 +66,5 @@ def _replace(draw: Any, value: Any) -> Any:
     nasty = NASTY
     if draw(st.booleans()):  # a value of the same kind
         nasty = NAMES if isinstance(value, str) else (
-            NUMBERS if isinstance(value, (int, float)) else NASTY_MASKS)
+            NUMBERS if isinstance(value, (int, float)) else MASKS)
     return draw(st.sampled_from(nasty))

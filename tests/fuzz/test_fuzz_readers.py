@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from damage import NASTY_MASKS, damaged, damaged_or_any, with_nasty_values
-from hostile import large_png
+from damage import damaged, damaged_or_any, with_nasty_values
+from hostile import MASKS, large_png
 from hypothesis import strategies as st
 from report.breakdown import by_area, choose_samples, worst_words
 from report.page import scores_of
@@ -31,40 +31,30 @@ from cris.io.files import read_bytes
 from cris.io.images import decode_image, image_size
 
 POLYGON = [5, 5, 30, 5, 30, 40, 5, 40]
-RLE = dict(size=[48, 64], counts=[100, 50, 48 * 64 - 150])
-COMPRESSED = encode_mask([POLYGON], 48, 64)['counts'].decode()
-MASKS = [[POLYGON], RLE, dict(size=[48, 64], counts=COMPRESSED)]
-IMAGE = np.tile(np.arange(64, dtype=np.uint8), (3, 48, 1)).transpose(1, 2, 0)
+# The sizes agree with hostile.MASKS.
+RLE = dict(size=[40, 60], counts=[100, 50, 40 * 60 - 150])
+COMPRESSED = encode_mask([POLYGON], 40, 60)['counts'].decode()
+GOOD_MASKS = [[POLYGON], RLE, dict(size=[40, 60], counts=COMPRESSED)]
+IMAGE = np.tile(np.arange(60, dtype=np.uint8), (3, 40, 1)).transpose(1, 2, 0)
 INSTANCES = dict(
-    images=[dict(id=1, file_name='1.jpg', height=48, width=64)],
-    annotations=[
-        dict(id=i, image_id=1, category_id=1, segmentation=s)
-        for i, s in enumerate(MASKS)
-    ],
+    images=[dict(id=1, file_name='1.jpg', height=40, width=60)],
+    annotations=[dict(id=i, image_id=1, category_id=1, segmentation=mask)
+                 for i, mask in enumerate(GOOD_MASKS)],
     categories=[dict(id=1, name='thing')])
 REFS = [
-    dict(
-        ref_id=i,
-        ann_id=i,
-        image_id=1,
-        split='train',
-        sentences=[dict(sent_id=i, sent='the thing')]) for i in (0, 1, 2)
-]
-LINES = [
-    dict(image='1.jpg', mask=mask, expressions=['the thing'], ref_id=i)
-    for i, mask in enumerate(['1.png', None, *MASKS])
-]
+    dict(ref_id=i, ann_id=i, image_id=1, split='train',
+         sentences=[dict(sent_id=i, sent='the thing')]) for i in range(3)]
+LINES = [dict(image='1.jpg', mask=mask, expressions=['the thing'], ref_id=i)
+         for i, mask in enumerate(['1.png', None, *GOOD_MASKS])]
 ENTRIES = [
     dict(img_name='1.jpg', segment_id=1, cat='thing',
          sentences=[dict(sent_id=0, sent='the thing')]),
-    dict(img_name='1.jpg', mask_name='1.png', prompts=dict(a=['a thing']))
-]
+    dict(img_name='1.jpg', mask_name='1.png', prompts=dict(a=['a thing']))]
 RESULTS = [
-    dict(img_path='1.jpg', expression='the thing', height=48, width=64,
+    dict(img_path='1.jpg', expression='the thing', height=40, width=60,
          intersection=3, union=4, pred_area=4, gt_area=3, iou=0.75, score=0.5,
          pred_rle=COMPRESSED, gt_rle=COMPRESSED, inclusive=True,
-         empty_union=0.5)
-]
+         empty_union=0.5)]
 
 
 def encoded(suffix):
@@ -81,17 +71,6 @@ def annotations(valid, dump=dumped):
         dump(valid))
 
 
-def endless():
-    """Pickles of a list that holds itself, or twice a list that ..."""
-    loop, doubled = [], []
-    loop.append(loop)
-    for _ in range(60):
-        doubled = [doubled, doubled]
-    return [
-        pickle.dumps([dict(REFS[0], sentences=value)], 2)
-        for value in (loop, doubled)]
-
-
 def binary(valid):
     return valid, damaged_or_any(valid) | st.just(large_png(40_000))
 
@@ -102,126 +81,98 @@ def as_lines(entries):
     return b'\n'.join(map(dumped, entries))
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """With an image, its mask, and whole annotations."""
+def with_masks(valid, dump, place):
+    """Annotations, with every nasty mask at one place, too."""
+    content, damages = annotations(valid, dump)
+    masks = st.sampled_from(MASKS).map(lambda mask: dump(place(mask)))
+    return content, damages | masks
+
+
+def refs(protocol):
+    """A pickle; also of a list that holds itself, or twice a list that ..."""
+    loop, doubled = [], []
+    loop.append(loop)
+    for _ in range(60):
+        doubled = [doubled, doubled]
+    endless = [pickle.dumps([dict(REFS[0], sentences=value)], 2)
+               for value in (loop, doubled)]
+    valid, contents = annotations(
+        REFS, lambda value: pickle.dumps(value, protocol))
+    return valid, contents | st.sampled_from(endless)
+
+
+def checkpoint(kind):
+    file, module = io.BytesIO(), nn.Linear(3, 2)
+    if kind == 'safetensors':
+        return save(module.state_dict())
+    if kind == 'pt':
+        torch.jit.save(torch.jit.trace(module, torch.ones(1, 3)), file)
+    else:
+        torch.save(
+            dict(state_dict=module.state_dict(), meta=dict(epoch=1)), file,
+            _use_new_zipfile_serialization=kind == 'pth')
+    return file.getvalue()
+
+
+def read_results(path, _):
+    records, conventions = read_results_file(path)
+    scores_of(records, conventions)
+    by_area(records)
+    choose_samples(records, 1)
+    worst_words(records)
+
+
+def read_rle(path, _):
+    decode_mask(dict(size=[40, 60], counts=read_bytes(path)), 40, 60)
+
+
+def read_image(path, _):
+    image_size(path)
+    decode_image(read_bytes(path), path)
+
+
+GREFS = [dict(ref, ann_id=ids)
+         for ref, ids in zip(REFS, ([0, 1], [-1], [2]), strict=True)]
+EXPRESSED = dict(INSTANCES, annotations=[
+    dict(ann, expressions=['the thing']) for ann in INSTANCES['annotations']])
+# Name of a file, its valid and its damaged contents, and its reader.
+CASES = [
+    *((f'refs{protocol}.p', refs(protocol), lambda path, folder: load_refer(
+        f'{folder}/instances.json', path, 'train')) for protocol in (0, 2, 5)),
+    ('grefs.json', annotations(GREFS), lambda path, folder: read_refer(
+        f'{folder}/instances.json', path, 'train')),
+    ('instances.json',
+     with_masks(INSTANCES, dumped, lambda mask: dict(INSTANCES, annotations=[
+         dict(INSTANCES['annotations'][0], segmentation=mask)])),
+     lambda path, folder: load_refer(path, f'{folder}/refs.p', 'train')),
+    *((name, annotations(value), lambda path, folder: read_coco(
+        path, folder, 'train')) for name, value in (
+            ('names.json', INSTANCES), ('coco.json', EXPRESSED))),
+    ('lines.jsonl',
+     with_masks(LINES, as_lines, lambda mask: [dict(LINES[0], mask=mask)]),
+     lambda path, folder: read_jsonl(path, folder, folder, 'train')),
+    ('official.json', annotations(ENTRIES), lambda path, folder: (
+        read_official_json(path, folder, folder, 'train'))),
+    ('results.json', annotations(RESULTS), read_results),
+    ('rle.txt', (COMPRESSED.encode(), damaged(COMPRESSED.encode())
+                 | st.binary(max_size=99)), read_rle),
+    *((f'image{suffix}', binary(encoded(suffix)), read_image)
+      for suffix in ('.jpg', '.png', '.bmp', '.tiff', '.webp')),
+    ('mask.png', binary(encoded('.png')),
+     lambda path, _: read_mask(path, 40, 60)),
+    *((f'weights.{kind}', binary(checkpoint(kind)),
+       lambda path, _: read_checkpoint(path))
+      for kind in ('pth', 'legacy', 'pt', 'safetensors')),
+]
+
+
+@pytest.mark.parametrize('name, contents, read', CASES,
+                         ids=[name for name, *_ in CASES])
+def test_reader(tmp_path, name, contents, read):
+    """Beside an image, its mask, and whole annotations."""
     (tmp_path / '1.jpg').write_bytes(encoded('.jpg'))
     cv2.imwrite(str(tmp_path / '1.png'), IMAGE[..., 0] // 32 * 32)
     (tmp_path / 'instances.json').write_bytes(dumped(INSTANCES))
     (tmp_path / 'refs.p').write_bytes(pickle.dumps(REFS, 2))
-    return tmp_path
-
-
-@pytest.mark.parametrize('protocol', [0, 2, 5])
-def test_refs_pickle(folder, protocol):
-    valid, contents = annotations(
-        REFS, lambda refs: pickle.dumps(refs, protocol))
-    examine(
-        folder / 'damaged.p', valid,
-        contents | st.sampled_from(endless()),
-        lambda path: load_refer(
-            str(folder / 'instances.json'), path, 'train'))
-
-
-def test_grefs_json(folder):
-    refs = [dict(ref, ann_id=ids) for ref, ids in zip(
-        REFS, ([0, 1], [-1], [2]), strict=True)]
-    examine(
-        folder / 'damaged.json', *annotations(refs),
-        lambda path: read_refer(
-            str(folder / 'instances.json'), path, 'train'))
-
-
-def test_instances(folder):
-    valid, contents = annotations(INSTANCES)
-    ann = dict(id=0, image_id=1, category_id=1)
-    masks = st.sampled_from(NASTY_MASKS).map(lambda mask: dumped(
-        dict(INSTANCES, annotations=[dict(ann, segmentation=mask)])))
-    examine(
-        folder / 'damaged.json', valid, contents | masks,
-        lambda path: load_refer(path, str(folder / 'refs.p'), 'train'))
-
-
-@pytest.mark.parametrize('key', [{}, dict(expressions=['the thing'])])
-def test_coco(folder, key):
-    anns = [dict(ann, **key) for ann in INSTANCES['annotations']]
-    examine(
-        folder / 'damaged.json', *annotations(dict(
-            INSTANCES, annotations=anns)),
-        lambda path: read_coco(path, str(folder), 'train'))
-
-
-def test_jsonl(folder):
-    valid, contents = annotations(LINES, as_lines)
-    masks = st.sampled_from(NASTY_MASKS).map(
-        lambda mask: as_lines([dict(LINES[0], mask=mask)]))
-    examine(
-        folder / 'damaged.jsonl', valid, contents | masks,
-        lambda path: read_jsonl(path, str(folder), str(folder), 'train'))
-
-
-def test_official_json(folder):
-    examine(
-        folder / 'damaged.json', *annotations(ENTRIES),
-        lambda path: read_official_json(
-            path, str(folder), str(folder), 'train'))
-
-
-def test_results(folder):
-    def read(path):
-        records, conventions = read_results_file(path)
-        scores_of(records, conventions)
-        by_area(records)
-        choose_samples(records, 1)
-        worst_words(records)
-
-    examine(folder / 'damaged.json', *annotations(RESULTS), read)
-
-
-def test_rle(tmp_path):
-    def read(path):
-        decode_mask(dict(size=[48, 64], counts=read_bytes(path)), 48, 64)
-
-    examine(
-        tmp_path / 'damaged.txt', COMPRESSED.encode(),
-        damaged(COMPRESSED.encode()) | st.binary(max_size=99), read)
-
-
-@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.bmp', '.tiff', '.webp'])
-def test_image(tmp_path, suffix):
-    def read(path):
-        image_size(path)
-        decode_image(read_bytes(path), path)
-
-    examine(
-        tmp_path / f'damaged{suffix}', *binary(encoded(suffix)), read)
-
-
-def test_mask(tmp_path):
-    examine(
-        tmp_path / 'damaged.png', *binary(encoded('.png')),
-        lambda path: read_mask(path, 48, 64))
-
-
-def checkpoint(kind):
-    file = io.BytesIO()
-    if kind == 'safetensors':
-        return save(dict(a=torch.ones(3)))
-    if kind == 'TorchScript':
-        torch.jit.save(
-            torch.jit.trace(nn.Linear(3, 2), torch.ones(1, 3)), file)
-    else:
-        torch.save(
-            dict(state_dict=nn.Linear(3, 2).state_dict(), meta=dict(epoch=1)),
-            file,
-            _use_new_zipfile_serialization=kind == 'zip')
-    return file.getvalue()
-
-
-@pytest.mark.parametrize('kind, suffix', [
-    ('zip', '.pth'), ('legacy', '.pth'), ('TorchScript', '.pt'),
-    ('safetensors', '.safetensors')])
-def test_checkpoint(tmp_path, kind, suffix):
-    examine(
-        tmp_path / f'damaged{suffix}', *binary(checkpoint(kind)),
-        read_checkpoint)
+    examine(tmp_path / f'damaged_{name}', *contents,
+            lambda path: read(path, str(tmp_path)))

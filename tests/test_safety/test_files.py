@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from cris.io.files import read_bytes
+from cris.io.files import read_bytes, safe_join
 from cris.io.images import image_size, open_image
 
 
@@ -20,3 +20,11 @@ def test_postscript_is_not_run():
     content = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n'
     with pytest.raises(ValueError, match='a.jpg cannot be decoded'):
         open_image(content, 'a.jpg')
+
+
+@pytest.mark.skipif(os.sep == '\\', reason='two folders there')
+def test_a_link_with_a_backslash_in_its_name(tmp_path):
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images/a\\b.jpg').symlink_to('/etc/passwd')
+    with pytest.raises(ValueError, match='a link that leads out of'):
+        safe_join(str(tmp_path / 'images'), 'a\\b.jpg')
