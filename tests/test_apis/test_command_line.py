@@ -92,7 +92,8 @@ def test_folder_with_text_file(folder, inferencer, capsys):
     with pytest.raises(SystemExit, match='error: .*broken.jpg cannot be deco'):
         main(['images', '--text-file', 'texts.txt', '--out-dir', 'out',
               '--model', DEFAULT_MODEL, '--threshold', '0.5'])
-    assert '2 of 3 images: ' in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert '2 of 3 images: ' in out and 'coloured shapes only' in err
     records = written()
     assert [[a['expression'] for a in r['answers']] for r in records
             ] == [PHRASES[:1], PHRASES[::-1]]
@@ -188,9 +189,9 @@ def test_runs_share_a_folder(folder, capsys):
 def test_a_record_cannot_name_files_elsewhere(folder):
     Path('out').mkdir()
     Path('precious.txt').touch()
-    Path('out/predictions.json').write_text(json.dumps([dict(
-        img_path='a.png', overlay_file='../precious.txt',
-        answers=[dict(mask_file='../../precious.txt')])]))
+    Path('out/predictions.json').write_text(json.dumps([
+        dict(img_path='a.png', overlay_file=f, answers=[dict(mask_file=f)])
+        for f in ('../precious.txt', '../../precious.txt')]))
     main(['a.png', '--out-dir', 'out', '--text', PHRASES[0]])
     assert Path('precious.txt').exists()
     assert len(written()) == 1

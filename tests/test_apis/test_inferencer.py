@@ -1,5 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """The inferencer with the default model on RefShapes."""
+import copy
 import io
 import json
 import pickle
@@ -13,7 +14,6 @@ import pytest
 import torch
 from conftest import REPO, options, tool
 from hostile import animation, encoded, large_png
-from mmengine.config import Config
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -200,13 +200,10 @@ class TestInputs:
         assert same[0]['masks'].any()
 
     @pytest.mark.parametrize('form', [
-        dict(format='WEBP', lossless=True),
-        dict(format='BMP'),
-        dict(format='TIFF'),
-        dict(mode='RGBA', format='PNG'),
+        dict(format='WEBP', lossless=True), dict(format='BMP'),
+        dict(format='TIFF'), dict(mode='RGBA', format='PNG'),
         dict(mode='P', format='PNG'),
-        dict(mode='CMYK', format='JPEG', quality=100),
-    ])
+        dict(mode='CMYK', format='JPEG', quality=100)])
     def test_other_formats(self, form, picture, is_right):
         form = dict(form)
         image = picture.convert(form.pop('mode', 'RGB'))
@@ -260,6 +257,7 @@ class TestRefusals:
         (encoded(NOISE, format='JPEG')[:900], ValueError,
          'cannot be decoded.*broken'),
         (large_png(30_000), ValueError, 'more.*than the limit of 100000000'),
+        (large_png(12_000), ValueError, 'more than the limit of 100000000'),
         (np.zeros((1, 33_000), np.uint8), ValueError, 'a side of more than'),
         (large_png(9_000)[:-30], ValueError, 'cannot be decoded'),
         (animation('GIF'), ValueError, r'an animation \(GIF\): save the'),
@@ -333,15 +331,12 @@ class TestRefusals:
 
 
 def test_a_pipeline_without_a_tokenizer_is_refused(inferencer):
-    pipeline = [
-        transform
-        for transform in inferencer.cfg.test_dataloader.dataset.pipeline
-        if transform['type'] != 'TokenizeExpressions'
-    ]
     model = torch.nn.Module()
     model.data_preprocessor = inferencer.model.data_preprocessor
-    model.cfg = Config(
-        dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    model.cfg = copy.deepcopy(inferencer.cfg)
+    dataset = model.cfg.test_dataloader.dataset
+    dataset.pipeline = [transform for transform in dataset.pipeline
+                        if transform['type'] != 'TokenizeExpressions']
     with pytest.raises(ValueError, match='has no TokenizeExpressions: add'):
         cris.CRISInferencer(model)
 
@@ -364,27 +359,20 @@ def test_logits_that_are_not_finite_are_refused(asked):
         cris.CRISInferencer(model)(*asked[:2])
 
 
-def test_results_before_a_broken_image_are_written(inferencer, asked,
+def test_results_before_a_broken_image_are_written(questions, inferencer,
                                                    tmp_path):
+    first = Path(next(iter(questions)))
+    twin = tmp_path / first.with_suffix('.png').name
+    Image.open(first).save(twin)
     (tmp_path / 'broken.jpg').write_bytes(b'not an image')
+    out, texts = tmp_path / 'new/out', ['the circle', 'a star']
     with pytest.raises(ValueError, match='broken.jpg cannot be decoded'):
-        inferencer([asked[0], tmp_path / 'broken.jpg'], asked[1],
-                   out_dir=tmp_path / 'out')
-    records = json.loads((tmp_path / 'out/predictions.json').read_text())
-    assert [r['img_path'] for r in records] == [asked[0]]
-
-
-def test_written_folder(questions, inferencer, tmp_path):
-    paths = list(questions)[:2]
-    twin = tmp_path / 'in' / Path(paths[0]).with_suffix('.png').name
-    twin.parent.mkdir()
-    Image.open(paths[0]).save(twin)
-    out = tmp_path / 'new/out'
-    texts = ['the circle', 'a star']
-    predictions = inferencer(paths + [twin], texts, out_dir=str(out),
-                             return_masks=False)['predictions']
+        inferencer([*questions][:2] + [twin, tmp_path / 'broken.jpg'], texts,
+                   out_dir=str(out))
     records = json.loads((out / 'predictions.json').read_text())
-    assert [r['img_path'] for r in records] == paths + [str(twin)]
+    paths = [*questions][:2] + [str(twin)]
+    assert [r['img_path'] for r in records] == paths
+    predictions = inferencer(paths, texts, return_masks=False)['predictions']
     written = {str(p.relative_to(out)) for p in out.rglob('*.*')}
     assert written == {
         'predictions.json', *(r['overlay_file'] for r in records),
