@@ -91,7 +91,7 @@ def measure(root: Path, name: str) -> dict:
 def main(args: Namespace) -> None:
     root = Path(args.index)
     if not (root / 'refs(unc).p').is_file():
-        generate(root)
+        in_own_process(generate, root)
     shutil.rmtree(root / '.cris_cache', ignore_errors=True)
     report(args, index=[in_own_process(measure, root, name)
                         for name in ('cold', 'cached')])
