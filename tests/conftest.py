@@ -23,7 +23,7 @@ REPO = Path(__file__).parents[1]
 # What the tools keep beside themselves.
 sys.path[:0] = [
     str(REPO / 'tools' / folder)
-    for folder in ('dataset_converters', 'analysis_tools')
+    for folder in ('dataset_converters', 'analysis_tools', 'model_converters')
 ]
 CONFIG = next((REPO / 'configs/cris').glob('cris_tiny_*_refer-*.py'))
 

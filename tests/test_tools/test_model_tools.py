@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import CONFIG, REPO, ReferSet, options, tool
+from conftest import CONFIG, REPO, options, tool
 from safetensors.torch import load_file, save_file
 
 import cris
@@ -12,32 +12,38 @@ import cris
 R50 = REPO / 'configs/cris/cris_r50_8xb8-amp-50e_refcoco-416x416.py'
 
 
+def random_model():
+    return cris.init_model(CONFIG, pretrained=False, device='cpu')
+
+
+def flops(*args):
+    """What get_flops.py prints, and its numbers by their first words."""
+    out = tool('analysis_tools/get_flops.py', R50, *args)
+    return out, {name: float(number) for name, number in re.findall(
+        r'^(\w+).*? +([\d.]+) GFLOPs', out, re.MULTILINE)}
+
+
 def test_flops_of_the_official_code():
-    out = tool('analysis_tools/get_flops.py', R50)
+    out, counts = flops()
     assert '146.85 M' in out
-    official = re.search(r'official code +([\d.]+) GFLOPs \(head ([\d.]+)',
-                         out).groups()
-    assert [float(x) for x in official] == pytest.approx([131.9, 39.8],
-                                                         abs=0.06)
-    for stage, count in dict(
-            image=42.9, text=1.3, neck=30.1, decoder=17.8, head=11.6).items():
-        assert re.search(rf'{stage} +{count} GFLOPs', out), stage
+    (head, ) = re.findall(r'GFLOPs \(head ([\d.]+)', out)
+    assert [counts.pop('official'), float(head)] == pytest.approx(
+        [131.9, 39.8], abs=0.06)
+    assert counts == dict(image=42.9, text=1.3, neck=30.1, decoder=17.8,
+                          head=11.6, total=103.8)
 
 
-def test_flops_grow_with_the_input():
-    total = []
-    for shape in ((64, 64), (64, 128)):
-        out = tool('analysis_tools/get_flops.py', R50, '--shape', *shape,
-                   '--cfg-options', 'model.decode_head.num_layers=0')
-        assert re.search(r'decoder +0.0 GFLOPs', out)
-        total.append(float(re.search(r'head +([\d.]+)', out)[1]))
-    assert total[1] == pytest.approx(2 * total[0], rel=0.3)
+def test_flops_follow_the_input():
+    out, counts = flops('--shape', 192, 416, '--cfg-options',
+                        'model.decode_head.num_layers=0')
+    assert 'input 192x416' in out and counts['decoder'] == 0
+    for stage, whole in dict(image=42.9, neck=30.1, head=11.6).items():
+        assert counts[stage] == pytest.approx(whole * 192 / 416, rel=0.02)
 
 
 def test_published_weights(tmp_path):
-    model = cris.init_model(CONFIG, pretrained=False, device='cpu')
-    weights = model.state_dict()
     src = tmp_path / 'epoch_3.pth'
+    weights = random_model().state_dict()
     torch.save(dict(state_dict=weights, optimizer=dict(state={})), src)
     for half in ((), ('--half', )):
         dst = tmp_path / f'out{len(half)}' / 'cris'
@@ -46,72 +52,61 @@ def test_published_weights(tmp_path):
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         assert path.name == f'cris-{sha256[:8]}.safetensors'
         assert sha256 in out
-        dtype = torch.float16 if half else torch.float32
-        written = load_file(path)
-        assert written.keys() == weights.keys()
-        for name, value in weights.items():
-            if value.is_floating_point():
-                value = value.to(dtype)
-            assert torch.equal(written[name], value), name
-            assert written[name].dtype == value.dtype
+        if half:
+            weights = {name: w.half() if w.is_floating_point() else w
+                       for name, w in weights.items()}
+        torch.testing.assert_close(
+            load_file(path), dict(weights), rtol=0, atol=0)
         cris.init_model(CONFIG, str(path))
 
 
 def test_publishing_what_fp16_cannot_hold(tmp_path):
     weights = dict(large=torch.tensor([1e5, 1.0]), small=torch.ones(2))
-    torch.save(weights, tmp_path / 'a.pth')
-    out = tool('model_converters/publish_model.py', tmp_path / 'a.pth',
+    src = tmp_path / 'a.pth'
+    torch.save(weights, src)
+    out = tool('model_converters/publish_model.py', src,
                tmp_path / 'b.safetensors', '--half')
     assert 'large is too large for fp16' in out
     (path, ) = tmp_path.glob('b-*.safetensors')
     written = load_file(path)
     assert torch.equal(written['large'], weights['large'])
     assert written['small'].dtype == torch.float16
-    torch.save(dict(weights, epoch=3), tmp_path / 'c.pth')
-    out = tool('model_converters/publish_model.py', tmp_path / 'c.pth',
-               tmp_path / 'c', ok=False)
-    assert 'c.pth: epoch is a int, not a tensor' in out
+    torch.save(dict(weights, epoch=3), src)
+    out = tool('model_converters/publish_model.py', src, tmp_path / 'c',
+               ok=False)
+    assert 'a.pth: epoch is a int, not a tensor' in out
     assert 'Traceback' not in out
 
 
-def test_fewer_samples_than_a_batch(tmp_path):
-    data = ReferSet(tmp_path / 'refer').write()
-    out = tool('train.py', CONFIG, '--work-dir', tmp_path, *options(data),
-               'train_dataloader.batch_size=128',
-               'train_dataloader.drop_last=True', ok=False)
-    assert re.search('smaller than one batch: 2 samples, 1 process.*=128', out)
-    assert 'Traceback' not in out and not list(tmp_path.glob('*.pth'))
-
-
-@pytest.mark.parametrize('name, option, message', [
-    ('train.py', 'train_dataloader.dataset.data_root=nowhere',
-     'error: .*nowhere/instances.json does not exist: check data_root'),
-    ('train.py', 'val_dataloader.dataset.split=dev', "error: .* 'dev'; it"),
-    ('test.py', 'test_dataloader.dataset.split=dev', "error: .* 'dev'; it ha"),
+@pytest.mark.parametrize('name, given, message', [
+    ('train.py', ['train_dataloader.dataset.data_root=nowhere'],
+     'nowhere/instances.json does not exist: check data_root'),
+    ('train.py', ['val_dataloader.dataset.split=dev'], " 'dev'; it has"),
+    ('train.py', ['train_dataloader.batch_size=128',
+                  'train_dataloader.drop_last=True'],
+     'smaller than one batch: 2 samples, 1 process.*=128'),
+    ('test.py', ['test_dataloader.dataset.split=dev'], " 'dev'; it has"),
+    ('test.py', [], 'checkpoint .*a.pth does not exist'),
 ])
-def test_data_that_cannot_be_used_ends_in_a_sentence(tmp_path, name, option,
-                                                     message):
-    data = ReferSet(tmp_path / 'refer').write()
-    weights = []
-    if name == 'test.py':
-        weights = [tmp_path / 'a.pth']
-        model = cris.init_model(CONFIG, pretrained=False, device='cpu')
-        torch.save(model.state_dict(), weights[0])
+def test_data_that_cannot_be_used_ends_in_a_sentence(refer_set, tmp_path, name,
+                                                     given, message):
+    weights = [tmp_path / 'a.pth'] if name == 'test.py' else []
+    if weights and given:
+        torch.save(random_model().state_dict(), *weights)
     out = tool(name, CONFIG, *weights, '--work-dir', tmp_path / 'work',
-               *options(data), option, ok=False)
-    assert re.search(message, out) and 'Traceback' not in out
-    if name == 'test.py':
-        out = tool(name, CONFIG, 'nowhere.pth', '--work-dir',
-                   tmp_path / 'work', *options(data), ok=False)
-        assert 'error: checkpoint nowhere.pth does not exist' in out
-        assert 'Traceback' not in out
+               *options(refer_set.root), *given, ok=False)
+    assert re.search(f'error: .*{message}', out) and 'Traceback' not in out
+    assert not list(tmp_path.glob('work/**/*.pth'))
 
 
-def test_learning_rate_follows_the_batch(tmp_path):
-    data = ReferSet(tmp_path / 'refer').write()
-    log = tool('train.py', CONFIG, '--work-dir', tmp_path, '--auto-scale-lr',
-               *options(data)[:-1], 'train_cfg.max_epochs=1',
-               'param_scheduler=[]', 'default_hooks.logger.interval=1')
+def train_an_epoch(data, work, *args):
+    return tool('train.py', CONFIG, '--work-dir', work, *options(data.root),
+                'train_cfg.max_epochs=1', *args)
+
+
+def test_learning_rate_follows_the_batch(refer_set, tmp_path):
+    log = train_an_epoch(refer_set, tmp_path, 'param_scheduler=[]',
+                         'default_hooks.logger.interval=1', '--auto-scale-lr')
     # The config's rate is for a batch of 8, the run's is 2.
     assert re.search(r'Epoch\(train\).* lr: 3.0000e-04', log)
     config = tmp_path / 'config.py'
@@ -121,13 +116,11 @@ def test_learning_rate_follows_the_batch(tmp_path):
     assert 'the config has no auto_scale_lr' in log
 
 
-def test_fine_tuning_begins_with_published_weights(tmp_path):
-    data = ReferSet(tmp_path / 'refer').write()
-    model = cris.init_model(CONFIG, pretrained=False, device='cpu')
+def test_fine_tuning_begins_with_published_weights(refer_set, tmp_path):
+    model = random_model()
     save_file(model.state_dict(), tmp_path / 'start.safetensors')
-    tool('train.py', CONFIG, '--work-dir', tmp_path, *options(data)[:-1],
-         'train_cfg.max_epochs=1', f'load_from={tmp_path}/start.safetensors',
-         'optim_wrapper.optimizer.lr=0.0')
+    train_an_epoch(refer_set, tmp_path, 'optim_wrapper.optimizer.lr=0.0',
+                   f'load_from={tmp_path}/start.safetensors')
     trained = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
     for name, value in model.named_parameters():
         assert torch.equal(trained['state_dict'][name], value), name

@@ -6,10 +6,12 @@
     python tools/analysis_tools/benchmark.py test CONFIG
     python tools/analysis_tools/benchmark.py export CONFIG
 
-Models have random weights. Every time is the median of several runs.
+Models have random weights. Every time is the median of several runs. A GPU is
+used if torch finds one; CUDA_VISIBLE_DEVICES= hides it.
 """
 import argparse
 import importlib
+import os
 
 PRECISIONS = ('fp32', 'bf16', 'fp16')
 BACKENDS = ('onnxruntime', 'openvino')
@@ -18,7 +20,6 @@ BACKENDS = ('onnxruntime', 'openvino')
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
-    integers = dict(type=int, nargs='+')
 
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
@@ -32,28 +33,18 @@ def parse_args() -> argparse.Namespace:
     add('config', help='config file')
     add('--precision', nargs='+', choices=PRECISIONS, default=['fp32'])
     add('--runs', type=int, default=5, help='the median is reported')
-    add('--expressions', **integers, help='expressions of one image')
+    add('--expressions', type=int, nargs='+', help='expressions of one image')
 
     add = commands.add_parser(
         'model', parents=[runs], help='time of each stage and of a training '
         'step, peak memory, distance from the rate of matrix products'
     ).add_argument
-    add('--device', choices=['cpu', 'cuda'], help='default: a GPU if present')
     add('--train-batch', type=int, default=4,
         help='images of a training step; 0 skips training')
     add('--train-expressions', type=int, default=1,
         help='expressions of each image in training')
-    add('--compile', action='store_true', help='use torch.compile')
     add('--api', type=int, metavar='N', help='instead, time CRISInferencer '
         'with N expressions of one picture against N calls with one')
-    add('--picture', nargs=2, type=int, default=[480, 640],
-        metavar=('HEIGHT', 'WIDTH'), help='size of the picture for --api')
-    add('--growth', metavar='FILE', help='instead, plot how time and memory '
-        'grow with --expressions, --sizes and --batches')
-    add('--sizes', **integers, default=[320, 416, 512, 576, 640],
-        help='sides of the image for --growth, pixels')
-    add('--batches', **integers, default=[1, 4, 8, 16],
-        help='images at once for --growth')
 
     add = commands.add_parser(
         'data', parents=[shared], help='samples per second of one core and '
@@ -76,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     add('--precision', choices=PRECISIONS, default='fp32')
 
     add = commands.add_parser(
-        'export', parents=[runs], help='time of an exported model'
+        'export', parents=[runs], help='time of an exported model, on a CPU'
     ).add_argument
     add('--folder', help='written by tools/deployment/export_onnx.py '
         "(default: export the config's model with random weights)")
@@ -86,14 +77,16 @@ def parse_args() -> argparse.Namespace:
     if args.command == 'data' and (args.config is None) == (
             args.index is None):
         parser.error('data needs either a config or --index DIR')
-    if args.command == 'model' and args.api and args.growth:
-        parser.error('--api and --growth are different measurements')
     return args
 
 
 def main() -> None:
     args = parse_args()
-    # After parsing: importing torch takes seconds.
+    if args.command == 'export':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # torch finds no GPU
+    import torch  # after parsing: importing it takes seconds
+    if args.threads:
+        torch.set_num_threads(args.threads)
     importlib.import_module(f'benchmarking.{args.command}').main(args)
 
 

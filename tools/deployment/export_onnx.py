@@ -4,25 +4,18 @@ import argparse
 import os.path as osp
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description='Export a model to ONNX: image encoder, text encoder, '
         'decoder, and all three in one graph; each is compared with PyTorch')
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('folder', help='folder for the graphs')
-    parser.add_argument(
-        '--no-fused', action='store_true', help='do not write cris.onnx')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        metavar='KEY=VALUE',
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', help='checkpoint file')
+    add('folder', help='folder for the graphs')
+    add('--no-fused', action='store_true', help='do not write cris.onnx')
+    add('--cfg-options', nargs='+', metavar='KEY=VALUE',
         help='override the config')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+    args = parser.parse_args()
     # After the options: importing takes seconds.
     import cris
     from cris.deploy.export import export_onnx

@@ -13,27 +13,20 @@ import re
 import sys
 from pathlib import Path
 
+_NECK = {
+    'txt_proj': 'sentence_proj', 'norm_layer': 'norm5', 'aggr': 'aggregate',
+    'f1_v_proj': 'proj5', 'f2_v_proj': 'proj4', 'f3_v_proj': 'proj3',
+    'f2_cat': 'merge4', 'f3_cat': 'merge3', 'f4_proj3': 'smooth3',
+    'f4_proj4': 'smooth4', 'f4_proj5': 'smooth5',
+    'coordconv.0.conv1': 'coord.0', 'coordconv.1': 'coord.1'
+}
+_TEXT = ('positional_embedding', 'text_projection', 'token_embedding.',
+         'transformer.', 'ln_final.')
 # Prefixes of names, official and ours; the first that matches is used.
 _PREFIXES = [
     ('backbone.visual.', 'backbone.visual.'),
-    ('backbone.positional_embedding', 'backbone.text.positional_embedding'),
-    ('backbone.text_projection', 'backbone.text.text_projection'),
-    ('backbone.token_embedding.', 'backbone.text.token_embedding.'),
-    ('backbone.transformer.', 'backbone.text.transformer.'),
-    ('backbone.ln_final.', 'backbone.text.ln_final.'),
-    ('neck.txt_proj.', 'neck.sentence_proj.'),
-    ('neck.f1_v_proj.', 'neck.proj5.'),
-    ('neck.norm_layer.', 'neck.norm5.'),
-    ('neck.f2_v_proj.', 'neck.proj4.'),
-    ('neck.f2_cat.', 'neck.merge4.'),
-    ('neck.f3_v_proj.', 'neck.proj3.'),
-    ('neck.f3_cat.', 'neck.merge3.'),
-    ('neck.f4_proj3.', 'neck.smooth3.'),
-    ('neck.f4_proj4.', 'neck.smooth4.'),
-    ('neck.f4_proj5.', 'neck.smooth5.'),
-    ('neck.aggr.', 'neck.aggregate.'),
-    ('neck.coordconv.0.conv1.', 'neck.coord.0.'),
-    ('neck.coordconv.1.', 'neck.coord.1.'),
+    *((f'backbone.{name}', f'backbone.text.{name}') for name in _TEXT),
+    *((f'neck.{a}.', f'neck.{b}.') for a, b in _NECK.items()),
     ('decoder.', 'decode_head.decoder.'),
     ('proj.vis.4.', 'decode_head.projector.pixel_proj.'),
     ('proj.vis.', 'decode_head.projector.upsample.'),
@@ -46,18 +39,11 @@ _UNUSED = 'backbone.logit_scale'
 _INITIAL = math.log(1 / 0.07)
 _OFFICIAL, _OURS = 0, 1
 _WHOSE = ('of the official code', "with this project's names")
-BASE_CONFIG = (
-    Path(__file__).parents[2] / 'configs/_base_/models/cris_r50.py')
+BASE_CONFIG = Path(__file__).parents[2] / 'configs/_base_/models/cris_r50.py'
 
 
 def to_ours(state_dict: dict) -> dict:
-    """Rename all entries of an official state_dict.
-
-    Args:
-        state_dict (dict): Official names, without `module.`.
-
-    Returns:
-        dict: The same tensors under our names.
+    """Rename all entries of an official state_dict, without `module.`.
 
     Raises:
         ValueError: If there are names that the official code does not have.
@@ -71,20 +57,14 @@ def to_official(state_dict: dict) -> dict:
 
 
 def _rename_all(state_dict: dict, source: int) -> dict:
-    renamed, unknown = {}, []
-    for name, value in state_dict.items():
-        other = _rename(name, source)
-        if other is not None:
-            renamed[other] = value
-        elif name != _UNUSED:
-            unknown.append(name)
-    if unknown or not renamed:
-        listed = '\n'.join(f'  {name}' for name in unknown)
+    names = {name: _rename(name, source) for name in state_dict
+             if name != _UNUSED}
+    unknown = [f'  {name}' for name, other in names.items() if other is None]
+    if unknown:
         raise ValueError(
-            f'this is not a CRIS checkpoint {_WHOSE[source]}: ' +
-            (f'it has {len(unknown)} unknown names:\n{listed}'
-             if unknown else 'it is empty'))
-    return renamed
+            f'this is not a CRIS checkpoint {_WHOSE[source]}: it has '
+            f'{len(unknown)} unknown names:\n' + '\n'.join(unknown))
+    return {other: state_dict[name] for name, other in names.items()}
 
 
 def _rename(name: str, source: int) -> str | None:
@@ -98,18 +78,11 @@ def _rename(name: str, source: int) -> str | None:
     return None
 
 
-def model_config(weights: dict, num_heads: int = 8) -> dict:
-    """Config of the model that a checkpoint belongs to.
+def model_config(weights: dict, num_heads: int):
+    """Config of the model that a state_dict under our names belongs to.
 
     All sizes are read from the tensors, except the number of heads of the
     decoder, which no tensor shows.
-
-    Args:
-        weights (dict): State_dict under our names.
-        num_heads (int): Heads of the decoder; the official code has 8.
-
-    Returns:
-        ConfigDict: For mmseg's MODELS.
 
     Raises:
         ValueError: If a tensor that shows a size is missing or misshapen.
@@ -117,13 +90,14 @@ def model_config(weights: dict, num_heads: int = 8) -> dict:
     from mmengine.config import Config
 
     def shape(name: str, dims: int) -> tuple:
-        found = getattr(weights.get(name), 'shape', None)
-        if found is None or len(found) != dims:
-            state = (' is missing' if found is None else
-                     f' has shape {tuple(found)}, not {dims} dimensions')
+        found = tuple(getattr(weights.get(name), 'shape', ()))
+        if len(found) != dims:
+            state = 'is missing'
+            if name in weights:
+                state = f'has shape {found}, not {dims} dimensions'
             raise ValueError('the sizes of the model cannot be read: '
-                             f'{_rename(name, _OURS)}{state}')
-        return tuple(found)
+                             f'{_rename(name, _OURS)} {state}')
+        return found
 
     def count(pattern: str) -> int:
         """Length of a list of modules, from the largest index."""
@@ -133,8 +107,7 @@ def model_config(weights: dict, num_heads: int = 8) -> dict:
     visual, text = 'backbone.visual', 'backbone.text'
     decoder = 'decode_head.decoder.layers'
     projector = 'decode_head.projector'
-    grid = math.isqrt(
-        shape(f'{visual}.attnpool.positional_embedding', 2)[0] - 1)
+    positions = shape(f'{visual}.attnpool.positional_embedding', 2)[0]
     width, embed_dim = shape(f'{text}.text_projection', 2)
     projections = [shape(f'neck.proj{i}.0.weight', 4) for i in (3, 4, 5)]
     channels = shape(f'{projector}.upsample.1.0.weight', 4)[1]
@@ -145,45 +118,32 @@ def model_config(weights: dict, num_heads: int = 8) -> dict:
 
     model = Config.fromfile(BASE_CONFIG).model
     model.backbone = dict(
-        type='CLIPBackbone',
-        embed_dim=embed_dim,
+        type='CLIPBackbone', embed_dim=embed_dim,
         vision_cfg=dict(
-            image_size=32 * grid,
-            layers=[
-                count(rf'{visual}\.layer{i}\.(\d+)\.') for i in (1, 2, 3, 4)
-            ],
+            image_size=32 * math.isqrt(positions - 1),
+            layers=[count(rf'{visual}\.layer{i}\.(\d+)\.')
+                    for i in (1, 2, 3, 4)],
             width=shape(f'{visual}.layer1.0.conv1.weight', 4)[0]),
         text_cfg=dict(
             context_length=shape(f'{text}.positional_embedding', 2)[0],
             vocab_size=shape(f'{text}.token_embedding.weight', 2)[0],
-            width=width,
-            heads=max(width // 64, 1),
+            width=width, heads=max(width // 64, 1),
             layers=count(rf'{text}\.transformer\.resblocks\.(\d+)\.')),
         quick_gelu=True)
     model.neck.update(
         in_channels=[p[1] for p in projections],
-        out_channels=[p[0] for p in projections],
-        sentence_channels=embed_dim)
+        out_channels=[p[0] for p in projections], sentence_channels=embed_dim)
     model.decode_head.update(
-        in_channels=channels,
-        word_channels=shape(keys, 2)[1],
+        in_channels=channels, word_channels=shape(keys, 2)[1],
         sentence_channels=sentence_channels,
-        num_layers=count(rf'{re.escape(decoder)}\.(\d+)\.'),
-        num_heads=num_heads,
+        num_layers=count(rf'{decoder}\.(\d+)\.'), num_heads=num_heads,
         feedforward_channels=shape(f'{decoder}.0.ffn.0.weight', 2)[0],
         kernel_size=math.isqrt((kernel - 1) // max(channels // 2, 1)))
     return model
 
 
-def check(official: dict, num_heads: int = 8) -> dict:
-    """Check that an official state_dict is complete.
-
-    Args:
-        official (dict): Official names, without `module.`.
-        num_heads (int): See :func:`model_config`.
-
-    Returns:
-        ConfigDict: Config of the model that it loads into strictly.
+def check(official: dict, num_heads: int):
+    """Config of the model that an official state_dict loads into strictly.
 
     Raises:
         ValueError: With all that is missing, unknown or misshapen.
@@ -193,15 +153,13 @@ def check(official: dict, num_heads: int = 8) -> dict:
 
     import cris  # noqa: F401  registers the model
     from cris.io.checkpoints import compare_weights
-    known = {
-        name: value
-        for name, value in official.items() if _rename(name, _OFFICIAL)
-    }
-    if not any(name.startswith('proj.') for name in known):
+    if not any(name.startswith('proj.') for name in official):
         raise ValueError(f'this is not a CRIS checkpoint {_WHOSE[_OFFICIAL]}: '
                          f'none of its {len(official)} names starts with '
                          f"'proj.'; it has {sorted(official)[:3]}")
-    cfg = model_config(to_ours(known), num_heads)
+    known = {ours: value for name, value in official.items()
+             if (ours := _rename(name, _OFFICIAL))}
+    cfg = model_config(known, num_heads)
     try:
         with torch.device('meta'):
             model = MODELS.build(cfg)
@@ -210,34 +168,18 @@ def check(official: dict, num_heads: int = 8) -> dict:
                          f'{error}') from error
     faults = compare_weights(
         {name: value for name, value in official.items() if name != _UNUSED},
-        to_official(model.state_dict()),
-        most=sys.maxsize)
+        to_official(model.state_dict()), most=sys.maxsize)
     if faults:
         raise ValueError(f'it does not fit the model of its sizes:\n{faults}')
     return cfg
 
 
-def convert(src: str,
-            dst: str,
-            num_heads: int = 8,
-            trust: bool = False,
-            reverse: bool = False) -> dict:
-    """Convert an official checkpoint to ours, or back.
+def convert(args: argparse.Namespace):
+    """Write the converted checkpoint; return the config of its model.
 
-    The way back writes a plain state_dict. The temperature, which the
-    official code expects, is the one before the conversion, or CLIP's initial
-    one.
-
-    Args:
-        src (str): Checkpoint to read.
-        dst (str): File to write; ours has the weights under ``state_dict``,
-            except in safetensors.
-        num_heads (int): See :func:`model_config`.
-        trust (bool): See :func:`cris.io.checkpoints.read_checkpoint`.
-        reverse (bool): From ours to the official names. Defaults to False.
-
-    Returns:
-        ConfigDict: Config of the model that it loads into strictly.
+    Ours has the weights under ``state_dict``, except in safetensors. The way
+    back writes a plain state_dict. The temperature, which the official code
+    expects, is the one before the conversion, or CLIP's initial one.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -247,27 +189,24 @@ def convert(src: str,
     from safetensors.torch import save_file
 
     from cris.io.checkpoints import read_checkpoint, state_dict_of
-    checkpoint = read_checkpoint(src, trust)
+    checkpoint = read_checkpoint(args.src, args.trust_checkpoint)
     weights = state_dict_of(checkpoint)
-    if reverse:
-        weights = to_official(weights)
-        cfg = check(weights, num_heads)
-        weights.update(
-            checkpoint.get('meta', {}).get(
-                'official_unused', {_UNUSED: torch.tensor(_INITIAL)}))
-        content = weights
+    if args.reverse:
+        content = weights = to_official(weights)
+        cfg = check(weights, args.num_heads)
+        weights.update(checkpoint.get('meta', {}).get(
+            'official_unused', {_UNUSED: torch.tensor(_INITIAL)}))
     else:
         if any(name.startswith('decode_head.') for name in weights):
             raise ValueError("it has this project's names already")
-        cfg = check(weights, num_heads)
+        cfg = check(weights, args.num_heads)
         unused = {k: v for k, v in weights.items() if k == _UNUSED}
         weights = to_ours(weights)
-        content = dict(
-            meta=dict(official_unused=unused), state_dict=weights)
-    if dst.endswith('.safetensors'):
-        save_file({k: v.contiguous() for k, v in weights.items()}, dst)
+        content = dict(meta=dict(official_unused=unused), state_dict=weights)
+    if args.dst.endswith('.safetensors'):
+        save_file({k: v.contiguous() for k, v in weights.items()}, args.dst)
     else:
-        torch.save(content, dst)
+        torch.save(content, args.dst)
     return cfg
 
 
@@ -286,8 +225,7 @@ def parse_args() -> argparse.Namespace:
     add('--num-heads', type=int, default=8,
         help='heads of the decoder, which no tensor shows (default: 8)')
     add('--trust-checkpoint', action='store_true',
-        help='run any code in the checkpoint; only for files of '
-        'known origin')
+        help='run any code in the checkpoint; only for files of known origin')
     args = parser.parse_args()
     if not osp.isdir(osp.dirname(args.dst) or '.'):
         parser.error(f'there is no folder {osp.dirname(args.dst)}')
@@ -298,19 +236,14 @@ def main() -> None:
     args = parse_args()
     from mmengine.config import Config
     try:
-        model = convert(args.src, args.dst, args.num_heads,
-                        args.trust_checkpoint, args.reverse)
+        model = convert(args)
     except (OSError, ValueError) as error:
         raise SystemExit(f'{args.src}: {error}') from error
     print(f'written: {args.dst}', file=sys.stderr)
     if args.print_config:
         imports = dict(imports=['cris'], allow_failed_imports=False)
-        print(
-            Config(
-                dict(
-                    custom_imports=imports,
-                    default_scope='mmseg',
-                    model=model)).pretty_text)
+        print(Config(dict(custom_imports=imports, default_scope='mmseg',
+                          model=model)).pretty_text)
 
 
 if __name__ == '__main__':

@@ -5,20 +5,7 @@ The start of the file's SHA-256 becomes part of its name.
 """
 import argparse
 import hashlib
-import os
-import os.path as osp
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add = parser.add_argument
-    add('src', help='checkpoint of a run')
-    add('dst', help='file to write; its hash is added to the name')
-    add('--half', action='store_true', help='write weights as fp16')
-    add('--trust-checkpoint', action='store_true',
-        help='run any code in the checkpoint; only for files of '
-        'known origin')
-    return parser.parse_args()
+from pathlib import Path
 
 
 def halved(name: str, weight):
@@ -33,7 +20,14 @@ def halved(name: str, weight):
 
 
 def main() -> None:
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add('src', help='checkpoint of a run')
+    add('dst', help='file to write; its hash is added to the name')
+    add('--half', action='store_true', help='write weights as fp16')
+    add('--trust-checkpoint', action='store_true',
+        help='run any code in the checkpoint; only for files of known origin')
+    args = parser.parse_args()
     from safetensors.torch import save
     from torch import Tensor
 
@@ -47,15 +41,13 @@ def main() -> None:
         if not isinstance(w, Tensor):
             raise SystemExit(f'{args.src}: {name} is a {type(w).__name__}, '
                              'not a tensor')
-    content = save({
-        name: (halved(name, w) if args.half else w).contiguous()
-        for name, w in weights.items()
-    }, metadata=dict(format='pt'))
+        weights[name] = (halved(name, w) if args.half else w).contiguous()
+    content = save(weights, metadata=dict(format='pt'))
     sha256 = hashlib.sha256(content).hexdigest()
-    path = f'{args.dst.removesuffix(".safetensors")}-{sha256[:8]}.safetensors'
-    os.makedirs(osp.dirname(path) or '.', exist_ok=True)
-    with open(path, 'wb') as file:
-        file.write(content)
+    path = Path(
+        f'{args.dst.removesuffix(".safetensors")}-{sha256[:8]}.safetensors')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
     print(f'{path}\n{len(content)} bytes\nsha256 {sha256}')
 
 

@@ -1,12 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Speed of one sample on one core, and where the time goes.
-
-The lower bound is reading and decoding the image alone.
-"""
-import argparse
+"""Speed of one sample on one core, and where the time goes."""
 import time
+from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -16,42 +12,25 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 from cris.engine import load_config
-from cris.io.files import read_bytes
 
 from . import index
-from .measuring import print_table, write_json
+from .measuring import report
 
 
 def time_parts(dataset: BaseDataset, indices: np.ndarray) -> dict[str, float]:
-    """Milliseconds of CPU time for a sample.
-
-    Args:
-        dataset (BaseDataset): With mmengine's pipeline.
-        indices (np.ndarray): Which samples.
-
-    Returns:
-        dict[str, float]: By name of the transform; 'record' for fetching
-        the record and 'decode' for the image alone.
-    """
+    """Milliseconds of CPU time for a sample, by the name of the step."""
     seconds: dict[str, float] = defaultdict(float)
-
-    def timed(name: str, function: Callable, *args):
-        start = time.process_time()
-        result = function(*args)
-        seconds[name] += time.process_time() - start
-        return result
-
     for i in indices:
-        record = timed('record', dataset.get_data_info, int(i))
-        path = record['img_path']
-        timed('decode', lambda path=path: cv2.imdecode(
-            np.frombuffer(read_bytes(path), np.uint8), cv2.IMREAD_COLOR))
-        for transform in dataset.pipeline.transforms:
-            record = timed(type(transform).__name__, transform, record)
-    return {k: 1000 * v / len(indices) for k, v in seconds.items()}
+        sample = int(i)
+        for step in (dataset.get_data_info, *dataset.pipeline.transforms):
+            start = time.process_time()
+            sample = step(sample)
+            name = getattr(step, '__name__', type(step).__name__)
+            seconds[name] += time.process_time() - start
+    return {name: 1000 * s / len(indices) for name, s in seconds.items()}
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: Namespace) -> None:
     if args.index is not None:
         index.main(args)
         return
@@ -66,12 +45,9 @@ def main(args: argparse.Namespace) -> None:
     indices = np.random.default_rng(0).integers(0, len(dataset), args.num)
     time_parts(dataset, indices[:20])  # warm up
     parts = time_parts(dataset, indices)
-    write_json(args.json, milliseconds=parts)
-    decode = parts.pop('decode')
     total = sum(parts.values())
-    print_table(['part', 'ms', 'share'], [[
-        name, f'{ms:.2f}', f'{100 * ms / total:.1f} %'
-    ] for name, ms in parts.items()])
+    report(args, parts=[
+        {'part': name, 'ms': ms, 'share, %': 100 * ms / total}
+        for name, ms in parts.items()])
     print(f'\nsample {total:.2f} ms: {1000 / total:.0f} samples/s of one core '
-          f'(CPU time)\ndecoding alone {decode:.2f} ms: {1000 / decode:.0f} '
-          f'images/s; a sample takes {total / decode:.2f} times that')
+          '(CPU time)')

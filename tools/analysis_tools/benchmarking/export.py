@@ -1,61 +1,49 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Speed of an exported model, measured like that of a model in PyTorch."""
-import argparse
 import tempfile
+from argparse import Namespace
 from functools import partial
 
 import torch
 
 from cris.deploy import BACKENDS, ExportedCRIS, export_onnx
+from cris.engine import load_config
 
 from . import measuring
 from .flops import count_flops
-from .measuring import Case
 
 
-def export_random(case: Case, folder: str) -> None:
-    """Export the config's model with random weights."""
-    _, model = measuring.prepare(case)
-    export_onnx(model, folder, fused=False)
-
-
-def measure(case: Case, folder: str, backend: str) -> list[dict]:
+@torch.inference_mode()
+def measure(args: Namespace, folder: str, backend: str, precision: str,
+            flops: int) -> list[dict]:
     """A row for each number of expressions."""
-    cfg, model = measuring.prepare(case)
-    flops = count_flops(model, *case.size, cfg.context_length)['official']
-    del model
-    exported = ExportedCRIS(folder, backend, case.precision, case.threads)
-    clock = measuring.Clock('cpu', case.runs)
+    cfg = load_config(args.config, args.cfg_options)
+    exported = ExportedCRIS(
+        folder, backend, precision, torch.get_num_threads())
+    clock = measuring.Clock(args.runs)
     rows = []
-    for count in case.expressions:
-        inputs = measuring.make_inputs(case, cfg, count)
-        with torch.inference_mode():
-            row = clock.measure(partial(exported.predict_logits, *inputs))
-        rows.append(dict(
-            seconds=row['seconds'], ratio=row['products'] / flops / count,
-            backend=backend, precision=case.precision, expressions=count))
+    for count in args.expressions or [1, 7]:
+        inputs = measuring.make_inputs(cfg, 1, count)
+        seconds, ratio = clock.measure(
+            partial(exported.predict_logits, *inputs), count * flops)
+        rows.append({
+            'backend': backend, 'precision': precision, 'expressions': count,
+            'an image, ms': 1e3 * seconds,
+            'an expression, ms': 1e3 * seconds / count, 'ratio': ratio})
     return rows
 
 
-def main(args: argparse.Namespace) -> None:
-    case = measuring.case_of(args, expressions=args.expressions or [1, 7])
+def main(args: Namespace) -> None:
+    cfg = load_config(args.config, args.cfg_options)
+    flops = measuring.in_own_process(count_flops, cfg)['official']
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as temporary:
-        if args.folder is None:
-            measuring.in_own_process(export_random, case, temporary)
+        folder = args.folder or temporary
+        if not args.folder:
+            export_onnx(measuring.random_model(cfg), folder, fused=False)
         for backend in args.backend:
             for precision in args.precision:
                 if precision in BACKENDS[backend]:
                     rows += measuring.in_own_process(
-                        measure, case._replace(precision=precision),
-                        args.folder or temporary, backend)
-    machine = measuring.describe_machine('cpu', case.threads)
-    print(f'{machine}\n')
-    measuring.print_table(
-        ['backend', 'precision', 'expressions', 'an image, ms',
-         'an expression, ms', '**ratio**'],
-        [[r['backend'], r['precision'], r['expressions'],
-          f'{1e3 * r["seconds"]:.0f}',
-          f'{1e3 * r["seconds"] / r["expressions"]:.0f}',
-          f'**{r["ratio"]:.2f}**'] for r in rows])
-    measuring.write_json(args.json, machine=machine, rows=rows)
+                        measure, args, folder, backend, precision, flops)
+    measuring.report(args, exported=rows)

@@ -1,69 +1,89 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""FLOPs of each stage of a model; a multiply-add counts as two."""
+"""The stages of a prediction, and the FLOPs of each."""
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cris.engine import optimize_for_inference
 
+from .measuring import make_inputs, random_model
+
 STAGES = ('image', 'text', 'neck', 'decoder', 'head')
 
 
+def make_stages(model: nn.Module, images: Tensor, tokens: Tensor,
+                index: Tensor) -> dict[str, Callable]:
+    """Each part of a prediction, as a function of the results before it."""
+    head, dtype = model.decode_head, model.inference_dtype
+    autocast = nullcontext()
+    if dtype is not None:
+        autocast = torch.autocast(images.device.type, dtype)
+    stages = {}
+
+    def stage(name: str, function: Callable, *args, **kwargs):
+        def call():
+            with autocast:
+                return function(*args, **kwargs)
+
+        stages[name] = call
+        return call()
+
+    features = stage('image', model.encode_image, images)
+    words, sentence = stage('text', model.encode_text, tokens)
+    x = stage('neck', model.neck.fuse, *(f[index] for f in features),
+              sentence=sentence)
+    decoder = head.decoder or (lambda x, **kwargs: x)
+    x = stage('decoder', decoder, x, words=words, padding_mask=tokens == 0)
+    stage('head', head.projector, x, sentence)
+    return stages
+
+
 @torch.no_grad()
-def count_flops(model: nn.Module, height: int, width: int,
-                length: int) -> dict[str, int]:
+def count_flops(cfg: Config) -> dict[str, int]:
     """FLOPs of every stage for one image and one expression.
 
+    A multiply-add counts as two.
+
     Args:
-        model (nn.Module): CRIS; it is moved to the CPU and optimized there.
-        height (int): Height of the input in pixels, a multiple of 32.
-        width (int): Likewise.
-        length (int): Tokens of the expression.
+        cfg (Config): Config of the model and of the size of its input.
 
     Returns:
         dict[str, int]: By the names of ``STAGES``; ``official head``, the
-        head's in the official code, and ``official``, the sum of the stages
-        with that head.
+        head's in the official code; ``official``, the sum of the stages with
+        that head; and ``parameters``, their number.
     """
-    model = optimize_for_inference(model.cpu())
-    head = model.decode_head
-    images = torch.zeros(1, 3, height, width)
-    tokens = torch.ones(1, length, dtype=torch.long)
-    _, flops_image = _count(model.backbone.encode_image, images)
-    features, flops_project = _count(model.encode_image, images)
-    (words, sentence), flops_text = _count(model.encode_text, tokens)
-    x, flops_fuse = _count(model.neck.fuse, *features, sentence=sentence)
-    flops_decoder = 0
-    if head.decoder is not None:
-        x, flops_decoder = _count(
-            head.decoder, x, words=words, padding_mask=tokens == 0)
-    _, flops_head = _count(head.projector, x, sentence)
-    _, official_head = _count(_official_head, head.projector, x)
+    model = random_model(cfg, 'cpu')
+    parameters = sum(p.numel() for p in model.parameters())
+    optimize_for_inference(model)
+    images, tokens, index = (x.cpu() for x in make_inputs(cfg, 1, 1))
+    stages = make_stages(model, images, tokens, index)
+    flops = {name: _count(stage) for name, stage in stages.items()}
     # model.encode_image includes the neck's projections of the image.
-    flops = dict(
-        zip(STAGES, (flops_image, flops_text, flops_project - flops_image +
-                     flops_fuse, flops_decoder, flops_head), strict=True))
-    official = sum(flops.values()) - flops_head + official_head
-    return {**flops, 'official head': official_head, 'official': official}
+    backbone = _count(model.backbone.encode_image, images)
+    flops['neck'] += flops['image'] - backbone
+    flops['image'] = backbone
+    official_head = _count(_official_head, model.decode_head.projector,
+                           stages['decoder']())
+    official = sum(flops.values()) - flops['head'] + official_head
+    return {**flops, 'official head': official_head, 'official': official,
+            'parameters': parameters}
 
 
-def _count(function: Callable, *args, **kwargs) -> tuple:
-    with FlopCounterMode(display=False) as counter, _plain_attention():
-        out = function(*args, **kwargs)
-    return out, counter.get_total_flops()
-
-
-def _plain_attention() -> AbstractContextManager:
-    """Attention as matrix products: not every torch counts the other kinds."""
+def _count(function: Callable, *args) -> int:
     try:
         from torch.nn.attention import SDPBackend, sdpa_kernel
+        # As matrix products: not every torch counts other kinds of attention.
+        attention = sdpa_kernel(SDPBackend.MATH)
     except ImportError:  # before torch 2.3, which counts all
-        return nullcontext()
-    return sdpa_kernel(SDPBackend.MATH)
+        attention = nullcontext()
+    with FlopCounterMode(display=False) as counter, attention:
+        function(*args)
+    return counter.get_total_flops()
 
 
 def _official_head(projector: nn.Module, x: Tensor) -> None:
