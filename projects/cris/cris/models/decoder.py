@@ -45,12 +45,8 @@ class VisionLanguageDecoderLayer(nn.Module):
         self.self_attn = nn.MultiheadAttention(
             channels, num_heads, dropout=dropout, batch_first=True)
         self.cross_attn = nn.MultiheadAttention(
-            channels,
-            num_heads,
-            dropout=dropout,
-            kdim=word_channels,
-            vdim=word_channels,
-            batch_first=True)
+            channels, num_heads, dropout=dropout, kdim=word_channels,
+            vdim=word_channels, batch_first=True)
         self.ffn = nn.Sequential(
             nn.Linear(channels, feedforward_channels), nn.ReLU(),
             nn.Dropout(dropout), nn.LayerNorm(feedforward_channels),
@@ -84,10 +80,7 @@ class VisionLanguageDecoderLayer(nn.Module):
 
         q = self.norm2(pixels) + pixel_position
         x, _ = self.cross_attn(
-            q,
-            words + word_position,
-            words,
-            key_padding_mask=padding_mask,
+            q, words + word_position, words, key_padding_mask=padding_mask,
             need_weights=False)
         pixels = pixels + self.dropout(self.cross_attn_norm(x))
 
@@ -116,20 +109,12 @@ class VisionLanguageDecoder(nn.Module):
 
     def forward(self, fused: Tensor, *, words: Tensor,
                 padding_mask: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            fused (Tensor): ``(E, C, h, w)``.
-            words (Tensor): ``(E, L, D)``.
-            padding_mask (Tensor): True where a word is padding, ``(E, L)``.
-
-        Returns:
-            Tensor: ``(E, C, h, w)``.
+        """From and to ``(E, C, h, w)``; ``words (E, L, D)`` are padding where
+        ``padding_mask (E, L)`` is True.
         """
         channels, height, width = fused.shape[1:]
         context = dict(
-            pixel_position=sine_position_2d(height, width,
-                                            channels).to(fused),
+            pixel_position=sine_position_2d(height, width, channels).to(fused),
             words=words,
             word_position=sine_position_1d(*words.shape[1:]).to(words),
             padding_mask=padding_mask)

@@ -45,11 +45,8 @@ class CrossModalFPN(BaseModule):
         init_cfg (dict, optional): Initialisation config. Defaults to None.
     """
 
-    def __init__(self,
-                 in_channels: Sequence[int],
-                 out_channels: Sequence[int],
-                 *,
-                 sentence_channels: int,
+    def __init__(self, in_channels: Sequence[int],
+                 out_channels: Sequence[int], *, sentence_channels: int,
                  init_cfg: dict | None = None):
         super().__init__(init_cfg=init_cfg)
         in3, in4, in5 = in_channels
@@ -92,9 +89,7 @@ class CrossModalFPN(BaseModule):
         """Fuse E pairs of an image and a sentence.
 
         Args:
-            p3 (Tensor): ``(E, out_channels[0], h, w)``.
-            p4 (Tensor): ``(E, out_channels[1], h, w)``.
-            p5 (Tensor): ``(E, out_channels[2], h/2, w/2)``.
+            p3, p4, p5 (Tensor): The image's, E of each.
             sentence (Tensor): ``(E, C)``.
 
         Returns:
@@ -106,30 +101,17 @@ class CrossModalFPN(BaseModule):
         f4 = self.merge4(torch.cat([p4, _up2(f5)], dim=1))
         f3 = self.merge3(torch.cat([p3, f4], dim=1))
 
-        fused = torch.cat(
-            [self.smooth3(f3),
-             self.smooth4(f4),
-             _up2(self.smooth5(f5))], dim=1)
+        f3, f4, f5 = self.smooth3(f3), self.smooth4(f4), self.smooth5(f5)
+        fused = torch.cat([f3, f4, _up2(f5)], dim=1)
         return self.coord(self.aggregate(fused))
 
     def forward(self, c3: Tensor, c4: Tensor, c5: Tensor, *, sentence: Tensor,
                 image_index: Tensor) -> Tensor:
-        """Project and fuse.
-
-        Args:
-            c3 (Tensor): ``(B, C3, 2h, 2w)``.
-            c4 (Tensor): ``(B, C4, h, w)``.
-            c5 (Tensor): ``(B, C5, h/2, w/2)``.
-            sentence (Tensor): ``(E, C)``.
-            image_index (Tensor): Index of each expression's image, int64
-                ``(E,)``.
-
-        Returns:
-            Tensor: ``(E, out_channels[1], h, w)``.
+        """Project and fuse; ``image_index (E,)`` is the index of each
+        expression's image.
         """
-        projected = self.project(c3, c4, c5)
-        return self.fuse(
-            *(p[image_index] for p in projected), sentence=sentence)
+        p3, p4, p5 = (p[image_index] for p in self.project(c3, c4, c5))
+        return self.fuse(p3, p4, p5, sentence=sentence)
 
 
 def _up2(x: Tensor) -> Tensor:
