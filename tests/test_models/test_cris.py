@@ -193,10 +193,14 @@ def test_bfloat16_keeps_logits_in_fp32(tiny, tokens):
     (dict(model_name='RN50', embed_dim=512), 'embed_dim=1024'),
     (dict(model_name='RN50', vision_cfg=dict(width=32)),
      'vision_cfg=.* is given'),
+    (dict(init_cfg=dict(type='Normal')), "must be of type 'Pretrained'"),
+    (dict(TINY.decode_head, in_channels=66), 'needs a multiple of 4'),
+    (dict(TINY.decode_head, kernel_size=2), 'kernel_size=2 must be odd'),
+    (dict(TINY.decode_head, target_resize='cubic'), "'nearest' or 'area'"),
 ])
-def test_wrong_configs_of_the_backbone(cfg, said):
+def test_wrong_configs(cfg, said):
     with pytest.raises(ValueError, match=said):
-        MODELS.build(dict(cfg, type='CLIPBackbone'))
+        MODELS.build(dict(dict(type='CLIPBackbone'), **cfg))
 
 
 def test_config_is_not_changed():

@@ -61,17 +61,11 @@ class VisionLanguageDecoderLayer(nn.Module):
     def forward(self, pixels: Tensor, *, pixel_position: Tensor,
                 words: Tensor, word_position: Tensor,
                 padding_mask: Tensor) -> Tensor:
-        """One layer.
+        """One layer, from and to ``pixels (E, N, C)``.
 
-        Args:
-            pixels (Tensor): ``(E, N, C)``.
-            pixel_position (Tensor): ``(N, C)``.
-            words (Tensor): ``(E, L, D)``.
-            word_position (Tensor): ``(L, D)``.
-            padding_mask (Tensor): True where a word is padding, ``(E, L)``.
-
-        Returns:
-            Tensor: ``(E, N, C)``.
+        ``pixel_position (N, C)`` and ``word_position (L, D)`` are added to
+        queries and keys. ``words (E, L, D)`` are padding where
+        ``padding_mask (E, L)`` is True.
         """
         x = self.norm1(pixels)
         q = x + pixel_position
@@ -90,12 +84,7 @@ class VisionLanguageDecoderLayer(nn.Module):
 class VisionLanguageDecoder(nn.Module):
     """A stack of :class:`VisionLanguageDecoderLayer` and a LayerNorm.
 
-    Args:
-        channels (int): C, a multiple of 4.
-        num_layers (int): Number of layers.
-        with_cp (bool): Compute the layers again in the backward pass instead
-            of keeping their activations.
-        **layer_cfg: Arguments of :class:`VisionLanguageDecoderLayer`.
+    The arguments are those of the head. ``**layer_cfg`` goes to the layers.
     """
 
     def __init__(self, channels: int, *, num_layers: int, with_cp: bool,

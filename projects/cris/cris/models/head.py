@@ -7,7 +7,6 @@ channels of the sentence feature.
 """
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from .projector import TextToPixelProjector
 
 
 @MODELS.register_module()
-class VisionLanguageDecoderHead(BaseModule):
+class VisionLanguageDecoderHead(nn.Module):
     """Vision-language decoder, text-to-pixel projector and their loss.
 
     Args:
@@ -47,7 +46,6 @@ class VisionLanguageDecoderHead(BaseModule):
             pixels, but at 160 use ``'area'`` with align_corners=False, which
             has no shift.
         loss_decode (dict): Config of the loss.
-        init_cfg (dict, optional): Initialisation config.
 
     Raises:
         ValueError: If in_channels is not a multiple of 4, kernel_size is
@@ -61,9 +59,8 @@ class VisionLanguageDecoderHead(BaseModule):
                  kernel_size: int = 3, text_kernel: bool = True,
                  threshold: float = 0.35, align_corners: bool = True,
                  target_resize: str = 'nearest',
-                 loss_decode: dict = dict(type='TextToPixelContrastiveLoss'),
-                 init_cfg: dict | None = None):
-        super().__init__(init_cfg=init_cfg)
+                 loss_decode: dict = dict(type='TextToPixelContrastiveLoss')):
+        super().__init__()
         if in_channels % 4:
             raise ValueError(
                 f'in_channels={in_channels}: the 2-D sine position needs a '
@@ -90,16 +87,13 @@ class VisionLanguageDecoderHead(BaseModule):
 
     def forward(self, fused: Tensor, *, words: Tensor, sentence: Tensor,
                 padding_mask: Tensor) -> Tensor:
-        """Logits of every expression.
+        """Logits ``(E, 1, 4h, 4w)`` at stride 4.
 
         Args:
             fused (Tensor): ``(E, C, h, w)`` at stride 16.
             words (Tensor): ``(E, L, D)``.
             sentence (Tensor): ``(E, C_s)``.
             padding_mask (Tensor): True where a word is padding, ``(E, L)``.
-
-        Returns:
-            Tensor: ``(E, 1, 4h, 4w)`` at stride 4.
         """
         if self.decoder is not None:
             fused = self.decoder(fused, words=words, padding_mask=padding_mask)

@@ -17,13 +17,8 @@ class TextToPixelProjector(nn.Module):
     The paper takes the dot product of the sentence and every pixel. This is a
     k x k kernel and a bias, as in the official code.
 
-    Args:
-        in_channels (int): C.
-        sentence_channels (int): C_s.
-        kernel_size (int): k.
-        text_kernel (bool): Make the kernel from the sentence. If False, one
-            learnt kernel of the same shape serves every sentence (the paper's
-            ablation of the contrastive loss).
+    The arguments are those of the head. Without ``text_kernel``, one learnt
+    kernel of the same shape serves every sentence.
     """
 
     def __init__(self, in_channels: int, *, sentence_channels: int,
