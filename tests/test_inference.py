@@ -102,13 +102,11 @@ def test_wrapped_for_ranks(model, tmp_path):
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('precision, said', [
-    ('fp8', 'must be one of fp32, bf16, fp16'),
-    ('fp16', 'needs a GPU'),
-])
-def test_wrong_precision(model, precision, said):
-    with pytest.raises(ValueError, match=said):
-        optimize_for_inference(model, precision)
+def test_wrong_precision(model):
+    for precision, said in (('fp8', 'must be one of fp32, bf16, fp16'),
+                            ('fp16', 'needs a GPU')):
+        with pytest.raises(ValueError, match=said):
+            optimize_for_inference(model, precision)
 
 
 def test_scores_of_all_ways(shapes, tmp_path):

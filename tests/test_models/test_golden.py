@@ -45,8 +45,9 @@ def test_every_eval_stage(model, inputs):
     images, tokens = inputs['img'], inputs['tokens']
     c3, c4, c5 = model.backbone.encode_image(images)
     words, sentence = model.backbone.encode_text(tokens)
-    fused = model.neck(
-        c3, c4, c5, sentence=sentence, image_index=torch.arange(4))
+    order = torch.tensor([2, 0, 3, 1])
+    fused = model.neck(c3[order], c4[order], c5[order], sentence=sentence,
+                       image_index=order.argsort())
     decoded = model.decode_head.decoder(
         fused, words=words, padding_mask=tokens == 0)
     stages = dict(
