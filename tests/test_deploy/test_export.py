@@ -67,37 +67,30 @@ def test_one_graph_does_what_three_do(folder):
     images = torch.randn(2, 3, 160, 160)
     tokens = tokenize(['the red star', 'a circle', 'it'], 17)
     index = torch.tensor([1, 0, 1])
-    (fused, ) = open_graph(files.graph_file(folder, 'cris'))(
-        dict(
-            images=images.numpy(),
-            tokens=tokens.numpy(),
-            image_index=index.numpy()))
+    (fused, ) = open_graph(files.graph_file(folder, 'cris'))(dict(
+        images=images.numpy(), tokens=tokens.numpy(),
+        image_index=index.numpy()))
     three = ExportedCRIS(str(folder)).predict_logits(images, tokens, index)
     np.testing.assert_allclose(fused, three, atol=1e-4)
 
 
 def test_scores_are_those_of_the_checkpoint(folder, shapes, tmp_path):
     scores = []
-    for what in (WEIGHTS, folder):
+    for what, ranks in ((WEIGHTS, 1), (folder, 1), (folder, 2)):
         out = tmp_path / 'scores.json'
-        tool('test.py', CONFIG, what, '--work-dir', tmp_path, '--out', out,
-             *options(shapes)[:-2])
+        args = (CONFIG, what, '--work-dir', tmp_path, '--out', out,
+                *options(shapes)[:-2])
+        if ranks == 1:
+            tool('test.py', *args)
+        else:
+            run('bash', REPO / 'tools/dist_test.sh', *args[:2], ranks,
+                *args[2:], MASTER_PORT=str(29600 + os.getpid() % 300))
         scores.append(json.loads(out.read_text()))
     assert scores[0] == pytest.approx(scores[1], abs=0.05)
     assert scores[0]['mIoU'] > 40
+    assert scores[1] == scores[2]
     log = tool('test.py', CONFIG, folder, '--compile', ok=False)
     assert re.search('--compile .* are for a checkpoint', log)
-
-
-def test_two_ranks_score_an_exported_model(folder, shapes, tmp_path):
-    scores = []
-    for ranks in (1, 2):
-        out = tmp_path / 'scores.json'
-        run('bash', REPO / 'tools/dist_test.sh', CONFIG, folder, ranks,
-            '--work-dir', tmp_path, '--out', out, *options(shapes)[:-2],
-            MASTER_PORT=str(29600 + os.getpid() % 300))
-        scores.append(json.loads(out.read_text()))
-    assert scores[0] == scores[1]
 
 
 def test_inferencer_of_an_exported_model(folder, inferencer, questions):

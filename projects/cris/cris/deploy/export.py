@@ -11,20 +11,15 @@ import warnings
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.config import Config
+from mmengine.fileio import dump
 from mmengine.utils import digit_version, mkdir_or_exist
 from torch import Tensor, nn
 
 from cris.datasets.tokenizer import tokenize
 from cris.models.fast_cpu import FoldedProjector
 
-from .files import (
-    GRAPHS,
-    PARTS,
-    graph_file,
-    optional_package,
-    write_description,
-)
-from .runtime import ExportedCRIS, open_graph
+from .files import GRAPHS, PARTS, graph_file
+from .runtime import ExportedCRIS, open_graph, optional_package
 
 _OPSET = 20  # the first whose Resize and Col2Im are sufficient
 # Kernels add in different orders; relative to the largest output.
@@ -46,8 +41,7 @@ class _Graph(nn.Module):
         if self.graph == 'text_encoder':
             return model.encode_text(*inputs)
         if self.graph == 'decoder':
-            p3, p4, p5, *others = inputs
-            return model.decode((p3, p4, p5), *others)
+            return model.decode(inputs[:3], *inputs[3:])
         images, tokens, image_index = inputs
         return model.decode(
             model.encode_image(images), *model.encode_text(tokens), tokens,
@@ -60,10 +54,9 @@ def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
     Args:
         model (nn.Module): A CRIS from :func:`cris.init_model`, with its
             config as ``cfg``; it is not changed.
-        folder (str): Folder for ``image_encoder.onnx``,
-            ``text_encoder.onnx``, ``decoder.onnx`` and ``cris.json``.
+        folder (str): For ``image_encoder.onnx``, ``text_encoder.onnx``,
+            ``decoder.onnx`` and ``cris.json``.
         fused (bool): Also write ``cris.onnx``, the three in one graph.
-            Defaults to True.
 
     Returns:
         float: The largest difference between an output of a graph and
@@ -84,7 +77,8 @@ def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
     model = _exportable(model)
     size = cfg.image_size
     size = (size, size) if isinstance(size, int) else tuple(size)
-    write_description(folder, _describe(model, cfg, size))
+    dump(_describe(model, cfg, size), os.path.join(folder, 'cris.json'),
+         indent=2)
     graphs = (*PARTS, 'cris') if fused else PARTS
     values = _make_values(model, size, cfg.context_length, (2, 3))
     for graph in graphs:
@@ -96,11 +90,11 @@ def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
             inputs, outputs = GRAPHS[graph]
             path = graph_file(folder, graph)
             found = open_graph(path)({k: values[k].numpy() for k in inputs})
-            for array, name in zip(found, outputs, strict=True):
-                output = torch.from_numpy(array)
-                worst = max(worst, _difference(output, values[name], path))
-    exported = ExportedCRIS(folder)
-    logits = exported.predict_logits(*(values[k] for k in GRAPHS['cris'][0]))
+            for output, name in zip(found, outputs, strict=True):
+                worst = max(worst, _difference(
+                    torch.from_numpy(output), values[name], path))
+    logits = ExportedCRIS(folder).predict_logits(
+        *(values[k] for k in GRAPHS['cris'][0]))
     return max(worst, _difference(logits, values['logits'], folder))
 
 
@@ -119,17 +113,14 @@ def _make_values(model: nn.Module, size: tuple[int, int], context_length: int,
                  counts: tuple[int, int]) -> dict[str, Tensor]:
     """Inputs and outputs of all graphs, for B images and E expressions."""
     images, expressions = counts
-    generator = torch.Generator().manual_seed(0)
-    sentences = [
-        ' '.join(['the red thing on the left'] * (k % 4 + 1))
-        for k in range(expressions)
-    ]  # of several lengths
+    sentences = [' '.join(['the red thing on the left'] * (k % 4 + 1))
+                 for k in range(expressions)]  # of several lengths
     values = dict(
-        images=torch.randn(images, 3, *size, generator=generator),
+        images=torch.randn(
+            images, 3, *size, generator=torch.Generator().manual_seed(0)),
         tokens=tokenize(sentences, context_length),
         image_index=torch.arange(expressions) % images)
-    for graph in (*PARTS, 'cris'):
-        inputs, outputs = GRAPHS[graph]
+    for graph, (inputs, outputs) in GRAPHS.items():
         made = _Graph(model, graph)(*(values[name] for name in inputs))
         made = (made, ) if isinstance(made, Tensor) else made
         values.update(zip(outputs, made, strict=True))
@@ -146,17 +137,12 @@ def _export(model: nn.Module, graph: str, values: dict[str, Tensor],
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # names of axes are used repeatedly
         torch.onnx.export(
-            _Graph(model, graph),
-            tuple(values[name] for name in inputs),
-            path,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_shapes=(tuple(shapes), ),
-            opset_version=_OPSET,
-            dynamo=True,
+            _Graph(model, graph), tuple(values[name] for name in inputs), path,
+            input_names=inputs, output_names=outputs,
+            dynamic_shapes=(tuple(shapes), ), opset_version=_OPSET,
+            dynamo=True, verbose=False,
             # protobuf is limited to 2 GB per file.
-            external_data=num_bytes > 1.8e9,
-            verbose=False)
+            external_data=num_bytes > 1.8e9)
 
 
 def _difference(output: Tensor, expected: Tensor, path: str) -> float:

@@ -1,42 +1,27 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """The folder of an exported model."""
-import importlib
 import json
 import os.path as osp
-from types import ModuleType
 from typing import Any
 
-#: Graph -> names of its inputs and outputs. ``cris`` combines the other
-#: three.
+#: Graph -> names of its inputs and outputs. ``cris`` combines the others.
 GRAPHS = {
     'image_encoder': (['images'], ['p3', 'p4', 'p5']),
     'text_encoder': (['tokens'], ['words', 'sentence']),
     'decoder': (['p3', 'p4', 'p5', 'words', 'sentence', 'tokens',
                  'image_index'], ['logits']),
     'cris': (['images', 'tokens', 'image_index'], ['logits']),
-}  # yapf: disable
+}
 PARTS = ('image_encoder', 'text_encoder', 'decoder')
 
-_REQUIRED = {
-    'image_size': list,
-    'context_length': int,
-    'border_value': list,
-    'mean': list,
-    'std': list,
-    'threshold': float,
-    'align_corners': bool,
-}
+_REQUIRED = dict(
+    image_size=list, context_length=int, border_value=list, mean=list,
+    std=list, threshold=float, align_corners=bool)
 
 
 def graph_file(folder: str, graph: str) -> str:
     """Path of one of :data:`GRAPHS`."""
     return osp.join(folder, f'{graph}.onnx')
-
-
-def write_description(folder: str, description: dict[str, Any]) -> None:
-    """Write ``cris.json``, the settings that a runtime needs."""
-    with open(osp.join(folder, 'cris.json'), 'w', encoding='utf-8') as file:
-        json.dump(description, file, indent=2)
 
 
 def read_description(folder: str) -> dict[str, Any]:
@@ -57,10 +42,8 @@ def read_description(folder: str) -> dict[str, Any]:
     try:
         with open(path, encoding='utf-8') as file:
             description = json.load(file)
-        faults = [
-            name for name, kind in _REQUIRED.items()
-            if not isinstance(description.get(name), kind)
-        ]
+        faults = [name for name, kind in _REQUIRED.items()
+                  if not isinstance(description.get(name), kind)]
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f'{path} is damaged ({error}): export again') from error
@@ -68,16 +51,3 @@ def read_description(folder: str) -> dict[str, Any]:
         raise ValueError(f'{path} has no valid {", ".join(faults)}: '
                          'export again')
     return description
-
-
-def optional_package(name: str) -> ModuleType:
-    """Import a package of requirements/deploy.txt.
-
-    Raises:
-        ImportError: If it is not installed, with the command to install it.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f'{name} is missing ({error}): '
-                          'pip install -r requirements/deploy.txt') from error

@@ -3,8 +3,9 @@
 
 Shapes: B images of H x W pixels, E expressions of L tokens.
 """
+import importlib
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,30 +16,34 @@ from torch import Tensor, nn
 
 from cris.models.cris import CRIS, ImageFeatures
 
-from .files import (
-    GRAPHS,
-    PARTS,
-    graph_file,
-    optional_package,
-    read_description,
-)
+from .files import GRAPHS, PARTS, graph_file, read_description
 
 Arrays = dict[str, np.ndarray]
 Session = Callable[[Arrays], list[np.ndarray]]
+
+
+def optional_package(name: str) -> ModuleType:
+    """Import a package of requirements/deploy.txt.
+
+    Raises:
+        ImportError: If it is not installed, with the command to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f'{name} is missing ({error}): '
+                          'pip install -r requirements/deploy.txt') from error
 
 
 def _open_onnxruntime(path: str, precision: str, threads: int) -> Session:
     ort = optional_package('onnxruntime')
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    # TF32 would not be fp32.
-    providers = dict(
-        CUDAExecutionProvider=dict(use_tf32=0), CPUExecutionProvider={})
     available = ort.get_available_providers()
+    providers = [('CUDAExecutionProvider', dict(use_tf32=0)),  # no TF32: fp32
+                 ('CPUExecutionProvider', {})]
     session = ort.InferenceSession(
-        path,
-        options,
-        providers=[item for item in providers.items() if item[0] in available])
+        path, options, providers=[p for p in providers if p[0] in available])
     return lambda feeds: session.run(None, feeds)
 
 
@@ -65,16 +70,15 @@ _OPEN = dict(onnxruntime=_open_onnxruntime, openvino=_open_openvino)
 BACKENDS = dict(onnxruntime=('fp32', ), openvino=('fp32', 'bf16'))
 
 
-def open_graph(path: str,
-               backend: str = 'onnxruntime',
+def open_graph(path: str, backend: str = 'onnxruntime',
                precision: str = 'fp32',
                threads: int | None = None) -> Session:
     """A function from the inputs of a graph, by name, to its outputs.
 
     Args:
         path (str): File of the graph.
-        backend (str): One of :data:`BACKENDS`. Defaults to 'onnxruntime'.
-        precision (str): 'fp32' or, with OpenVINO, 'bf16'. Defaults to 'fp32'.
+        backend (str): One of :data:`BACKENDS`.
+        precision (str): 'fp32' or, with OpenVINO, 'bf16'.
         threads (int, optional): Defaults to torch's number.
 
     Raises:
@@ -111,40 +115,26 @@ class ExportedCRIS(CRIS):
 
     Args:
         folder (str): From :func:`cris.deploy.export_onnx`.
-        backend (str): 'onnxruntime' or 'openvino'. Defaults to
-            'onnxruntime'.
-        precision (str): 'fp32' or, with OpenVINO, 'bf16'. Defaults to 'fp32'.
-        threads (int, optional): Defaults to torch's number.
-        data_preprocessor (dict, optional): None means that of the exported
+        backend, precision, threads: As of :func:`open_graph`.
+        data_preprocessor (dict, optional): Defaults to that of the exported
             model.
 
     Raises:
         FileNotFoundError: If the folder lacks a file.
-        ImportError: If the backend is not installed.
-        ValueError: If the backend is unknown, lacks the precision, or cannot
-            read a graph.
+        ImportError, ValueError: As of :func:`open_graph`; also if the
+            description of the model is damaged.
     """
     expressions_at_once = 4  # as in fp32 on a CPU
 
-    def __init__(self,
-                 folder: str,
-                 backend: str = 'onnxruntime',
-                 precision: str = 'fp32',
-                 threads: int | None = None,
+    def __init__(self, folder: str, backend: str = 'onnxruntime',
+                 precision: str = 'fp32', threads: int | None = None,
                  data_preprocessor: dict | None = None):
         about = read_description(folder)
-        if data_preprocessor is None:
-            data_preprocessor = dict(
-                type='SegDataPreProcessor',
-                mean=about['mean'],
-                std=about['std'],
-                bgr_to_rgb=True,
-                size_divisor=1,
-                seg_pad_val=0)
-        if isinstance(data_preprocessor, dict):
-            data_preprocessor = MODELS.build(data_preprocessor)
+        data_preprocessor = data_preprocessor or dict(
+            type='SegDataPreProcessor', mean=about['mean'], std=about['std'],
+            bgr_to_rgb=True, size_divisor=1, seg_pad_val=0)
         # CRIS's own constructor would build the parts of a model.
-        BaseSegmentor.__init__(self, data_preprocessor=data_preprocessor)
+        BaseSegmentor.__init__(self, MODELS.build(data_preprocessor))
         self.cfg = _make_config(about)
         self.image_size = tuple(about['image_size'])
         self.context_length = about['context_length']
@@ -154,9 +144,8 @@ class ExportedCRIS(CRIS):
         # DistributedDataParallel, in a test on several ranks, requires one.
         self.unused = nn.Parameter(torch.zeros(1))
         self._sessions = {
-            part: open_graph(
-                graph_file(folder, part), backend, precision, threads)
-            for part in PARTS
+            part: open_graph(graph_file(folder, part), backend, precision,
+                             threads) for part in PARTS
         }
         self.eval()
 
@@ -167,7 +156,7 @@ class ExportedCRIS(CRIS):
                 f'images of {tuple(images.shape[-2:])}, but the model was '
                 f'exported for {self.image_size} (height, width): letterbox '
                 'them to that size, or export again')
-        return self._run('image_encoder', images=images)
+        return self._run('image_encoder', images)
 
     def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`CRIS.encode_text`; L is that of the export."""
@@ -176,28 +165,18 @@ class ExportedCRIS(CRIS):
                 f'expressions of {tokens.shape[1]} tokens, but the model was '
                 f'exported for {self.context_length}: tokenize with '
                 f'context_length={self.context_length}')
-        return self._run('text_encoder', tokens=tokens)
+        return self._run('text_encoder', tokens)
 
     def decode(self, features: ImageFeatures, words: Tensor, sentence: Tensor,
                tokens: Tensor, image_index: Tensor) -> Tensor:
         """See :meth:`CRIS.decode`."""
-        p3, p4, p5 = features
-        (logits, ) = self._run(
-            'decoder',
-            p3=p3,
-            p4=p4,
-            p5=p5,
-            words=words,
-            sentence=sentence,
-            tokens=tokens,
-            image_index=image_index)
+        (logits, ) = self._run('decoder', *features, words, sentence, tokens,
+                               image_index)
         return logits
 
-    def _run(self, part: str, **tensors: Tensor) -> tuple[Tensor, ...]:
-        feeds = {
-            name: np.ascontiguousarray(tensors[name].detach().cpu().numpy())
-            for name in GRAPHS[part][0]
-        }
+    def _run(self, part: str, *inputs: Tensor) -> tuple[Tensor, ...]:
+        arrays = [np.ascontiguousarray(x.detach().cpu()) for x in inputs]
+        feeds = dict(zip(GRAPHS[part][0], arrays, strict=True))
         return tuple(torch.from_numpy(x) for x in self._sessions[part](feeds))
 
     def train(self, mode: bool = True) -> 'ExportedCRIS':
@@ -210,13 +189,10 @@ def _make_config(about: dict) -> Config:
     """The part of a config that CRISInferencer needs."""
     size, length = about['image_size'], about['context_length']
     pipeline = [
-        dict(
-            type='Letterbox', size=size, border_value=about['border_value']),
+        dict(type='Letterbox', size=size, border_value=about['border_value']),
         dict(type='TokenizeExpressions', context_length=length),
         dict(type='PackReferInputs')
     ]
-    return Config(
-        dict(
-            test_dataloader=dict(dataset=dict(pipeline=pipeline)),
-            image_size=size,
-            context_length=length))
+    return Config(dict(
+        test_dataloader=dict(dataset=dict(pipeline=pipeline)),
+        image_size=size, context_length=length))

@@ -23,7 +23,7 @@ class CLIPBackbone(BaseModule):
     Args:
         model_name (str, optional): A model of open_clip with a ResNet image
             encoder, e.g. ``'RN50'`` or ``'RN101'``, in place of the next
-            three arguments. Defaults to None.
+            three arguments.
         embed_dim (int, optional): Dimension of the joint embedding space.
         vision_cfg (dict, optional): open_clip's own keys, e.g.
             ``dict(image_size=224, layers=[3, 4, 6, 3], width=64)``.
@@ -31,51 +31,43 @@ class CLIPBackbone(BaseModule):
             ``dict(context_length=77, vocab_size=49408, width=512, heads=8,
             layers=12)``.
         quick_gelu (bool): Use QuickGELU in the text transformer, as OpenAI's
-            weights need it. Defaults to True.
+            weights need it.
         with_cp (bool): Compute the image encoder's stem and first stage again
             in the backward pass instead of keeping their activations, which
             are the largest: the same gradients with 0.1 GB less per image of
-            416 x 416 pixels in fp32, for 3 % more work. Defaults to False.
+            416 x 416 pixels in fp32, for 3 % more work.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=...)``
             loads CLIP's weights from a file or a pretrained tag such as
             ``'openai'``, see :func:`.clip_weights.read_clip_weights`.
-            Nothing is loaded before ``init_weights()``. Defaults to None.
+            Nothing is loaded before ``init_weights()``.
 
     Raises:
         ValueError: If the model is unknown, incompletely or contradictorily
             described, or its image encoder is not a ResNet.
     """
 
-    def __init__(self,
-                 model_name: str | None = None,
-                 embed_dim: int | None = None,
-                 vision_cfg: dict | None = None,
-                 text_cfg: dict | None = None,
-                 quick_gelu: bool = True,
-                 with_cp: bool = False,
-                 init_cfg: dict | None = None):
+    def __init__(self, model_name: str | None = None,
+                 embed_dim: int | None = None, vision_cfg: dict | None = None,
+                 text_cfg: dict | None = None, quick_gelu: bool = True,
+                 with_cp: bool = False, init_cfg: dict | None = None):
         super().__init__(init_cfg=init_cfg)
         if init_cfg is not None and init_cfg.get('type') != 'Pretrained':
             raise ValueError("init_cfg of CLIPBackbone must be of type "
                              f"'Pretrained', got {init_cfg}")
+        sizes = dict(
+            embed_dim=embed_dim, vision_cfg=vision_cfg, text_cfg=text_cfg)
         if model_name is not None:
-            given = dict(
-                embed_dim=embed_dim, vision_cfg=vision_cfg, text_cfg=text_cfg)
-            named = _named_config(model_name)
-            _check_agreement(model_name, named, given)
-            embed_dim, vision_cfg, text_cfg = (named[key] for key in given)
-        if embed_dim is None or vision_cfg is None or text_cfg is None:
+            sizes = _sizes_of(model_name, sizes)
+        if None in sizes.values():
             raise ValueError(
                 'CLIPBackbone needs model_name, or embed_dim, vision_cfg and '
-                f'text_cfg; got model_name={model_name!r}, '
-                f'embed_dim={embed_dim!r}, vision_cfg={vision_cfg!r}, '
-                f'text_cfg={text_cfg!r}')
+                f'text_cfg; got model_name={model_name!r}, ' +
+                ', '.join(f'{key}={value!r}' for key, value in sizes.items()))
 
         self.model_name = model_name
         self.quick_gelu = quick_gelu
         self.with_cp = with_cp
-        clip = open_clip.CustomTextCLIP(
-            embed_dim, dict(vision_cfg), dict(text_cfg), quick_gelu)
+        clip = open_clip.CustomTextCLIP(**sizes, quick_gelu=quick_gelu)
         if not isinstance(clip.visual, ModifiedResNet):
             raise ValueError(
                 f'CRIS taps the four stages of a CLIP ResNet, but {model_name}'
@@ -90,10 +82,8 @@ class CLIPBackbone(BaseModule):
         if self.init_cfg is not None:
             self.load_state_dict(
                 read_clip_weights(
-                    self.init_cfg['checkpoint'],
-                    self.state_dict(),
-                    model_name=self.model_name,
-                    quick_gelu=self.quick_gelu))
+                    self.init_cfg['checkpoint'], self.state_dict(),
+                    model_name=self.model_name, quick_gelu=self.quick_gelu))
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Feature maps of the last three stages.
@@ -117,6 +107,8 @@ class CLIPBackbone(BaseModule):
         c4 = self.visual.layer3(c3)
         c5 = self.visual.attnpool(self.visual.layer4(c4))
         return c3, c4, c5
+
+    forward = encode_image
 
     def _stem_and_layer1(self, images: Tensor) -> Tensor:
         return self.visual.layer1(self.visual.stem(images))
@@ -149,37 +141,29 @@ class CLIPBackbone(BaseModule):
         end = words[torch.arange(tokens.shape[0]), tokens.argmax(dim=-1)]
         return words, end @ text.text_projection
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same as :meth:`encode_image`."""
-        return self.encode_image(images)
 
-
-def _named_config(model_name: str) -> dict:
+def _sizes_of(model_name: str, given: dict) -> dict:
+    """open_clip's sizes of a model, with which those given must agree."""
     config = open_clip.get_model_config(model_name)
     if config is None:
         resnets = [n for n in open_clip.list_models() if n.startswith('RN')]
         raise ValueError(f'open_clip has no model {model_name!r}; CRIS can '
                          f'use {", ".join(resnets)}')
-    return config
-
-
-def _check_agreement(model_name: str, named: dict, given: dict) -> None:
-    """Refuse sizes that contradict the name."""
     for key, value in given.items():
-        same = named[key] == value
+        same = value is None or value == config[key]
         if isinstance(value, dict):
-            same = all(named[key].get(k) == v for k, v in value.items())
-        if value is not None and not same:
+            same = value.items() <= config[key].items()
+        if not same:
             raise ValueError(
-                f'model_name={model_name!r} has {key}={named[key]}, but '
+                f'model_name={model_name!r} has {key}={config[key]}, but '
                 f'{key}={value} is given: leave one of them out')
+    return {key: config[key] for key in given}
 
 
 def _check_size(images: Tensor) -> None:
     height, width = images.shape[-2:]
-    if min(height, width) >= 32 and height % 32 == 0 and width % 32 == 0:
-        return
-    near = [max(32, round(side / 32) * 32) for side in (height, width)]
-    raise ValueError(
-        f'images of {height}x{width} (height x width) do not fit: both sides '
-        f'must be multiples of 32, use {near[0]}x{near[1]}')
+    if min(height, width) < 32 or height % 32 or width % 32:
+        near = [max(32, round(side / 32) * 32) for side in (height, width)]
+        raise ValueError(
+            f'images of {height}x{width} (height x width) do not fit: both '
+            f'sides must be multiples of 32, use {near[0]}x{near[1]}')

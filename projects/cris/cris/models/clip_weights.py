@@ -15,9 +15,7 @@ _NOT_NEEDED = ('logit_scale', 'logit_bias', 'input_resolution',
                'context_length', 'vocab_size', 'attn_mask', 'text.attn_mask')
 
 
-def read_clip_weights(source: str,
-                      wanted: dict[str, Tensor],
-                      *,
+def read_clip_weights(source: str, wanted: dict[str, Tensor], *,
                       model_name: str | None = None,
                       quick_gelu: bool = True) -> dict[str, Tensor]:
     """Read CLIP's weights for a backbone of the same size.
@@ -33,7 +31,7 @@ def read_clip_weights(source: str,
             kept. A longer text positional embedding is cut.
         model_name (str, optional): The backbone's, for a bare tag.
         quick_gelu (bool): The backbone's; must agree with the tag. Files do
-            not say which activation they need. Defaults to True.
+            not say which activation they need.
 
     Returns:
         dict[str, Tensor]: A full state_dict of the backbone.
@@ -44,7 +42,9 @@ def read_clip_weights(source: str,
             or a CLIP of another size.
     """
     path = source
-    if _is_tag(source, model_name):
+    if source.startswith(_TAG_PREFIX) or (
+            model_name is not None
+            and open_clip.pretrained.is_pretrained_cfg(model_name, source)):
         path = _download(source, model_name, quick_gelu)
     weights = state_dict_of(read_checkpoint(path))
     _refuse_others(path, weights)
@@ -83,28 +83,21 @@ def _refuse_others(path: str, weights: dict) -> None:
     elif has('visual.transformer.', 'visual.trunk.', 'vision_model.'):
         found = ("a CLIP whose image encoder is not a ModifiedResNet; use "
                  'RN50, RN101 or a larger ResNet of CLIP')
-    elif has('visual.') and not has('token_embedding.', 'text.'):
+    elif has('visual.'):
+        if has('token_embedding.', 'text.'):
+            return
         found = 'the image encoder of a CLIP without its text encoder'
-    elif has('layer1.', 'conv1.', 'stem.') and not has('visual.'):
+    elif has('layer1.', 'conv1.', 'stem.'):
         found = ('an image classifier, not CLIP: the text encoder and the '
                  'attention pool are missing')
-    elif not has('visual.'):
+    else:
         found = ('weights of another model than CLIP: none of its '
                  f'{len(weights)} names starts with '
                  f"'visual.', e.g. {sorted(weights)[:3]}")
-    else:
-        return
     raise ValueError(f'{path} holds {found}')
 
 
-def _is_tag(source: str, model_name: str | None) -> bool:
-    return source.startswith(_TAG_PREFIX) or (
-        model_name is not None
-        and open_clip.pretrained.is_pretrained_cfg(model_name, source))
-
-
-def _download(source: str, model_name: str | None,
-              quick_gelu: bool) -> str:
+def _download(source: str, model_name: str | None, quick_gelu: bool) -> str:
     """Download the file of a tag into open_clip's cache, if need be."""
     *named, tag = source.removeprefix(_TAG_PREFIX).split('/')
     name = '/'.join(named) or model_name

@@ -41,31 +41,25 @@ class CRIS(BaseSegmentor):
     #: Autocast to this type in inference; optimize_for_inference sets it.
     inference_dtype: torch.dtype | None = None
 
-    def __init__(self,
-                 backbone: dict,
-                 neck: dict,
-                 decode_head: dict,
+    def __init__(self, backbone: dict, neck: dict, decode_head: dict,
                  data_preprocessor: dict | None = None,
                  init_cfg: dict | None = None):
         if isinstance(data_preprocessor, dict):
             # mmengine finds mmseg's preprocessor only in mmseg's scope.
             data_preprocessor = MODELS.build(data_preprocessor)
-        super().__init__(
-            data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        super().__init__(data_preprocessor, init_cfg)
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck)
         self.decode_head = MODELS.build(decode_head)
 
-    def predict_logits(self,
-                       images: Tensor,
-                       tokens: Tensor,
+    def predict_logits(self, images: Tensor, tokens: Tensor,
                        image_index: Tensor | None = None) -> Tensor:
         """Logits of every expression at a quarter of the images' size.
 
         Args:
             images (Tensor): Normalised images, ``(B, 3, H, W)``; H and W are
                 multiples of 32.
-            tokens (Tensor): Token ids, ``(E, L)``.
+            tokens (Tensor): Token ids, ``(E, L)``; 0 is padding.
             image_index (Tensor, optional): Index of each expression's image,
                 int64 ``(E,)``. None means one expression per image, E == B.
 
@@ -78,24 +72,34 @@ class CRIS(BaseSegmentor):
         """
         return self.answer(self.encode_image(images), tokens, image_index)
 
-    def answer(self,
-               features: ImageFeatures,
-               tokens: Tensor,
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        """Features p3, p4, p5 of images ``(B, 3, H, W)``, which all their
+        expressions share, see :meth:`CrossModalFPN.project`.
+        """
+        with self._autocast(images.device):
+            if _in_autocast(images.device):  # there channels_last is fastest
+                images = images.contiguous(memory_format=torch.channels_last)
+            c3, c4, c5 = self.backbone(images)
+            return self.neck.project(c3, c4, c5)
+
+    def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Words ``(E, L, D)`` and sentences ``(E, C)`` of tokens ``(E, L)``,
+        see :meth:`CLIPBackbone.encode_text`.
+        """
+        return self.backbone.encode_text(tokens)
+
+    def decode(self, features: ImageFeatures, words: Tensor, sentence: Tensor,
+               tokens: Tensor, image_index: Tensor) -> Tensor:
+        """From image and text features to logits ``(E, 1, H/4, W/4)``."""
+        p3, p4, p5 = (feature[image_index] for feature in features)
+        fused = self.neck.fuse(p3, p4, p5, sentence=sentence)
+        return self.decode_head(
+            fused, words=words, sentence=sentence, padding_mask=tokens == 0)
+
+    def answer(self, features: ImageFeatures, tokens: Tensor,
                image_index: Tensor | None = None) -> Tensor:
-        """Logits of expressions about images that are already encoded.
-
-        Args:
-            features (tuple[Tensor]): From :meth:`encode_image`.
-            tokens (Tensor): Token ids, ``(E, L)``.
-            image_index (Tensor, optional): Index of each expression's image,
-                int64 ``(E,)``. None means one expression per image, E == B.
-
-        Returns:
-            Tensor: ``(E, 1, H/4, W/4)``.
-
-        Raises:
-            ValueError: If L is longer than the text encoder's context, or E
-                does not fit image_index.
+        """As :meth:`predict_logits`, of images that :meth:`encode_image` has
+        encoded.
         """
         image_index = _checked_index(image_index, tokens, len(features[0]))
         with self._autocast(tokens.device):
@@ -107,51 +111,6 @@ class CRIS(BaseSegmentor):
                 *(x.split(self.expressions_at_once) for x in inputs),
                 strict=True)
             return torch.cat([self.decode(features, *part) for part in parts])
-
-    def encode_image(self, images: Tensor) -> ImageFeatures:
-        """Features shared by all expressions of an image, after the neck's
-        projections.
-
-        Args:
-            images (Tensor): Normalised images, ``(B, 3, H, W)``; H and W are
-                multiples of 32.
-
-        Returns:
-            tuple[Tensor]: p3, p4, p5 of :meth:`CrossModalFPN.project`.
-
-        Raises:
-            ValueError: If H or W is not a multiple of 32.
-        """
-        with self._autocast(images.device):
-            # channels_last is fastest under autocast.
-            if _in_autocast(images.device):
-                images = images.contiguous(memory_format=torch.channels_last)
-            c3, c4, c5 = self.backbone(images)
-            return self.neck.project(c3, c4, c5)
-
-    def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Words and sentence, see :meth:`CLIPBackbone.encode_text`."""
-        return self.backbone.encode_text(tokens)
-
-    def decode(self, features: ImageFeatures, words: Tensor, sentence: Tensor,
-               tokens: Tensor, image_index: Tensor) -> Tensor:
-        """From image and text features to logits.
-
-        Args:
-            features (tuple[Tensor]): From :meth:`encode_image`.
-            words (Tensor): ``(E, L, D)``, from :meth:`encode_text`.
-            sentence (Tensor): ``(E, C)``, from :meth:`encode_text`.
-            tokens (Tensor): Token ids, ``(E, L)``; 0 is padding.
-            image_index (Tensor): Index of each expression's image, int64
-                ``(E,)``.
-
-        Returns:
-            Tensor: ``(E, 1, H/4, W/4)``.
-        """
-        p3, p4, p5 = (feature[image_index] for feature in features)
-        fused = self.neck.fuse(p3, p4, p5, sentence=sentence)
-        return self.decode_head(
-            fused, words=words, sentence=sentence, padding_mask=tokens == 0)
 
     def loss(self, inputs: Tensor,
              data_samples: list[SegDataSample]) -> dict[str, Tensor]:
@@ -224,30 +183,24 @@ class CRIS(BaseSegmentor):
         if not logits.isfinite().all():
             raise ValueError('the model returned infinite or NaN logits: its '
                              'weights are broken, or too large for fp16')
-        height, width = logits.shape[-2:]
-        probs = F.interpolate(
-            logits.float().sigmoid(), (4 * height, 4 * width),
-            mode='bicubic',
-            align_corners=self.decode_head.align_corners)
+        probs = self._upsample(logits.float().sigmoid())
         return torch.from_numpy(
             unletterbox(probs[:, 0].detach().cpu().numpy(), *ori_shape))
 
     def extract_feat(self, inputs: Tensor) -> ImageFeatures:
-        """Feature maps c3, c4, c5; implements BaseSegmentor's abstract
-        method, which CRIS itself does not call.
+        """Maps c3, c4, c5. BaseSegmentor demands this method and the next,
+        which CRIS does not call.
         """
         return self.backbone(inputs)
 
     def encode_decode(self, inputs: Tensor,
                       batch_data_samples: list[SegDataSample]) -> Tensor:
-        """Logits ``(E, 1, H, W)`` at the input size; implements
-        BaseSegmentor's abstract method, which CRIS itself does not call.
-        """
-        logits = self._forward(inputs, batch_data_samples)
+        """Logits ``(E, 1, H, W)`` at the input size."""
+        return self._upsample(self._forward(inputs, batch_data_samples))
+
+    def _upsample(self, x: Tensor) -> Tensor:
         return F.interpolate(
-            logits,
-            inputs.shape[-2:],
-            mode='bicubic',
+            x, tuple(4 * side for side in x.shape[-2:]), mode='bicubic',
             align_corners=self.decode_head.align_corners)
 
     def _forward(self, inputs: Tensor,
@@ -255,12 +208,11 @@ class CRIS(BaseSegmentor):
         if data_samples is None:
             raise TypeError('CRIS needs data_samples with tokens; use '
                             'predict_logits for images and tokens alone')
-        counts = [len(sample.tokens) for sample in data_samples]
         tokens = torch.cat([sample.tokens for sample in data_samples])
-        image_index = torch.arange(len(counts)).repeat_interleave(
-            torch.tensor(counts))
-        return self.predict_logits(inputs, tokens,
-                                   image_index.to(inputs.device))
+        counts = torch.tensor([len(sample.tokens) for sample in data_samples])
+        image_index = torch.arange(len(counts)).repeat_interleave(counts)
+        return self.predict_logits(
+            inputs, tokens, image_index.to(inputs.device))
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:
         if self.inference_dtype is None:

@@ -45,12 +45,8 @@ class VisionLanguageDecoderLayer(nn.Module):
         self.self_attn = nn.MultiheadAttention(
             channels, num_heads, dropout=dropout, batch_first=True)
         self.cross_attn = nn.MultiheadAttention(
-            channels,
-            num_heads,
-            dropout=dropout,
-            kdim=word_channels,
-            vdim=word_channels,
-            batch_first=True)
+            channels, num_heads, dropout=dropout, kdim=word_channels,
+            vdim=word_channels, batch_first=True)
         self.ffn = nn.Sequential(
             nn.Linear(channels, feedforward_channels), nn.ReLU(),
             nn.Dropout(dropout), nn.LayerNorm(feedforward_channels),
@@ -65,17 +61,11 @@ class VisionLanguageDecoderLayer(nn.Module):
     def forward(self, pixels: Tensor, *, pixel_position: Tensor,
                 words: Tensor, word_position: Tensor,
                 padding_mask: Tensor) -> Tensor:
-        """One layer.
+        """One layer, from and to ``pixels (E, N, C)``.
 
-        Args:
-            pixels (Tensor): ``(E, N, C)``.
-            pixel_position (Tensor): ``(N, C)``.
-            words (Tensor): ``(E, L, D)``.
-            word_position (Tensor): ``(L, D)``.
-            padding_mask (Tensor): True where a word is padding, ``(E, L)``.
-
-        Returns:
-            Tensor: ``(E, N, C)``.
+        ``pixel_position (N, C)`` and ``word_position (L, D)`` are added to
+        queries and keys. ``words (E, L, D)`` are padding where
+        ``padding_mask (E, L)`` is True.
         """
         x = self.norm1(pixels)
         q = x + pixel_position
@@ -84,10 +74,7 @@ class VisionLanguageDecoderLayer(nn.Module):
 
         q = self.norm2(pixels) + pixel_position
         x, _ = self.cross_attn(
-            q,
-            words + word_position,
-            words,
-            key_padding_mask=padding_mask,
+            q, words + word_position, words, key_padding_mask=padding_mask,
             need_weights=False)
         pixels = pixels + self.dropout(self.cross_attn_norm(x))
 
@@ -97,12 +84,7 @@ class VisionLanguageDecoderLayer(nn.Module):
 class VisionLanguageDecoder(nn.Module):
     """A stack of :class:`VisionLanguageDecoderLayer` and a LayerNorm.
 
-    Args:
-        channels (int): C, a multiple of 4.
-        num_layers (int): Number of layers.
-        with_cp (bool): Compute the layers again in the backward pass instead
-            of keeping their activations.
-        **layer_cfg: Arguments of :class:`VisionLanguageDecoderLayer`.
+    The arguments are those of the head. ``**layer_cfg`` goes to the layers.
     """
 
     def __init__(self, channels: int, *, num_layers: int, with_cp: bool,
@@ -116,20 +98,12 @@ class VisionLanguageDecoder(nn.Module):
 
     def forward(self, fused: Tensor, *, words: Tensor,
                 padding_mask: Tensor) -> Tensor:
-        """Decode.
-
-        Args:
-            fused (Tensor): ``(E, C, h, w)``.
-            words (Tensor): ``(E, L, D)``.
-            padding_mask (Tensor): True where a word is padding, ``(E, L)``.
-
-        Returns:
-            Tensor: ``(E, C, h, w)``.
+        """From and to ``(E, C, h, w)``; ``words (E, L, D)`` are padding where
+        ``padding_mask (E, L)`` is True.
         """
         channels, height, width = fused.shape[1:]
         context = dict(
-            pixel_position=sine_position_2d(height, width,
-                                            channels).to(fused),
+            pixel_position=sine_position_2d(height, width, channels).to(fused),
             words=words,
             word_position=sine_position_1d(*words.shape[1:]).to(words),
             padding_mask=padding_mask)

@@ -27,25 +27,20 @@ _MIN_ROWS = 64
 
 
 def optimize_for_cpu_training(model: CRIS) -> None:
-    """Swap in the modules that are faster in training.
-
-    Args:
-        model (CRIS): On a CPU; changed in place.
-    """
-    _swap(
-        model, {
-            nn.Dropout: FastDropout,
-            nn.MultiheadAttention: ProductAttention,
-            TextToPixelProjector: FoldedProjector
-        })
+    """Swap the modules that are faster in training into a model on a CPU."""
+    _swap(model, {
+        nn.Dropout: FastDropout,
+        nn.MultiheadAttention: ProductAttention,
+        TextToPixelProjector: FoldedProjector
+    })
     model.expressions_at_once = 4  # in validation; training has no chunks
 
 
 def optimize_for_cpu_inference(model: CRIS, dtype: torch.dtype) -> None:
-    """Swap in the modules that are faster in inference.
+    """Swap the modules that are faster in inference into a model on a CPU.
 
     Args:
-        model (CRIS): On a CPU; changed in place.
+        model (CRIS): Changed in place.
         dtype (torch.dtype): Of the products, fp32 or bf16.
     """
     table: dict[type, type] = {
@@ -74,13 +69,15 @@ def _swap(module: nn.Module, table: dict[type, type]) -> None:
             _swap(child, table)
 
 
-def _take_over(module: nn.Module, plain: nn.Module) -> None:
-    """Give a module the settings, parameters and submodules of another."""
-    nn.Module.__init__(module)
-    vars(module).update(vars(plain))
+class _Replacement(nn.Module):
+    """Takes over the settings, parameters and submodules of a module."""
+
+    def __init__(self, plain: nn.Module):
+        nn.Module.__init__(self)
+        vars(self).update(vars(plain))
 
 
-class FoldedProjector(TextToPixelProjector):
+class FoldedProjector(_Replacement, TextToPixelProjector):
     """The projector without its largest maps; gain 43 / 42 %, training 24 /
     31 %.
 
@@ -91,30 +88,24 @@ class FoldedProjector(TextToPixelProjector):
     the gain in inference, 8 / 1 % in training).
     """
 
-    def __init__(self, plain: TextToPixelProjector):
-        _take_over(self, plain)
-
     def forward(self, decoded: Tensor, sentence: Tensor) -> Tensor:
         """See :meth:`TextToPixelProjector.forward`."""
         pixels = decoded
         for block in (self.upsample[1], self.upsample[3]):
             pixels = block[1:](conv_of_upsampled(pixels, block[0]))
-        with torch.autocast(pixels.device.type, enabled=False):
-            return self.respond(pixels.float(), sentence.float())
-
-    def respond(self, pixels: Tensor, sentence: Tensor) -> Tensor:
-        """Logits ``(E, 1, H, W)`` from upsampled pixels ``(E, C/2, H, W)``."""
         size, k = pixels.shape[-2:], self.kernel_size
-        weight, bias = self.make_kernel(sentence)
-        kernel = weight.flatten(2).transpose(1, 2)  # (E, k*k, C/2)
-        offset = kernel @ self.pixel_proj.bias[:, None]  # (E, k*k, 1)
-        kernel = kernel @ self.pixel_proj.weight.flatten(1)
-        # Keep channels last, as in memory, so that the gradients are too.
-        responses = pixels.flatten(2).transpose(1, 2) @ kernel.transpose(1, 2)
-        responses = responses.transpose(1, 2) + offset  # (E, k*k, H*W)
-        # F.fold scatters where a convolution gathers, so flip the taps.
-        logits = F.fold(responses.flip(1), size, k, padding=k // 2)
-        return logits + bias[:, None, None, None]
+        with torch.autocast(pixels.device.type, enabled=False):
+            weight, bias = self.make_kernel(sentence.float())
+            kernel = weight.flatten(2).transpose(1, 2)  # (E, k*k, C/2)
+            offset = kernel @ self.pixel_proj.bias[:, None]  # (E, k*k, 1)
+            kernel = kernel @ self.pixel_proj.weight.flatten(1)
+            # Keep channels last, as in memory, so that the gradients are too.
+            pixels = pixels.float().flatten(2).transpose(1, 2)  # (E, HW, C/2)
+            responses = (pixels @ kernel.transpose(1, 2)).transpose(1, 2)
+            responses = responses + offset  # (E, k*k, H*W)
+            # F.fold scatters where a convolution gathers, so flip the taps.
+            logits = F.fold(responses.flip(1), size, k, padding=k // 2)
+            return logits + bias[:, None, None, None]
 
 
 def conv_of_upsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -154,11 +145,9 @@ def conv_of_upsampled(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def _shifted_upsampling(length: int, kernel_size: int) -> Tensor:
-    """For every tap, the matrix that upsamples twofold and shifts.
-
-    Returns:
-        Tensor: ``(kernel_size, 2 * length, length)``; zeros where a shift
-        reaches beyond the ends, as a convolution pads.
+    """For every tap, the matrix that upsamples twofold and shifts,
+    ``(kernel_size, 2 * length, length)``; zeros where a shift reaches beyond
+    the ends, as a convolution pads.
     """
     upsampling = F.interpolate(
         torch.eye(length)[None], scale_factor=2, mode='linear')[0].T
@@ -167,14 +156,10 @@ def _shifted_upsampling(length: int, kernel_size: int) -> Tensor:
     return padded.unfold(0, 2 * length, 1).transpose(1, 2)
 
 
-class ConvLinear(nn.Linear):
+class ConvLinear(_Replacement, nn.Linear):
     """A linear layer as a 1 x 1 convolution, for oneDNN."""
 
-    def __init__(self, plain: nn.Linear):
-        _take_over(self, plain)
-
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., C_in)`` to ``(..., C)``."""
         return conv_linear(x, self.weight, self.bias)
 
 
@@ -188,23 +173,16 @@ def conv_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
 
 
-class FusedAttention(nn.MultiheadAttention):
+class FusedAttention(_Replacement, nn.MultiheadAttention):
     """Batch-first attention by PyTorch's fused kernel; gain 5 / 2 %.
 
     nn.MultiheadAttention itself multiplies transposed views.
     """
     linear = staticmethod(F.linear)
 
-    def __init__(self, plain: nn.MultiheadAttention):
-        _take_over(self, plain)
-
-    def forward(self,
-                query: Tensor,
-                key: Tensor,
-                value: Tensor,
+    def forward(self, query: Tensor, key: Tensor, value: Tensor,
                 key_padding_mask: Tensor | None = None,
-                need_weights: bool = True,
-                attn_mask: Tensor | None = None,
+                need_weights: bool = True, attn_mask: Tensor | None = None,
                 **kwargs) -> tuple[Tensor, Tensor | None]:
         """See ``torch.nn.MultiheadAttention.forward``."""
         both = key_padding_mask is not None and attn_mask is not None
@@ -213,22 +191,17 @@ class FusedAttention(nn.MultiheadAttention):
                                    need_weights, attn_mask, **kwargs)
         if key_padding_mask is not None:
             attn_mask = ~key_padding_mask[:, None, None]  # True attends
-        heads = self.attend(*self.project(query, key, value), attn_mask)
-        out = heads.transpose(1, 2).flatten(2)  # (E, N, C)
-        return self.linear(out, self.out_proj.weight, self.out_proj.bias), None
-
-    def project(self, *inputs: Tensor) -> list[Tensor]:
-        """Query, key and value of every head, ``(E, h, N, C/h)``."""
-        if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.chunk(3)
-        else:
-            weights = (self.q_proj_weight, self.k_proj_weight,
-                       self.v_proj_weight)
-        return [
+        weights = (
+            self.in_proj_weight.chunk(3) if self.in_proj_weight is not None
+            else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight))
+        heads = [
             self.linear(x, weight, bias).unflatten(
-                -1, (self.num_heads, -1)).transpose(1, 2) for x, weight, bias
-            in zip(inputs, weights, self.in_proj_bias.chunk(3), strict=True)
+                -1, (self.num_heads, -1)).transpose(1, 2)  # (E, h, N, C/h)
+            for x, weight, bias in zip((query, key, value), weights,
+                                       self.in_proj_bias.chunk(3), strict=True)
         ]
+        out = self.attend(*heads, attn_mask).transpose(1, 2).flatten(2)
+        return self.linear(out, self.out_proj.weight, self.out_proj.bias), None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor,
                mask: Tensor | None) -> Tensor:
@@ -255,26 +228,23 @@ class ProductAttention(FusedAttention):
         if not torch.is_grad_enabled():
             return super().attend(query, key, value, mask)
         weights = query * query.shape[-1]**-0.5 @ key.transpose(2, 3)
-        if mask is not None:
-            weights = (
-                weights.masked_fill(~mask, -math.inf)
-                if mask.dtype == torch.bool else weights + mask)
+        if mask is not None and mask.dtype == torch.bool:
+            weights = weights.masked_fill(~mask, -math.inf)
+        elif mask is not None:
+            weights = weights + mask
         weights = weights.softmax(dim=3)  # (E, h, N, L)
         if self.training and self.dropout > 0:
             weights = fast_dropout(weights, self.dropout)
         return weights @ value
 
 
-class FastDropout(nn.Dropout):
+class FastDropout(_Replacement, nn.Dropout):
     """Dropout from 16 random bits per element; gain 5 / 9 % with that of
     :class:`ProductAttention`.
 
     PyTorch draws a float per element on a CPU. The probability is rounded to a
     multiple of 2 ** -16.
     """
-
-    def __init__(self, plain: nn.Dropout):
-        _take_over(self, plain)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:

@@ -7,7 +7,6 @@ channels of the sentence feature.
 """
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from .projector import TextToPixelProjector
 
 
 @MODELS.register_module()
-class VisionLanguageDecoderHead(BaseModule):
+class VisionLanguageDecoderHead(nn.Module):
     """Vision-language decoder, text-to-pixel projector and their loss.
 
     Args:
@@ -24,55 +23,44 @@ class VisionLanguageDecoderHead(BaseModule):
         word_channels (int): Channels of the word features.
         sentence_channels (int): Channels of the sentence feature.
         num_layers (int): Decoder layers; 0 leaves the decoder out (the
-            paper's ablation). Defaults to 3.
-        num_heads (int): Attention heads. Defaults to 8.
+            paper's ablation).
+        num_heads (int): Attention heads.
         feedforward_channels (int): Hidden channels of the feed-forward
-            network. Defaults to 2048.
-        dropout (float): Defaults to 0.1.
+            network.
+        dropout (float): Of the decoder's layers.
         with_cp (bool): Compute the decoder's layers again in the backward
             pass instead of keeping their activations: the same gradients
-            with a third less memory, for 4 % more work. Defaults to False.
+            with a third less memory, for 4 % more work.
         kernel_size (int): Side of the kernel made from the sentence, odd.
-            Defaults to 3.
         text_kernel (bool): Make the kernel from the sentence. If False, one
             learnt kernel serves all sentences (the paper's ablation of the
-            contrastive loss). Defaults to True.
+            contrastive loss).
         threshold (float): Pixels with a higher probability belong to the
-            referent. Defaults to 0.35.
+            referent.
         align_corners (bool): How probabilities are resized to the size of the
-            input. Defaults to True, as in the official code.
+            input; True in the official code.
         target_resize (str): How masks are resized to the size of the logits,
             ``'nearest'``, as in the official code, or ``'area'``. The official
             pair of nearest and align_corners=True shifts masks by up to 3
             input pixels to the right and down. This matters little at 416
             pixels, but at 160 use ``'area'`` with align_corners=False, which
-            has no shift. Defaults to ``'nearest'``.
+            has no shift.
         loss_decode (dict): Config of the loss.
-        init_cfg (dict, optional): Initialisation config. Defaults to None.
 
     Raises:
         ValueError: If in_channels is not a multiple of 4, kernel_size is
             even, or target_resize is unknown.
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 word_channels: int,
-                 *,
-                 sentence_channels: int,
-                 num_layers: int = 3,
-                 num_heads: int = 8,
-                 feedforward_channels: int = 2048,
-                 dropout: float = 0.1,
-                 with_cp: bool = False,
-                 kernel_size: int = 3,
-                 text_kernel: bool = True,
-                 threshold: float = 0.35,
-                 align_corners: bool = True,
+    def __init__(self, in_channels: int, word_channels: int, *,
+                 sentence_channels: int, num_layers: int = 3,
+                 num_heads: int = 8, feedforward_channels: int = 2048,
+                 dropout: float = 0.1, with_cp: bool = False,
+                 kernel_size: int = 3, text_kernel: bool = True,
+                 threshold: float = 0.35, align_corners: bool = True,
                  target_resize: str = 'nearest',
-                 loss_decode: dict = dict(type='TextToPixelContrastiveLoss'),
-                 init_cfg: dict | None = None):
-        super().__init__(init_cfg=init_cfg)
+                 loss_decode: dict = dict(type='TextToPixelContrastiveLoss')):
+        super().__init__()
         if in_channels % 4:
             raise ValueError(
                 f'in_channels={in_channels}: the 2-D sine position needs a '
@@ -88,49 +76,36 @@ class VisionLanguageDecoderHead(BaseModule):
         self.decoder: nn.Module | None = None
         if num_layers > 0:
             self.decoder = VisionLanguageDecoder(
-                in_channels,
-                num_layers=num_layers,
-                word_channels=word_channels,
-                num_heads=num_heads,
-                feedforward_channels=feedforward_channels,
-                dropout=dropout,
+                in_channels, num_layers=num_layers,
+                word_channels=word_channels, num_heads=num_heads,
+                feedforward_channels=feedforward_channels, dropout=dropout,
                 with_cp=with_cp)
         self.projector = TextToPixelProjector(
-            in_channels,
-            sentence_channels=sentence_channels,
-            kernel_size=kernel_size,
-            text_kernel=text_kernel)
+            in_channels, sentence_channels=sentence_channels,
+            kernel_size=kernel_size, text_kernel=text_kernel)
         self.loss_decode = MODELS.build(loss_decode)
 
     def forward(self, fused: Tensor, *, words: Tensor, sentence: Tensor,
                 padding_mask: Tensor) -> Tensor:
-        """Logits of every expression.
+        """Logits ``(E, 1, 4h, 4w)`` at stride 4.
 
         Args:
             fused (Tensor): ``(E, C, h, w)`` at stride 16.
             words (Tensor): ``(E, L, D)``.
             sentence (Tensor): ``(E, C_s)``.
             padding_mask (Tensor): True where a word is padding, ``(E, L)``.
-
-        Returns:
-            Tensor: ``(E, 1, 4h, 4w)`` at stride 4.
         """
-        decoded = fused
         if self.decoder is not None:
-            decoded = self.decoder(
-                fused, words=words, padding_mask=padding_mask)
-        return self.projector(decoded, sentence)
+            fused = self.decoder(fused, words=words, padding_mask=padding_mask)
+        return self.projector(fused, sentence)
 
     def loss(self, logits: Tensor, masks: list[Tensor]) -> dict[str, Tensor]:
-        """Losses of a batch.
+        """Loss of a batch, a scalar under its name.
 
         Args:
             logits (Tensor): ``(E, 1, H/4, W/4)``.
             masks (list[Tensor]): Masks of each image's expressions,
                 ``(K, H, W)`` in [0, 1]; the K add up to E.
-
-        Returns:
-            dict[str, Tensor]: The loss, a scalar, under its name.
         """
         target = torch.cat(masks)[:, None].float()  # (E, 1, H, W)
         target = F.interpolate(

@@ -3,6 +3,7 @@
 
 Shapes: B images; h x w pixels at stride 32; C channels.
 """
+import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from torch import Tensor, nn
@@ -25,33 +26,28 @@ class SpatialAttentionPool(AttentionPool2d):
             nn.Conv2d(in_channels, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels))
 
-    def position(self, height: int, width: int) -> Tensor:
-        """Positional embedding of every pixel, ``(1, h * w, C_in)``."""
-        grid = self.positional_embedding[1:].T.reshape(
-            1, -1, self.grid_size, self.grid_size)
-        grid = F.interpolate(
-            grid, (height, width), mode='bicubic', align_corners=False)
-        return grid.flatten(2).transpose(1, 2)
-
     def forward(self, x: Tensor) -> Tensor:
-        """Attend over all pixels.
-
-        Args:
-            x (Tensor): Output of the last stage, ``(B, C_in, h, w)``.
-
-        Returns:
-            Tensor: ``(B, C_out, h, w)``.
+        """From the last stage's ``(B, C_in, h, w)`` to ``(B, C_out, h, w)``:
+        every pixel attends to all.
         """
-        height, width = x.shape[-2:]
+        size = x.shape[-2:]
         tokens = x.flatten(2).transpose(1, 2)  # (B, h*w, C_in)
-        tokens = tokens + self.position(height, width)
+        tokens = tokens + self.position(size)
         query, key, value = (
             proj(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj))
         out = F.scaled_dot_product_attention(query, key, value)
         out = self.c_proj(out.transpose(1, 2).flatten(2))
-        out = out.transpose(1, 2).unflatten(-1, (height, width))
+        out = out.transpose(1, 2).unflatten(-1, size)
         return F.relu(out + self.connect(x))
+
+    def position(self, size: torch.Size) -> Tensor:
+        """Positional embedding of every pixel, ``(1, h * w, C_in)``."""
+        grid = self.positional_embedding[1:].T.unflatten(
+            -1, (self.grid_size, self.grid_size))
+        grid = F.interpolate(
+            grid[None], size, mode='bicubic', align_corners=False)
+        return grid.flatten(2).transpose(1, 2)
 
 
 def keep_spatial(visual: ModifiedResNet) -> ModifiedResNet:

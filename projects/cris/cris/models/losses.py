@@ -23,16 +23,12 @@ class TextToPixelContrastiveLoss(nn.Module):
         self.loss_weight = loss_weight
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of a batch.
+        """Loss of a batch, a scalar.
 
         Args:
             logits (Tensor): z, ``(E, 1, h, w)``.
-            target (Tensor): Referent's share of each pixel, in [0, 1],
-                ``(E, 1, h, w)``.
-
-        Returns:
-            Tensor: Scalar of fp32.
+            target (Tensor): The referent's share of each pixel, in [0, 1], of
+                the same shape.
         """
-        loss = F.binary_cross_entropy_with_logits(logits.float(),
-                                                  target.float())
-        return self.loss_weight * loss
+        return self.loss_weight * F.binary_cross_entropy_with_logits(
+            logits.float(), target.float())

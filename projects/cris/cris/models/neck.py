@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
@@ -31,7 +30,7 @@ class CoordConv(nn.Sequential):
 
 
 @MODELS.register_module()
-class CrossModalFPN(BaseModule):
+class CrossModalFPN(nn.Module):
     """Fuses three stages of the image with the sentence (paper section 3.1).
 
     The projections of c3, c4 and c5 do not depend on the text: they run once
@@ -42,16 +41,11 @@ class CrossModalFPN(BaseModule):
         out_channels (Sequence[int]): Channels of f3, f4, f5 before they are
             fused; the output has ``out_channels[1]``.
         sentence_channels (int): Dimension of the sentence feature.
-        init_cfg (dict, optional): Initialisation config. Defaults to None.
     """
 
-    def __init__(self,
-                 in_channels: Sequence[int],
-                 out_channels: Sequence[int],
-                 *,
-                 sentence_channels: int,
-                 init_cfg: dict | None = None):
-        super().__init__(init_cfg=init_cfg)
+    def __init__(self, in_channels: Sequence[int],
+                 out_channels: Sequence[int], *, sentence_channels: int):
+        super().__init__()
         in3, in4, in5 = in_channels
         out3, out4, out5 = out_channels
         self.sentence_proj = nn.Sequential(
@@ -76,9 +70,7 @@ class CrossModalFPN(BaseModule):
         """Project the image features, once per image.
 
         Args:
-            c3 (Tensor): ``(B, C3, 2h, 2w)``.
-            c4 (Tensor): ``(B, C4, h, w)``.
-            c5 (Tensor): ``(B, C5, h/2, w/2)``.
+            c3, c4, c5 (Tensor): Of 2h x 2w, h x w and h/2 x w/2 pixels.
 
         Returns:
             tuple[Tensor]: p3 and p4 of h x w, p5 of h/2 x w/2 pixels, with
@@ -89,16 +81,8 @@ class CrossModalFPN(BaseModule):
 
     def fuse(self, p3: Tensor, p4: Tensor, p5: Tensor, *,
              sentence: Tensor) -> Tensor:
-        """Fuse E pairs of an image and a sentence.
-
-        Args:
-            p3 (Tensor): ``(E, out_channels[0], h, w)``.
-            p4 (Tensor): ``(E, out_channels[1], h, w)``.
-            p5 (Tensor): ``(E, out_channels[2], h/2, w/2)``.
-            sentence (Tensor): ``(E, C)``.
-
-        Returns:
-            Tensor: ``(E, out_channels[1], h, w)``.
+        """Fuse E pairs of an image, p3, p4, p5, and a sentence ``(E, C)``,
+        to ``(E, out_channels[1], h, w)``.
         """
         s = self.sentence_proj(sentence)[..., None, None]  # (E, out5, 1, 1)
         # The product is normalised as in the official code.
@@ -106,30 +90,17 @@ class CrossModalFPN(BaseModule):
         f4 = self.merge4(torch.cat([p4, _up2(f5)], dim=1))
         f3 = self.merge3(torch.cat([p3, f4], dim=1))
 
-        fused = torch.cat(
-            [self.smooth3(f3),
-             self.smooth4(f4),
-             _up2(self.smooth5(f5))], dim=1)
+        f3, f4, f5 = self.smooth3(f3), self.smooth4(f4), self.smooth5(f5)
+        fused = torch.cat([f3, f4, _up2(f5)], dim=1)
         return self.coord(self.aggregate(fused))
 
     def forward(self, c3: Tensor, c4: Tensor, c5: Tensor, *, sentence: Tensor,
                 image_index: Tensor) -> Tensor:
-        """Project and fuse.
-
-        Args:
-            c3 (Tensor): ``(B, C3, 2h, 2w)``.
-            c4 (Tensor): ``(B, C4, h, w)``.
-            c5 (Tensor): ``(B, C5, h/2, w/2)``.
-            sentence (Tensor): ``(E, C)``.
-            image_index (Tensor): Index of each expression's image, int64
-                ``(E,)``.
-
-        Returns:
-            Tensor: ``(E, out_channels[1], h, w)``.
+        """Project and fuse; ``image_index (E,)`` is the index of each
+        expression's image.
         """
-        projected = self.project(c3, c4, c5)
-        return self.fuse(
-            *(p[image_index] for p in projected), sentence=sentence)
+        p3, p4, p5 = (p[image_index] for p in self.project(c3, c4, c5))
+        return self.fuse(p3, p4, p5, sentence=sentence)
 
 
 def _up2(x: Tensor) -> Tensor:

@@ -17,13 +17,8 @@ class TextToPixelProjector(nn.Module):
     The paper takes the dot product of the sentence and every pixel. This is a
     k x k kernel and a bias, as in the official code.
 
-    Args:
-        in_channels (int): C.
-        sentence_channels (int): Dimension of the sentence feature.
-        kernel_size (int): k.
-        text_kernel (bool): Make the kernel from the sentence. If False, one
-            learnt kernel of the same shape serves every sentence (the paper's
-            ablation of the contrastive loss).
+    The arguments are those of the head. Without ``text_kernel``, one learnt
+    kernel of the same shape serves every sentence.
     """
 
     def __init__(self, in_channels: int, *, sentence_channels: int,
@@ -46,14 +41,8 @@ class TextToPixelProjector(nn.Module):
                 torch.empty(1, length).uniform_(-bound, bound))
 
     def forward(self, decoded: Tensor, sentence: Tensor) -> Tensor:
-        """Logits of every expression, always in fp32.
-
-        Args:
-            decoded (Tensor): ``(E, C, h, w)``.
-            sentence (Tensor): ``(E, C_s)``.
-
-        Returns:
-            Tensor: fp32 ``(E, 1, 4h, 4w)``.
+        """From pixels ``(E, C, h, w)`` and sentences ``(E, C_s)`` to logits
+        ``(E, 1, 4h, 4w)``, always in fp32.
         """
         pixels = self.upsample(decoded)  # (E, C/2, 4h, 4w)
         with torch.autocast(pixels.device.type, enabled=False):
@@ -61,11 +50,8 @@ class TextToPixelProjector(nn.Module):
             weight, bias = self.make_kernel(sentence.float())
             # One group per expression: each has its own map and kernel.
             logits = F.conv2d(
-                pixels.flatten(0, 1)[None],
-                weight,
-                bias,
-                padding=self.kernel_size // 2,
-                groups=len(weight))
+                pixels.flatten(0, 1)[None], weight, bias,
+                padding=self.kernel_size // 2, groups=len(weight))
         return logits.transpose(0, 1)
 
     def make_kernel(self, sentence: Tensor) -> tuple[Tensor, Tensor]:
