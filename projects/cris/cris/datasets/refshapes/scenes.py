@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
-SHAPES = ('circle', 'square', 'triangle', 'star')
+CORNERS = {'circle': 40, 'square': 4, 'triangle': 3, 'star': 10}
+SHAPES = tuple(CORNERS)
 # Hue in degrees, and the ranges of saturation and value.
 COLORS = {
     'red': (0, (0.82, 0.95), (0.72, 0.88)),
@@ -48,7 +49,7 @@ class Scene(NamedTuple):
 def sample_outline(shape: str, size: str, picture_area: int,
                    rng: np.random.Generator) -> np.ndarray:
     """Outline (N, 2) around the origin in pixels, slightly rotated."""
-    corners = {'circle': 40, 'square': 4, 'triangle': 3, 'star': 10}[shape]
+    corners = CORNERS[shape]
     radii = np.ones(corners)
     if shape == 'star':
         radii[1::2] = 0.45
@@ -136,7 +137,7 @@ def try_position(scene: Scene, item: SceneObject, overlap: bool,
         scene: The scene so far; it is not changed.
         item: The object, its outline around the origin.
         overlap: Whether it covers a part of one earlier object, of another
-            colour, or has to stand free.
+            colour, rather than standing free.
         rng: Source of the position.
     """
     low = BORDER - item.polygon.min(0)
