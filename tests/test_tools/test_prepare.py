@@ -1,11 +1,11 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""prepare.py and the benchmarks, as processes."""
+"""prepare.py, as processes."""
 import json
 import re
 import sys
 
 import pytest
-from conftest import CONFIG, REPO, ReferSet, options, run, tool
+from conftest import CONFIG, REPO, options, run, tool
 
 PREPARE = 'dataset_converters/prepare.py'
 
@@ -40,14 +40,11 @@ def test_split_says_where_the_images_are(refer_set, tmp_path):
     assert 'img_path' not in out and (tmp_path / 'b/images/0.jpg').is_file()
 
 
-FILES = [path.name for path in
-         (REPO / 'tools/dataset_converters').glob('*.py')]
-
-
-@pytest.mark.parametrize('name', FILES)
-def test_help_imports_nothing_heavy(name):
-    out = run(sys.executable, '-X', 'importtime',
-              REPO / 'tools/dataset_converters' / name, '--help')
+@pytest.mark.parametrize(
+    'file', (REPO / 'tools/dataset_converters').glob('*.py'),
+    ids=lambda file: file.stem)
+def test_help_imports_nothing_heavy(file):
+    out = run(sys.executable, '-X', 'importtime', file, '--help')
     imported = set(re.findall(r'\| +([\w.]+)$', out, re.MULTILINE))
     assert 'usage: ' in out and 'argparse' in imported
     assert not imported & {'cris', 'cv2', 'jinja2', 'lmdb', 'matplotlib',
@@ -66,29 +63,23 @@ def test_status_of_what_is_not_usable(refer_set, tmp_path):
     assert 'nowhere is not a folder' in out and 'Traceback' not in out
 
 
-def losses(config, root, work, *more):
-    tool('train.py', config, '--work-dir', work, *options(root), *more,
+def losses(config, root, work):
+    tool('train.py', config, '--work-dir', work, *options(root),
          'randomness.seed=3', 'default_hooks.logger.interval=1',
          'train_cfg.val_interval=9')
     (log, ) = work.glob('*/vis_data/scalars.json')
-    return [
-        json.loads(line)['loss'] for line in log.read_text().splitlines()
-        if 'loss' in json.loads(line)
-    ]
+    lines = map(json.loads, log.read_text().splitlines())
+    return [line['loss'] for line in lines if 'loss' in line]
 
 
-def test_a_conversion_trains_to_the_same_losses(tmp_path):
-    root = ReferSet(tmp_path / 'refer').write()
-    expected = losses(CONFIG, root, tmp_path / 'work0')
+def test_a_conversion_trains_to_the_same_losses(refer_set, tmp_path):
+    tool(PREPARE, 'convert', refer_set.root, '--dataset', 'refer', '--to',
+         'official-json', '--out', tmp_path / 'json')
+    config = tmp_path / 'official.py'
+    config.write_text(
+        CONFIG.read_text()
+        .replace('datasets/refer.py', 'datasets/official_json.py')
+        .replace("'../_base_", f"'{REPO}/configs/_base_"))
+    expected = losses(CONFIG, refer_set.root, tmp_path / 'a')
     assert len(expected) >= 2
-    for form, data in (('jsonl', 'own_jsonl'),
-                       ('official-json', 'official_json')):
-        tool(PREPARE, 'convert', root, '--dataset', 'refer', '--to', form,
-             '--out', tmp_path / form)
-        config = tmp_path / f'{data}.py'
-        config.write_text(
-            CONFIG.read_text().replace('../_base_/datasets/refer.py',
-                                       f'../_base_/datasets/{data}.py')
-            .replace("'../_base_", f"'{REPO}/configs/_base_"))
-        assert losses(config, tmp_path / form,
-                      tmp_path / f'work_{form}') == expected
+    assert losses(config, tmp_path / 'json', tmp_path / 'b') == expected

@@ -40,9 +40,8 @@ def parse_args() -> argparse.Namespace:
             convert='write it in another form',
             stats='statistics and plots').items())
     for command in (check, stats):
-        command.add_argument(
-            '--out', metavar='DIR', help='folder to write to (default: '
-            'work_dirs/prepare/DATASET)')
+        command.add_argument('--out', metavar='DIR', help='folder to write to '
+                             '(default: work_dirs/prepare/DATASET)')
     for command in (split, convert):
         command.add_argument('--out', metavar='DIR', required=True,
                              help='new folder to write to')
@@ -80,14 +79,8 @@ def run(args: argparse.Namespace, scratch: str) -> int:
         print(f'report: {write_report(result, args.out)} and report.json')
         return 0 if result.usable else 1
     if args.command == 'stats':
-        from preparation.stats import collect_stats, print_stats, write_stats
-        records = located.read()
-        if records.faults:
-            print(f'{len(records.faults)} faulty entries are left out; see '
-                  'check')
-        stats = collect_stats(records.images)
-        print(print_stats(stats))
-        print(f'plots: {write_stats(stats, args.out)}')
+        from preparation.stats import write_stats
+        print(write_stats(located.read(), args.out))
         return 0
     from preparation.convert import convert, split_dataset
     if args.command == 'convert':

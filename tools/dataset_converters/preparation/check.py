@@ -35,16 +35,15 @@ WARNINGS = {
 }
 _KINDS_OF_IMAGES = ('bad-image', 'image-size', 'image-too-large',
                     'missing-image')
+Counts = dict[str, dict[str, int]]
 
 
 class Result(NamedTuple):
     """What :func:`check` found."""
-    name: str
-    split_by: str | None
-    counts: dict[str, dict[str, int]]  # usable refs, ... by split
+    located: Located
+    counts: Counts  # usable refs, ... by split
     findings: list[Fault]  # errors and warnings, in a fixed order
     images: list[dict]  # the records
-    img_folder: str
 
     @property
     def errors(self) -> list[Fault]:
@@ -55,11 +54,9 @@ class Result(NamedTuple):
         return not self.errors and bool(self.images)
 
 
-def check(located: Located,
-          context_length: int | None = None,
-          decode_images: bool = False,
-          workers: int = 0) -> Result:
-    """Read a dataset and report what is wrong with it.
+def check(located: Located, context_length: int | None = None,
+          decode_images: bool = False, workers: int = 0) -> Result:
+    """Read a dataset and report what is wrong with it; raises nothing.
 
     Args:
         located (Located): Its files.
@@ -68,9 +65,6 @@ def check(located: Located,
         decode_images (bool): Whether to decode every image, not only its
             header. Defaults to False.
         workers (int): Processes that decode images; 0 for this one.
-
-    Returns:
-        Result: Faulty data raises nothing.
     """
     findings = list(located.missing)
     images: list[dict] = []
@@ -85,20 +79,21 @@ def check(located: Located,
     if osp.isdir(located.img_folder):
         findings += _once_per_image(check_headers(images, located.img_folder))
     if decode_images:
-        findings += _decode_all(images, located, findings, workers)
+        bad = {fault.where for fault in findings}
+        findings += _decode_all(
+            [name for name in dict.fromkeys(i['file_name'] for i in images)
+             if name not in bad], located.img_folder, workers)
     findings += _check_refs(
         images, context_length or located.info.context_length)
-    findings += _find_leaks(images)
     counts = count_splits(images)
     if located.can_be_read:
         findings += _compare_counts(counts, located)
-    return Result(located.name, located.split_by, counts, findings, images,
-                  located.img_folder)
+    return Result(located, counts, findings, images)
 
 
-def count_splits(images: list[dict]) -> dict[str, dict[str, int]]:
+def count_splits(images: list[dict]) -> Counts:
     """Numbers of ``refs``, ``sentences`` and ``images`` by split."""
-    counts: dict[str, dict[str, int]] = {}
+    counts: Counts = {}
     names = defaultdict(set)
     for image in images:
         for ref in image['refs']:
@@ -107,8 +102,7 @@ def count_splits(images: list[dict]) -> dict[str, dict[str, int]]:
             split['refs'] += 1
             split['sentences'] += len(ref['sentences'])
             names[ref['split']].add(image['file_name'])
-    for split, files in names.items():
-        counts[split]['images'] = len(files)
+            split['images'] = len(names[ref['split']])
     return counts
 
 
@@ -122,49 +116,52 @@ def _once_per_image(faults: list[Fault]) -> list[Fault]:
     return list(firsts.values())
 
 
-def _compare_counts(counts: dict[str, dict[str, int]],
-                    located: Located) -> Iterator[Fault]:
+def _compare_counts(counts: Counts, located: Located) -> Iterator[Fault]:
     published = located.info.counts.get(located.split_by or '', {})
-    keys = ('refs', 'sentences', 'images')
-    total = {key: sum(split[key] for split in counts.values()) for key in keys}
     for split, numbers in published.items():
-        found = total if split == 'all' else counts.get(split, {})
-        for key, number in zip(keys, numbers, strict=True):
-            if number is not None and found.get(key, 0) != number:
+        parts = counts if split == 'all' else {split} & counts.keys()
+        for key, number in zip(('refs', 'sentences', 'images'), numbers,
+                               strict=True):
+            found = sum(counts[part][key] for part in parts)
+            if number is not None and found != number:
                 yield Fault(
-                    'wrong-count', f'split {split}', f'{found.get(key, 0)} '
-                    f'{key} can be used, but {located.name} '
-                    f'({located.split_by}) has {number}: the files are '
-                    'incomplete or of another version, or entries are faulty')
+                    'wrong-count', f'split {split}', f'{found} {key} can be '
+                    f'used, but {located.name} ({located.split_by}) has '
+                    f'{number}: the files are incomplete or of another '
+                    'version, or entries are faulty')
 
 
 def _check_refs(images: list[dict], context_length: int) -> Iterator[Fault]:
-    refs_of_ann = defaultdict(list)
+    refs_of_ann, splits_of_image = defaultdict(list), defaultdict(dict)
     for image in images:
+        name, size = image['file_name'], [image['height'], image['width']]
         for ref in image['refs']:
             where = f'ref {ref["ref_id"]}'
+            splits_of_image[name][ref['split']] = True
             yield from _check_sentences(ref, where, context_length)
             if ref['segmentation'] is None:
                 continue
             # The list of several objects (gRefCOCO) is not an annotation.
             if not isinstance(ref['ann_id'], list):
-                refs_of_ann[ref['split'], image['file_name'],
-                            str(ref['ann_id'])].append(ref['ref_id'])
+                refs_of_ann[ref['split'], name, str(ref['ann_id'])].append(
+                    ref['ref_id'])
             if ref['area'] < TINY:
-                yield Fault(
-                    'tiny-mask', where, f'its mask in {image["file_name"]} '
-                    f'has only {ref["area"]} pixels')
-            size = [image['height'], image['width']]
+                yield Fault('tiny-mask', where, f'its mask in {name} has only '
+                            f'{ref["area"]} pixels')
             if is_outside(ref['segmentation'], *size):
                 yield Fault(
                     'partly-outside', where, 'its polygon leaves the image '
-                    f'{image["file_name"]} of size {size} (height, width)')
+                    f'{name} of size {size} (height, width)')
     for (split, _, ann_id), refs in refs_of_ann.items():
         if len(refs) > 1:
             yield Fault(
                 'duplicate-annotation', f'ref {refs[1]}',
                 f'the refs {", ".join(map(str, refs))} of split {split} all '
                 f'have the annotation {ann_id}')
+    for name, splits in splits_of_image.items():
+        if splits.pop('train', False) and splits:
+            yield Fault('leaking-image', name,
+                        f'it is in train and in {", ".join(splits)}')
 
 
 def _check_sentences(ref: dict, where: str,
@@ -186,30 +183,14 @@ def _check_sentences(ref: dict, where: str,
                 f'than the context length of {context_length}')
 
 
-def _find_leaks(images: list[dict]) -> Iterator[Fault]:
-    splits = defaultdict(dict)
-    for image in images:
-        splits[image['file_name']].update(
-            dict.fromkeys(ref['split'] for ref in image['refs']))
-    for name, found in splits.items():
-        others = [split for split in found if split != 'train']
-        if 'train' in found and others:
-            yield Fault('leaking-image', name,
-                        f'it is in train and in {", ".join(others)}')
-
-
-def _decode_all(images: list[dict], located: Located, known: list[Fault],
+def _decode_all(names: list[str], folder: str,
                 workers: int) -> Iterator[Fault]:
-    bad = {fault.where for fault in known}
-    names = list(
-        dict.fromkeys(image['file_name'] for image in images
-                      if image['file_name'] not in bad))
-    paths = [osp.join(located.img_folder, name) for name in names]
+    paths = [osp.join(folder, name) for name in names]
     if workers:
         with ProcessPoolExecutor(workers) as pool:
             results = list(pool.map(_decode, paths, chunksize=16))
     else:
-        results = list(map(_decode, paths))
+        results = map(_decode, paths)
     seen: dict[str, str] = {}
     for name, (digest, message) in zip(names, results, strict=True):
         if message:

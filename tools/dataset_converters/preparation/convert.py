@@ -4,61 +4,45 @@ import hashlib
 import os
 import os.path as osp
 import shutil
-from collections import defaultdict
-from itertools import count
+from itertools import chain, count
 
 from cris.datasets.records import raise_faults
 
-from .check import count_splits
+from .check import Counts, count_splits
 from .locate import Located
 from .writers import WRITERS, Splits, check_new_folder
 
-Counts = dict[str, dict[str, int]]
 
-
-def convert(located: Located,
-            dst: str,
-            form: str,
+def convert(located: Located, dst: str, form: str,
             with_images: bool = True) -> Counts:
-    """Write a dataset in another form.
+    """Write a dataset in a form of ``known_sets.FORMS``.
 
     These are kept: file names of images, sentences, ids of refs and
     sentences, ids of images and annotations where they are single, splits,
     categories, and masks pixel for pixel. Several objects of one ref become
     one mask.
 
-    The folder must be new or empty; the form is one of ``known_sets.FORMS``.
-    Returns the numbers of refs, sentences and images by split.
+    Returns:
+        dict: Numbers of refs, sentences and images by split.
 
     Raises:
-        FileExistsError: If the folder is not empty.
+        FileExistsError: If the folder is neither new nor empty.
         FileNotFoundError: If files of the source are missing.
-        ValueError: If an entry of the source is faulty, or the form cannot
-            express one (refs without a target).
+        ValueError: If an entry is faulty, or cannot be expressed.
     """
     check_new_folder(dst)
     images = located.read_strictly(with_images)
     return _write(images, located, dst, form, with_images)
 
 
-def split_dataset(located: Located,
-                  dst: str,
-                  val_fraction: float,
-                  seed: int = 0,
-                  with_images: bool = False) -> Counts:
-    """Write a dataset in the same form, divided into train and val.
+def split_dataset(located: Located, dst: str, val_fraction: float,
+                  seed: int = 0, with_images: bool = False) -> Counts:
+    """Write a dataset in the same form, divided into train and val by image.
 
-    The images are divided, so that none is in both. If there are several
-    splits, train is divided and the others are kept. Whether an image is in
-    val depends on its name and the seed: further images move few others.
-
-    Returns the same as :func:`convert`.
-
-    Raises:
-        FileExistsError: If the folder is not empty.
-        FileNotFoundError: If files of the source are missing.
-        ValueError: If the fraction is not between 0 and 1, an entry is
-            faulty, there is a val split already, or a single image.
+    If there are several splits, train is divided and the others are kept.
+    Whether an image is in val depends on its name and the seed: further images
+    move few others. Returns and raises as :func:`convert`; ValueError also if
+    the fraction or the splits do not allow it.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f'the fraction for val is {val_fraction}; it must be '
@@ -73,9 +57,8 @@ def split_dataset(located: Located,
             'single split can be divided, or train if there is no val.')
     refs = [(image['file_name'], ref) for image in images
             for ref in image['refs'] if ref['split'] == source]
-    names = sorted(
-        {name for name, _ in refs},
-        key=lambda name: hashlib.sha256(f'{seed} {name}'.encode()).digest())
+    names = sorted({name for name, _ in refs}, key=lambda name: hashlib.sha256(
+        f'{seed} {name}'.encode()).digest())
     if len(names) < 2:
         raise ValueError(f'{names[0]} is the only image of {source}; there '
                          'must be two')
@@ -89,19 +72,22 @@ def split_dataset(located: Located,
 def _write(images: list[dict], located: Located, dst: str, form: str,
            with_images: bool) -> Counts:
     counts = count_splits(images)
-    if form != 'refer':
-        for split in counts:
-            if not split or split != osp.basename(split) or split[0] == '.':
-                raise ValueError(
-                    f'the split {split!r} cannot be part of a file name')
+    splits: Splits = {split: [] for split in counts}
+    for image in images:
+        for ref in image['refs']:
+            splits[ref['split']].append((image, ref))
+    for split in splits:
+        if form != 'refer' and (not split or split != osp.basename(split)
+                                or split[0] == '.'):
+            raise ValueError(
+                f'the split {split!r} cannot be part of a file name')
+    refs = [ref for _, ref in chain(*splits.values())]
     if form in ('coco', 'official-json'):
         raise_faults([
             f'ref {ref["ref_id"]}: it has no target, which the form {form} '
-            'cannot express; choose refer or jsonl' for image in images
-            for ref in image['refs'] if ref['segmentation'] is None
-        ], 'the conversion')
-    splits = _by_split(images)
-    _make_ids_unique(splits)
+            'cannot express; choose refer or jsonl'
+            for ref in refs if ref['segmentation'] is None], 'the conversion')
+    _make_ids_unique(images, refs)
     os.makedirs(dst, exist_ok=True)
     if with_images:
         for name in {image['file_name'] for image in images}:
@@ -113,21 +99,8 @@ def _write(images: list[dict], located: Located, dst: str, form: str,
     return counts
 
 
-def _by_split(images: list[dict]) -> Splits:
-    splits = defaultdict(list)
-    for image in images:
-        refs = defaultdict(list)
-        for ref in image['refs']:
-            refs[ref['split']].append(ref)
-        for split, of_split in refs.items():
-            splits[split].append(dict(image, refs=of_split))
-    return splits
-
-
-def _make_ids_unique(splits: Splits) -> None:
+def _make_ids_unique(images: list[dict], refs: list[dict]) -> None:
     """Renumber ids that are only unique within a split."""
-    images = [image for of_split in splits.values() for image in of_split]
-    refs = [ref for image in images for ref in image['refs']]
     names = {image['file_name'] for image in images}
     ids = {(image['img_id'], image['file_name']) for image in images}
     if not len({i for i, _ in ids}) == len(names) == len(ids) or not all(

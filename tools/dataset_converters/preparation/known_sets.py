@@ -9,21 +9,22 @@ from typing import NamedTuple
 FORMS = ('refer', 'jsonl', 'coco', 'official-json')
 #: Refs, sentences and images (None: not published) by split.
 Counts = dict[str, tuple[int | None, int | None, int | None]]
+YOURS = 'you: see docs/en/data.md for the layout'
 
 
 class DatasetInfo(NamedTuple):
     """What is known about a dataset."""
     reader: str
-    source: str  # of the annotations
-    image_source: str = 'the same place'
+    source: str = YOURS  # of the annotations
+    image_source: str = YOURS
     image_folders: tuple[str, ...] = ('images', )  # usual names in the root
     # By split_by, the default first. Split 'all' is the sum of the others.
     counts: dict[str, Counts] = {}
     context_length: int = 17  # tokens of a sentence that models use
     skip_images: tuple[int, ...] = ()  # ids that are usually left out
+    ann_file: str = 'instances.json'
 
 
-YOURS = 'you: see docs/en/data.md for the layout'
 _REFER = 'the REFER page, https://github.com/lichengunc/refer'
 _COCO = ('COCO 2014 train images, '
          'http://images.cocodataset.org/zips/train2014.zip')
@@ -67,12 +68,13 @@ DATASETS = {
         'refer', 'https://github.com/Lsan2401/RMSIN', 'the same place',
         ('images/rrsisd/JPEGImages', 'JPEGImages', 'images',
          '../images/rrsisd/JPEGImages'), {'unc': {}}),
-    'refer': DatasetInfo('refer', YOURS, YOURS, ('images', *_COCO_FOLDERS)),
-    'jsonl': DatasetInfo('jsonl', YOURS, YOURS),
-    'coco': DatasetInfo('coco', YOURS, YOURS,
-                        ('images', 'train2017', 'train2014')),
+    'refer': DatasetInfo('refer', image_folders=('images', *_COCO_FOLDERS)),
+    'jsonl': DatasetInfo('jsonl', ann_file='{split}.jsonl'),
+    'coco': DatasetInfo(
+        'coco', image_folders=('images', 'train2017', 'train2014'),
+        ann_file='{split}.json'),
     'official-json': DatasetInfo(
-        'official-json', YOURS, YOURS,
-        ('images/train2014', 'images', '../images/train2014')),
-    'official-lmdb': DatasetInfo('official-json', YOURS),
+        'official-json', ann_file='anns/{split}.json',
+        image_folders=('images/train2014', 'images', '../images/train2014')),
+    'official-lmdb': DatasetInfo('official-json', ann_file='{split}.lmdb'),
 }

@@ -9,15 +9,8 @@ from cris.datasets.readers import READERS
 from cris.datasets.readers.shared import splits_on_disk
 from cris.datasets.records import Fault, Records, raise_faults
 
-from .known_sets import DATASETS, YOURS, DatasetInfo
+from .known_sets import DATASETS, DatasetInfo
 from .official_lmdb import convert_lmdb
-
-_ANN_FILES = {
-    'jsonl': '{split}.jsonl',
-    'coco': '{split}.json',
-    'official-json': 'anns/{split}.json',
-    'official-lmdb': '{split}.lmdb'
-}
 
 
 class Located(NamedTuple):
@@ -26,7 +19,7 @@ class Located(NamedTuple):
     name: str
     split_by: str | None
     args: dict  # of the reader, without the split
-    splits: list[str] | None  # splits with separate files
+    splits: list[str]  # splits with separate files
     missing: list[Fault]  # files and folders
     # Folder of official LMDB files, from which read() makes those in args.
     lmdb: str | None = None
@@ -43,10 +36,9 @@ class Located(NamedTuple):
     @property
     def can_be_read(self) -> bool:
         # The annotations of these two hold the sizes of the images.
-        without_images = self.info.reader in ('refer', 'coco')
-        return not any(
-            fault.kind == 'missing-file' or not without_images
-            for fault in self.missing)
+        if self.info.reader in ('refer', 'coco'):
+            return all(f.kind != 'missing-file' for f in self.missing)
+        return not self.missing
 
     def read(self) -> Records:
         """Records of all splits; every ref names its split.
@@ -60,28 +52,23 @@ class Located(NamedTuple):
             raise FileNotFoundError('\n'.join(map(str, self.missing)))
         faults: list[Fault] = []
         if self.lmdb:
-            folder = osp.dirname(self.img_folder)
-            faults = convert_lmdb(self.lmdb, folder)[1]
-        read = READERS[self.info.reader]
+            faults = convert_lmdb(self.lmdb, osp.dirname(self.img_folder))[1]
         # Split by split: ids need not be unique across files.
-        parts = [read(**self.args)] if self.splits is None else [
-            read(**self.args, split=split) for split in self.splits]
+        parts = [READERS[self.info.reader](**self.args, split=split)
+                 for split in self.splits or [None]]
         return Records(
             *(list(chain(*fields))
               for fields in zip(Records([], faults), *parts, strict=True)))
 
     def read_strictly(self, with_images: bool) -> list[dict]:
-        """Records of all splits, without any faulty entry.
+        """Records as of :meth:`read`, without any faulty entry.
 
         Raises:
-            FileNotFoundError: If files are missing; a missing image folder
-                matters only ``with_images``.
+            FileNotFoundError: If files are missing.
             ValueError: If an entry is faulty, or there are no refs.
         """
-        missing = [fault for fault in self.missing
-                   if with_images or fault.where != self.img_folder]
-        if missing:
-            raise FileNotFoundError('\n'.join(map(str, missing)))
+        if with_images and self.missing:
+            raise FileNotFoundError('\n'.join(map(str, self.missing)))
         records = self.read()
         raise_faults(records.faults, self.source)
         if not records.images:
@@ -91,13 +78,9 @@ class Located(NamedTuple):
         return records.images
 
 
-def locate(root: str,
-           name: str,
-           split_by: str | None = None,
-           images: str | None = None,
-           masks: str | None = None,
-           prompt_keys: list[str] | None = None,
-           scratch: str = '') -> Located:
+def locate(root: str, name: str, split_by: str | None = None,
+           images: str | None = None, masks: str | None = None,
+           prompt_keys: list[str] | None = None, scratch: str = '') -> Located:
     """Find the files of a dataset and list missing ones.
 
     Args:
@@ -112,7 +95,7 @@ def locate(root: str,
 
     Raises:
         FileNotFoundError: If the root is not a folder.
-        ValueError: If the dataset has no such splits.
+        ValueError: If it has no such splits, or several datasets.
     """
     info = DATASETS[name]
     if not osp.isdir(root):
@@ -120,96 +103,81 @@ def locate(root: str,
     if split_by and info.counts and split_by not in info.counts:
         raise ValueError(f'{name} has no split_by {split_by!r}; it has '
                          f'{", ".join(info.counts)}')
-    missing: list[Fault] = []
+    splits: list[str] = []
     if info.reader == 'refer':
-        root, split_by, args = _refer_files(root, name, split_by, missing)
-        args['img_folder'] = _image_folder(root, info, images, missing)
-        return Located(info, name, split_by, args, None, missing)
-    args, splits, inner = _own_files(root, name, missing)
+        inside = osp.join(root, name)
+        if info.counts and osp.isdir(inside) and not osp.isfile(
+                osp.join(root, info.ann_file)):
+            root = inside
+        split_by = split_by or next(
+            iter(info.counts), None) or _only_split(root)
+        files = [osp.join(root, file) for file in (
+            f'refs({split_by}).p', f'grefs({split_by}).json')]
+        if name == 'grefcoco':
+            del files[0]
+        args = dict(
+            ann_file=osp.join(root, info.ann_file),
+            split_file=next(filter(osp.isfile, files), files[0]),
+            skip_images=list(info.skip_images))
+        absent = [path for path in (args['ann_file'], args['split_file'])
+                  if not osp.isfile(path)]
+    else:
+        ann_file, splits, inner = _own_files(root, name)
+        args = dict(ann_file=ann_file)
+        absent = [] if splits else [ann_file.replace('{split}', '*')]
+    missing = [Fault('missing-file', path,
+                     f'it does not exist; it comes from {info.source}')
+               for path in absent]
     if name == 'official-lmdb':
-        args = dict(ann_file=osp.join(scratch, 'anns/{split}.json'),
-                    mask_folder=osp.join(scratch, 'masks'),
-                    img_folder=osp.join(scratch, 'images'))
+        parts = zip(('ann_file', 'mask_folder', 'img_folder'),
+                    ('anns/{split}.json', 'masks', 'images'), strict=True)
+        args = {key: osp.join(scratch, part) for key, part in parts}
         return Located(info, name, split_by, args, splits, missing, root)
-    if name != 'coco':
+    if info.reader in ('jsonl', 'official-json'):
         folder = osp.join(root, masks or osp.join('masks', inner))
         if not osp.isdir(folder):
-            missing.append(
-                Fault('missing-folder', folder, 'there is no folder of '
-                      'masks; --masks names another'))
+            missing.append(Fault(
+                'missing-folder', folder, 'there is no folder of masks; '
+                '--masks names another'))
         args['mask_folder'] = folder
     if name == 'official-json':
         args['prompt_keys'] = prompt_keys
-    args['img_folder'] = _image_folder(root, info, images, missing)
+    names = [images] if images else info.image_folders
+    folders = [osp.normpath(osp.join(root, name)) for name in names]
+    args['img_folder'] = next(filter(osp.isdir, folders), folders[0])
+    if not osp.isdir(args['img_folder']):
+        tried = '' if images else f' (tried {", ".join(names)})'
+        missing.append(Fault(
+            'missing-folder', folders[0],
+            f'there is no folder of images{tried}; they come from '
+            f'{info.image_source}. --images names another folder'))
     return Located(info, name, split_by, args, splits, missing)
 
 
-def _missing_file(path: str, source: str) -> Fault:
-    return Fault('missing-file', path,
-                 f'it does not exist; it comes from {source}')
+def _only_split(root: str) -> str:
+    """``split_by`` of the only file of refs in a folder; unc if none."""
+    found = sorted(
+        osp.basename(path) for pattern in ('refs(*).p', 'grefs(*).json')
+        for path in glob.glob(osp.join(glob.escape(root), pattern)))
+    if len(found) > 1:
+        raise ValueError(f'{root} has {", ".join(found)}: say which with '
+                         '--split-by')
+    return found[0].split('(')[1].split(')')[0] if found else 'unc'
 
 
-def _image_folder(root: str, info: DatasetInfo, images: str | None,
-                  missing: list[Fault]) -> str:
-    names = [images] if images else info.image_folders
-    folders = [osp.normpath(osp.join(root, name)) for name in names]
-    for folder in folders:
-        if osp.isdir(folder):
-            return folder
-    tried = '' if images else f' (tried {", ".join(names)})'
-    missing.append(
-        Fault('missing-folder', folders[0],
-              f'there is no folder of images{tried}; they come from '
-              f'{info.image_source}. --images names another folder'))
-    return folders[0]
-
-
-def _refer_files(root: str, name: str, split_by: str | None,
-                 missing: list[Fault]) -> tuple[str, str, dict]:
-    """The root, ``split_by`` and arguments of the reader."""
-    info = DATASETS[name]
-    inside = osp.join(root, name)
-    ann_file = osp.join(root, 'instances.json')
-    if info.counts and osp.isdir(inside) and not osp.isfile(ann_file):
-        root, ann_file = inside, osp.join(inside, 'instances.json')
-    if split_by is None and info.counts:
-        split_by = next(iter(info.counts))
-    if split_by is None:
-        found = sorted(
-            osp.basename(path) for pattern in ('refs(*).p', 'grefs(*).json')
-            for path in glob.glob(osp.join(glob.escape(root), pattern)))
-        if len(found) > 1:
-            raise ValueError(f'{root} has {", ".join(found)}: say which with '
-                             '--split-by')
-        split_by = found[0].split('(')[1].split(')')[0] if found else 'unc'
-    split_file = osp.join(root, f'refs({split_by}).p')
-    generalized = osp.join(root, f'grefs({split_by}).json')
-    if name == 'grefcoco' or (not osp.isfile(split_file)
-                              and osp.isfile(generalized)):
-        split_file = generalized
-    missing += [_missing_file(path, info.source)
-                for path in (ann_file, split_file) if not osp.isfile(path)]
-    return root, split_by, dict(
-        ann_file=ann_file, split_file=split_file,
-        skip_images=list(info.skip_images))
-
-
-def _own_files(root: str, name: str,
-               missing: list[Fault]) -> tuple[dict, list[str], str]:
-    """Arguments of the reader, splits, and the subfolder of anns and masks."""
-    ann_file, inner = osp.join(root, _ANN_FILES[name]), ''
+def _own_files(root: str, name: str) -> tuple[str, list[str], str]:
+    """Annotation files, splits, and the subfolder of anns and masks."""
+    ann_file = osp.join(root, DATASETS[name].ann_file)
     splits = splits_on_disk(ann_file)
-    if not splits and name == 'official-json':
-        # The official code keeps several datasets side by side.
-        found = glob.glob(osp.join(glob.escape(root), 'anns/*/*.json'))
-        inners = sorted({osp.basename(osp.dirname(path)) for path in found})
-        if len(inners) > 1:
-            raise ValueError(
-                f'{root}/anns has several datasets: {", ".join(inners)}; give '
-                'each a separate root (links are enough)')
-        inner = ''.join(inners)
-        ann_file = osp.join(root, 'anns', inner, '{split}.json')
-        splits = splits_on_disk(ann_file)
-    if not splits:
-        missing.append(_missing_file(ann_file.replace('{split}', '*'), YOURS))
-    return dict(ann_file=ann_file), splits, inner
+    if splits or name != 'official-json':
+        return ann_file, splits, ''
+    # The official code keeps several datasets side by side.
+    found = glob.glob(osp.join(glob.escape(root), 'anns/*/*.json'))
+    inners = sorted({osp.basename(osp.dirname(path)) for path in found})
+    if len(inners) > 1:
+        raise ValueError(
+            f'{root}/anns has several datasets: {", ".join(inners)}; give '
+            'each a separate root (links are enough)')
+    inner = ''.join(inners)
+    ann_file = osp.join(root, 'anns', inner, '{split}.json')
+    return ann_file, splits_on_disk(ann_file), inner

@@ -27,7 +27,6 @@ from cris.io.pickles import parse_plain_pickle
 
 from .writers import check_new_folder, official_entry, write_json
 
-_FOLDERS = ('anns', 'masks', 'images')
 _MAX_NESTED = 1_000_000  # entries of a list or dict in msgpack
 
 
@@ -43,13 +42,11 @@ def convert_lmdb(src: str, dst: str) -> tuple[dict[str, int], list[Fault]]:
         dst (str): Folder to write to; new or empty.
 
     Returns:
-        tuple: Refs by split, and a fault for each broken entry. Broken
-        entries are left out.
+        tuple: Refs by split, and a fault for each broken entry, left out.
 
     Raises:
-        FileExistsError: If ``dst`` is not empty.
-        FileNotFoundError: If there is no LMDB.
         ImportError: If lmdb, pyarrow or msgpack is needed and missing.
+        OSError: If there is no LMDB, or ``dst`` is not empty.
         ValueError: If a file is not such an LMDB.
     """
     paths = [osp.normpath(src)]
@@ -59,68 +56,59 @@ def convert_lmdb(src: str, dst: str) -> tuple[dict[str, int], list[Fault]]:
         raise FileNotFoundError(
             f'{src} does not exist, or has no <split>.lmdb')
     check_new_folder(dst)
-    for folder in _FOLDERS:
+    for folder in ('anns', 'masks', 'images'):
         os.makedirs(osp.join(dst, folder), exist_ok=True)
-    converter = _Converter(dst)
-    counts = {
-        osp.splitext(osp.basename(path))[0]: converter.convert(path)
-        for path in paths
-    }
-    return counts, converter.builder.faults
-
-
-class _Converter:
-
-    def __init__(self, dst: str):
-        self.builder = RecordBuilder()
-        self._anns, self._masks, self._images = (
-            osp.join(dst, folder) for folder in _FOLDERS)
-        self._digests: dict[str, bytes] = {}  # by name of the image
-        self._ref_ids = count()
-
-    def convert(self, path: str) -> int:
-        """Convert one LMDB; return the number of its refs."""
+    writer, counts = _EntryWriter(dst), {}
+    for path in paths:
         split = osp.splitext(osp.basename(path))[0]
         entries = []
         for number, (key, value) in enumerate(_read_values(path)):
             where = f'{path}, entry {key}'
             # On an error, the files that it has written are removed.
-            with self.builder.entry(where), ExitStack() as undo:
+            with writer.builder.entry(where), ExitStack() as undo:
                 entry = _check_entry(parse_value(value, where))
-                entries.append(
-                    self._convert_entry(entry, split, number, undo))
+                entries.append(writer.write(entry, split, number, undo))
                 undo.pop_all()
-        write_json(osp.join(self._anns, f'{split}.json'), entries)
-        return len(entries)
+        write_json(osp.join(dst, 'anns', f'{split}.json'), entries)
+        counts[split] = len(entries)
+    return counts, writer.builder.faults
 
-    def _convert_entry(self, entry: dict, split: str, number: int,
-                       undo: ExitStack) -> dict:
+
+class _EntryWriter:
+
+    def __init__(self, dst: str):
+        self.builder = RecordBuilder()
+        self._dst = dst
+        self._digests: dict[str, bytes] = {}  # by name of the image
+        self._ref_ids = count()
+
+    def write(self, entry: dict, split: str, number: int,
+              undo: ExitStack) -> dict:
+        """Write the files of an entry; return it in the JSON form."""
         name, digest = entry['img_name'], hashlib.sha256(entry['img']).digest()
-        safe_join(self._images, name)
+        path = safe_join(osp.join(self._dst, 'images'), name)
         if self._digests.get(name, digest) != digest:
             name = f'{split}_{number}/{name}'
-        path = osp.join(self._images, name)
+            path = osp.join(self._dst, 'images', name)
         if name not in self._digests:
             _write(path, entry['img'], undo)
         height, width = image_size(path)
-        segment_id = entry.get('seg_id')
-        if not isinstance(segment_id, int) or abs(segment_id) >> 63 or (
-                osp.exists(osp.join(self._masks, f'{segment_id}.png'))):
-            segment_id = f'{split}_{number}'
-        mask_path = osp.join(self._masks, f'{segment_id}.png')
+        seg_id, category = entry.get('seg_id'), entry.get('cat')
+        mask_name = seg_id
+        if not isinstance(seg_id, int) or abs(seg_id) >> 63 or osp.exists(
+                osp.join(self._dst, 'masks', f'{seg_id}.png')):
+            mask_name = f'{split}_{number}'
+        mask_path = osp.join(self._dst, 'masks', f'{mask_name}.png')
         _write(mask_path, entry['mask'], undo)
-        category = entry.get('cat')
         self.builder.add(
             dict(file_name=name, img_id=name, height=height, width=width),
-            ref_id=next(self._ref_ids),
-            ann_id=entry.get('seg_id'),
-            split=split,
+            ref_id=next(self._ref_ids), ann_id=seg_id, split=split,
             category=None if category is None else short(category),
             segmentation=to_mask_files(mask_path),
             sentences=flatten(entry['sents']))
         self._digests[name] = digest
         image = self.builder.images[name]
-        return official_entry(image, image['refs'][-1], segment_id)
+        return official_entry(image, image['refs'][-1], mask_name)
 
 
 def _write(path: str, content: bytes, undo: ExitStack) -> None:
@@ -193,13 +181,21 @@ def parse_value(value: bytes, where: str) -> Any:
         return parse_plain_pickle(value, where)
     if value[:4] == b'\0\0\0\0' and len(value) > 16:
         return _parse_arrow(value, where)
+    msgpack = _import('msgpack', where)
+    # Texts and bytes are no longer than the value by default.
+    limits = dict(max_ext_len=0, max_array_len=_MAX_NESTED,
+                  max_map_len=_MAX_NESTED)
     try:
-        return _parse_msgpack(value, where)
-    except ValueError as error:
+        try:
+            return msgpack.unpackb(value, **limits)
+        except UnicodeDecodeError:
+            # Old versions have one type for text and bytes.
+            return _decode_texts(msgpack.unpackb(value, raw=True, **limits))
+    except Exception as error:  # msgpack raises all kinds on broken bytes
         if value[-1:] == b'.':  # pickle's protocols 0 and 1 have no magic
             return parse_plain_pickle(value, where)
         raise FileError(f'{where} is neither pyarrow.serialize nor pickle nor '
-                        f'msgpack: {error}') from error
+                        f'msgpack: {error!r}') from error
 
 
 def _parse_arrow(value: bytes, where: str) -> Any:
@@ -234,28 +230,11 @@ def _from_arrow(content: Any) -> Any:
     return [_from_arrow(item) for item in content]
 
 
-def _parse_msgpack(value: bytes, where: str) -> Any:
-    msgpack = _import('msgpack', where)
-    limits = dict(
-        max_str_len=len(value), max_bin_len=len(value), max_ext_len=0,
-        max_array_len=_MAX_NESTED, max_map_len=_MAX_NESTED)
-    try:
-        try:
-            return msgpack.unpackb(value, raw=False, **limits)
-        except UnicodeDecodeError:
-            # Old versions have one type for text and bytes.
-            return _decode_texts(msgpack.unpackb(value, raw=True, **limits))
-    except Exception as error:  # msgpack raises all kinds on broken bytes
-        raise ValueError(str(error) or type(error).__name__) from error
-
-
 def _decode_texts(value: Any) -> Any:
     """Bytes -> text, except in ``img`` and ``mask``."""
     if isinstance(value, dict):
-        return {
-            k.decode(): v if k in (b'img', b'mask') else _decode_texts(v)
-            for k, v in value.items()
-        }
+        return {k.decode(): v if k in (b'img', b'mask') else _decode_texts(v)
+                for k, v in value.items()}
     if isinstance(value, list):
         return [_decode_texts(item) for item in value]
     return value.decode() if isinstance(value, bytes) else value

@@ -21,13 +21,10 @@ _SAMPLES = 8  # of the page
 def summary(result: Result) -> str:
     """Counts, the first findings of each kind, and whether it is usable."""
     lines = [f'{"split":12}{"refs":>9}{"sentences":>11}{"images":>9}']
-    lines += [
-        f'{split:12}{n["refs"]:9}{n["sentences"]:11}{n["images"]:9}'
-        for split, n in result.counts.items()
-    ]
+    lines += [f'{split:12}{n["refs"]:9}{n["sentences"]:11}{n["images"]:9}'
+              for split, n in result.counts.items()]
     for kind, faults in _by_kind(result.findings).items():
-        level = 'warning' if kind in WARNINGS else 'ERROR'
-        lines.append(f'{level} {kind}: {len(faults)}')
+        lines.append(f'{_level(kind)} {kind}: {len(faults)}')
         lines += [f'  {fault}' for fault in faults[:_LISTED]]
         if len(faults) > _LISTED:
             lines.append(f'  ... and {len(faults) - _LISTED} more')
@@ -42,36 +39,33 @@ def write_report(result: Result, folder: str) -> str:
     The folder is made if it is missing. Returns the path of the page.
     """
     os.makedirs(folder, exist_ok=True)
-    findings = [
-        dict(fault._asdict(),
-             level='warning' if fault.kind in WARNINGS else 'error')
-        for fault in result.findings
-    ]
+    located = result.located
     content = dict(
-        dataset=result.name, split_by=result.split_by, usable=result.usable,
-        counts=result.counts, findings=findings,
+        dataset=located.name, split_by=located.split_by,
+        usable=result.usable, counts=result.counts,
+        findings=[dict(fault._asdict(), level=_level(fault.kind).lower())
+                  for fault in result.findings],
         kinds=Counter(fault.kind for fault in result.findings))
     with open(osp.join(folder, 'report.json'), 'w', encoding='utf-8') as file:
         json.dump(content, file, indent=1, ensure_ascii=False)
-    refs = {
-        f'ref {ref["ref_id"]}': (image, ref)
-        for image in reversed(result.images) for ref in reversed(image['refs'])
-    }
+    refs = {f'ref {ref["ref_id"]}': (image, ref) for image in reversed(
+        result.images) for ref in reversed(image['refs'])}
     evenly = np.linspace(0, len(refs) - 1, min(_SAMPLES, len(refs)))
     environment = Environment(
         loader=FileSystemLoader(osp.dirname(__file__)), autoescape=True)
     page = environment.get_template('page.html').render(
-        result=result,
-        verdict=_verdict(result),
+        result=result, verdict=_verdict(result), warnings=WARNINGS, refs=refs,
         kinds=_by_kind(result.findings),
-        warnings=WARNINGS,
-        refs=refs,
         samples=[list(refs)[-1 - int(i)] for i in evenly],
-        picture=lambda where: _picture(*refs[where], result.img_folder))
+        picture=lambda where: _picture(*refs[where], located.img_folder))
     path = osp.join(folder, 'report.html')
     with open(path, 'w', encoding='utf-8') as file:
         file.write(page)
     return path
+
+
+def _level(kind: str) -> str:
+    return 'warning' if kind in WARNINGS else 'ERROR'
 
 
 def _verdict(result: Result) -> str:

@@ -1,15 +1,15 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Records -> annotation files, one function per form.
 
-Every writer takes the records by split and the folder to write to. Masks stay
-the same pixel for pixel.
+Every writer takes the refs by split, each with its image, and the folder to
+write to. Masks stay the same pixel for pixel.
 """
 import json
 import os
 import os.path as osp
 import pickle
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Iterable
+from itertools import chain, count
 from typing import Any
 
 from PIL import Image
@@ -22,19 +22,18 @@ from cris.datasets.masks import (
 )
 from cris.datasets.records import plain_rle
 
-Splits = dict[str, list[dict]]
+Splits = dict[str, list[tuple[dict, dict]]]
 
 
 def write_refer(splits: Splits, dst: str) -> None:
     """``instances.json`` and ``refs(unc).p``; if there are refs without a
     target ``grefs(unc).json``, since only gRefCOCO's form has them."""
+    rows = list(chain(*splits.values()))
     categories = _category_ids(splits)
-    images, annotations, refs = {}, {}, []
-    free = count(1 + max(
-        [0] + [ref['ann_id'] for _, _, ref in _iter_refs(splits)
-               if isinstance(ref['ann_id'], int)]))
-    for split, image, ref in _iter_refs(splits):
-        images[image['img_id']] = _coco_image(image)
+    annotations, refs = {}, []
+    ids = [ref['ann_id'] for _, ref in rows]
+    free = count(1 + max([0, *(i for i in ids if isinstance(i, int))]))
+    for image, ref in rows:
         ann_id: Any = -1
         if ref['segmentation'] is not None:
             ann = _coco_annotation(image, ref, categories)
@@ -43,16 +42,16 @@ def write_refer(splits: Splits, dst: str) -> None:
                     annotations.get(ann_id, ann) != ann):
                 ann_id = next(free)
             annotations[ann_id] = ann
-        sentences = [dict(sent_id=i, sent=s, raw=s, tokens=s.split())
-                     for i, s in _sentences(ref)]
-        refs.append(
-            dict(
-                _pick(ref, 'ref_id', 'sent_ids'), ann_id=ann_id, split=split,
-                image_id=image['img_id'], file_name=image['file_name'],
-                category_id=categories.get(ref['category'], 0),
-                sentences=sentences))
+        refs.append(dict(
+            _pick(ref, 'ref_id', 'sent_ids'), ann_id=ann_id,
+            split=ref['split'], image_id=image['img_id'],
+            file_name=image['file_name'],
+            category_id=categories.get(ref['category'], 0),
+            sentences=[dict(sent, raw=sent['sent'],
+                            tokens=sent['sent'].split())
+                       for sent in _sentences(ref)]))
     _write_coco(
-        osp.join(dst, 'instances.json'), list(images.values()),
+        osp.join(dst, 'instances.json'), rows,
         [dict(ann, id=i) for i, ann in annotations.items()], categories)
     if all(ref['ann_id'] != -1 for ref in refs):
         with open(osp.join(dst, 'refs(unc).p'), 'wb') as file:
@@ -68,10 +67,10 @@ def write_jsonl(splits: Splits, dst: str) -> None:
     """``<split>.jsonl`` and ``masks/*.png``."""
     numbers = count()
     os.makedirs(osp.join(dst, 'masks'), exist_ok=True)
-    for split, images in splits.items():
+    for split, rows in splits.items():
         path = osp.join(dst, f'{split}.jsonl')
         with open(path, 'w', encoding='utf-8') as file:
-            for _, image, ref in _iter_refs({split: images}):
+            for image, ref in rows:
                 mask = None
                 if ref['segmentation'] is not None:
                     mask = f'{next(numbers):06d}.png'
@@ -79,41 +78,36 @@ def write_jsonl(splits: Splits, dst: str) -> None:
                 line = dict(
                     image=image['file_name'], mask=mask,
                     expressions=ref['sentences'], image_id=image['img_id'],
-                    split=split,
-                    **_pick(ref, 'ref_id', 'ann_id', 'sent_ids', 'category'))
+                    **_pick(ref, 'split', 'ref_id', 'ann_id', 'sent_ids',
+                            'category'))
                 file.write(json.dumps(line, ensure_ascii=False) + '\n')
 
 
 def write_coco(splits: Splits, dst: str) -> None:
     """``<split>.json``: COCO instances with ``expressions``."""
     categories = _category_ids(splits)
-    for split, images in splits.items():
+    for split, rows in splits.items():
         annotations = [
-            dict(
-                _coco_annotation(image, ref, categories), id=number,
-                expressions=ref['sentences'],
-                **_pick(ref, 'ref_id', 'ann_id', 'sent_ids'))
-            for number, (_, image, ref) in enumerate(
-                _iter_refs({split: images}), 1)
-        ]
+            dict(_coco_annotation(image, ref, categories), id=number,
+                 expressions=ref['sentences'],
+                 **_pick(ref, 'ref_id', 'ann_id', 'sent_ids'))
+            for number, (image, ref) in enumerate(rows, 1)]
         _write_coco(
-            osp.join(dst, f'{split}.json'), list(map(_coco_image, images)),
-            annotations, categories)
+            osp.join(dst, f'{split}.json'), rows, annotations, categories)
 
 
 def write_official_json(splits: Splits, dst: str) -> None:
     """``anns/<split>.json`` and ``masks/<segment_id>.png``."""
-    refs = [ref for _, _, ref in _iter_refs(splits)]
-    ids = {ref['ann_id'] for ref in refs if isinstance(ref['ann_id'], int)}
+    ids = [ref['ann_id'] for _, ref in chain(*splits.values())]
+    # In the official files the mask has the id of the annotation.
+    are_unique = len({i for i in ids if isinstance(i, int)}) == len(ids)
     numbers = count()
     for folder in ('anns', 'masks'):
         os.makedirs(osp.join(dst, folder), exist_ok=True)
-    for split, images in splits.items():
+    for split, rows in splits.items():
         entries = []
-        for _, image, ref in _iter_refs({split: images}):
-            # In the official files it is the id of the annotation.
-            segment_id = (
-                ref['ann_id'] if len(ids) == len(refs) else next(numbers))
+        for image, ref in rows:
+            segment_id = ref['ann_id'] if are_unique else next(numbers)
             _write_mask(image, ref,
                         osp.join(dst, 'masks', f'{segment_id}.png'))
             entries.append(official_entry(image, ref, segment_id))
@@ -123,8 +117,8 @@ def write_official_json(splits: Splits, dst: str) -> None:
 def official_entry(image: dict, ref: dict, segment_id: int | str) -> dict:
     """A ref in the official JSON form, with our ids as further keys."""
     rle = encode_mask(ref['segmentation'], image['height'], image['width'])
-    sentences = [dict(idx=idx, sent_id=i, sent=s)
-                 for idx, (i, s) in enumerate(_sentences(ref))]
+    sentences = [dict(idx=idx, **sent)
+                 for idx, sent in enumerate(_sentences(ref))]
     return dict(
         bbox=bounding_box(rle), cat=ref['category'], segment_id=segment_id,
         img_name=image['file_name'], sentences=sentences,
@@ -152,31 +146,23 @@ def write_json(path: str, content: Any) -> None:
         json.dump(content, file, separators=(',', ':'))
 
 
-def _iter_refs(splits: Splits) -> Iterator[tuple[str, dict, dict]]:
-    for split, images in splits.items():
-        for image in images:
-            for ref in image['refs']:
-                yield split, image, ref
-
-
 def _pick(source: dict, *keys: str) -> dict:
     return {key: source[key] for key in keys}
 
 
-def _sentences(ref: dict) -> Iterator[tuple[int, str]]:
-    return zip(ref['sent_ids'], ref['sentences'], strict=True)
+def _sentences(ref: dict) -> list[dict]:
+    return [dict(sent_id=i, sent=sentence) for i, sentence in zip(
+        ref['sent_ids'], ref['sentences'], strict=True)]
 
 
-def _write_coco(path: str, images: list[dict], annotations: list[dict],
-                categories: dict[str, int]) -> None:
+def _write_coco(path: str, rows: Iterable[tuple[dict, dict]],
+                annotations: list[dict], categories: dict[str, int]) -> None:
+    images = {
+        image['img_id']: dict(_pick(image, 'file_name', 'height', 'width'),
+                              id=image['img_id']) for image, _ in rows}
     named = [dict(id=i, name=name) for name, i in categories.items()]
-    write_json(path, dict(images=images, annotations=annotations,
-                          categories=named))
-
-
-def _coco_image(image: dict) -> dict:
-    return dict(_pick(image, 'file_name', 'height', 'width'),
-                id=image['img_id'])
+    write_json(path, dict(images=list(images.values()),
+                          annotations=annotations, categories=named))
 
 
 def _coco_annotation(image: dict, ref: dict, categories: dict) -> dict:
@@ -192,7 +178,7 @@ def _coco_annotation(image: dict, ref: dict, categories: dict) -> dict:
 
 
 def _category_ids(splits: Splits) -> dict[str, int]:
-    names = {ref['category'] for _, _, ref in _iter_refs(splits)} - {None}
+    names = {ref['category'] for _, ref in chain(*splits.values())} - {None}
     return {name: i for i, name in enumerate(sorted(names), 1)}
 
 

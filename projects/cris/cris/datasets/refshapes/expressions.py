@@ -37,36 +37,23 @@ KIND_WEIGHTS = {ATTRIBUTE: 5.0, PLACE: 1.0, RELATION: 5.0}
 # Direction -> axis (0 is x, 1 is y) and sign.
 DIRECTIONS = {'left': (0, -1), 'right': (0, 1), 'top': (1, -1),
               'bottom': (1, 1)}
-OPPOSITE = {'left': 'right', 'right': 'left', 'top': 'bottom',
-            'bottom': 'top'}
 SIZE_WORDS = {'small': ('small', 'small', 'little'),
               'large': ('large', 'large', 'big')}
 SUPERLATIVE_WORDS = {
     'left': ('leftmost {}', 'leftmost {}', '{} furthest to the left'),
     'right': ('rightmost {}', 'rightmost {}', '{} furthest to the right'),
     'top': ('topmost {}', 'highest {}', 'uppermost {}'),
-    'bottom': ('lowest {}', 'bottommost {}', '{} closest to the bottom'),
-}
+    'bottom': ('lowest {}', 'bottommost {}', '{} closest to the bottom')}
 ZONE_WORDS = {
     'left': ('{} on the far left', '{} on the left', 'left {}'),
     'right': ('{} on the far right', '{} on the right', 'right {}'),
     'top': ('{} at the top', '{} at the very top', 'top {}'),
-    'bottom': ('{} at the bottom', '{} at the very bottom', 'bottom {}'),
-}
+    'bottom': ('{} at the bottom', '{} at the very bottom', 'bottom {}')}
 RELATION_WORDS = {
     'left': ('{} left of {}', '{} to the left of {}'),
     'right': ('{} right of {}', '{} to the right of {}'),
     'top': ('{} above {}',),
-    'bottom': ('{} below {}', '{} below {}', '{} under {}'),
-}
-
-
-class Item(NamedTuple):
-    """An object: its attributes and its centre (x, y) in pixels."""
-    color: str
-    shape: str
-    size: str
-    center: tuple[float, float]
+    'bottom': ('{} below {}', '{} below {}', '{} under {}')}
 
 
 class Phrase(NamedTuple):
@@ -75,20 +62,20 @@ class Phrase(NamedTuple):
     color: str | None
     shape: str | None
 
-    def matches(self, item: Item) -> bool:
-        return (self.size in (None, item.size)
-                and self.color in (None, item.color)
-                and self.shape in (None, item.shape))
+
+class Item(NamedTuple):
+    """An object: its attributes and its centre (x, y) in pixels."""
+    size: str
+    color: str
+    shape: str
+    center: tuple[float, float]
 
 
 class Meaning(NamedTuple):
-    """Meaning of an expression.
+    """Meaning of an expression; only a relation has an anchor.
 
-    Args:
-        target: Phrase for the target object.
-        direction: Key of ``DIRECTIONS``; empty for an attribute expression.
-        zone: For a place: whether it is a zone rather than a superlative.
-        anchor: For a relation: phrase for the other object.
+    The direction, a key of ``DIRECTIONS``, is empty for an attribute. A place
+    is a zone or a superlative.
     """
     target: Phrase
     direction: str = ''
@@ -99,18 +86,15 @@ class Meaning(NamedTuple):
 def phrases_of(item: Item) -> list[Phrase]:
     """All noun phrases that match an item, the bare 'thing' last."""
     return [Phrase(*words) for words in product(
-        (item.size, None), (item.color, None), (item.shape, None))]
+        *((word, None) for word in item[:3]))]
 
 
 def matching(phrase: Phrase, items: Sequence[Item]) -> list[int]:
     """Indices of the items that a noun phrase matches."""
-    return [i for i, item in enumerate(items) if phrase.matches(item)]
-
-
-def attribute_meanings(items: Sequence[Item], index: int) -> list[Meaning]:
-    """Attribute expressions that are true of one item only."""
-    return [Meaning(phrase) for phrase in phrases_of(items[index])
-            if matching(phrase, items) == [index]]
+    size, color, shape = phrase
+    return [i for i, item in enumerate(items)
+            if size in (None, item.size) and color in (None, item.color)
+            and shape in (None, item.shape)]
 
 
 def place_meanings(items: Sequence[Item], index: int,
@@ -123,36 +107,20 @@ def place_meanings(items: Sequence[Item], index: int,
         sides: Width and height of the picture in pixels.
     """
     found = []
+    positions = np.array([item.center for item in items]) / sides - 0.5
     for phrase in phrases_of(items[index]):
-        others = [items[i] for i in matching(phrase, items) if i != index]
+        others = [i for i in matching(phrase, items) if i != index]
         if not others:
             continue
         for direction, (axis, sign) in DIRECTIONS.items():
             # It grows towards the direction and is 0 in the middle.
-            mine, *theirs = (
-                sign * (item.center[axis] / sides[axis] - 0.5)
-                for item in (items[index], *others))
-            if mine - max(theirs) < MARGIN:
-                continue
-            found.append(Meaning(phrase, direction))
-            if mine > 0 > max(theirs):
-                found.append(Meaning(phrase, direction, zone=True))
+            along = sign * positions[:, axis]
+            mine, next_best = along[index], along[others].max()
+            if mine - next_best >= MARGIN:
+                found.append(Meaning(phrase, direction))
+                if mine > 0 > next_best:
+                    found.append(Meaning(phrase, direction, zone=True))
     return found
-
-
-def is_clearly_beside(item: Item, anchor: Item, direction: str,
-                      sides: tuple[int, int]) -> bool:
-    """Whether an item lies on a side of the anchor by the margin."""
-    axis, sign = DIRECTIONS[direction]
-    offset = sign * (item.center[axis] - anchor.center[axis])
-    return offset >= MARGIN * sides[axis]
-
-
-def is_mainly_along(item: Item, anchor: Item, direction: str) -> bool:
-    """Whether the offset along the axis is no smaller than across."""
-    axis = DIRECTIONS[direction][0]
-    offsets = np.abs(np.subtract(item.center, anchor.center))
-    return bool(offsets[axis] >= offsets[1 - axis])
 
 
 def relation_meanings(items: Sequence[Item], index: int,
@@ -164,21 +132,23 @@ def relation_meanings(items: Sequence[Item], index: int,
     those are returned.
     """
     needed, spare = [], []
+    centers = np.array([item.center for item in items])
     for other, anchor in enumerate(items):
         # A bare 'thing', the last phrase, is not an anchor.
         names = [phrase for phrase in phrases_of(anchor)[:-1]
                  if matching(phrase, items) == [other]]
         if other == index or not names:
             continue
-        for direction in DIRECTIONS:
-            if not (is_clearly_beside(items[index], anchor, direction, sides)
-                    and is_mainly_along(items[index], anchor, direction)):
+        offsets = centers - centers[other]
+        for direction, (axis, sign) in DIRECTIONS.items():
+            along, margin = sign * offsets[:, axis], MARGIN * sides[axis]
+            across = abs(offsets[index, 1 - axis])
+            if along[index] < max(margin, across):
                 continue
             for target in phrases_of(items[index]):
                 same = matching(target, items)
-                rest = (items[i] for i in same if i not in (index, other))
-                if all(is_clearly_beside(item, anchor, OPPOSITE[direction],
-                                         sides) for item in rest):
+                if all(-along[i] >= margin for i in same
+                       if i not in (index, other)):
                     found = needed if len(same) > 1 else spare
                     found += [Meaning(target, direction, anchor=name)
                               for name in names]
@@ -191,9 +161,7 @@ def word_phrase(phrase: Phrase, rng: np.random.Generator,
 
     An anchor is never a 'one', which would seem to repeat the noun before.
     """
-    words = []
-    if phrase.size:
-        words.append(rng.choice(SIZE_WORDS[phrase.size]))
+    words = [rng.choice(SIZE_WORDS[phrase.size])] if phrase.size else []
     if phrase.color:
         words.append(phrase.color)
     heads = ['thing', 'object', 'shape']
@@ -217,8 +185,7 @@ def word_meaning(meaning: Meaning, rng: np.random.Generator) -> str:
     return f'the {text}' if rng.random() < 0.3 else text
 
 
-def draw_meaning(meanings: Sequence[Meaning],
-                 rng: np.random.Generator) -> Meaning:
+def draw_meaning(meanings: list[Meaning], rng: np.random.Generator) -> Meaning:
     """Draw the target phrase, often one with a shape, then the rest.
 
     A uniform draw would favour target phrases that go with many anchors.
@@ -235,15 +202,14 @@ def draw_meaning(meanings: Sequence[Meaning],
 def sentences_for(items: Sequence[Item], index: int, sides: tuple[int, int],
                   kinds: Sequence[str],
                   rng: np.random.Generator) -> list[str]:
-    """Write different sentences that all refer to the same object.
+    """Write different sentences of some ``KINDS`` about one object.
 
-    Arguments as of :func:`place_meanings`, and the ``KINDS`` to use.
-
-    Returns:
-        2 to 4 sentences, of as many kinds as there are, or fewer where there
-        are not as many; none if the object cannot be told from the others.
+    Further arguments as of :func:`place_meanings`. There are 2 to 4 sentences,
+    of as many kinds as possible; fewer where the wording allows no more, and
+    none if the object cannot be told from the others.
     """
-    pools = {ATTRIBUTE: attribute_meanings(items, index),
+    pools = {ATTRIBUTE: [Meaning(phrase) for phrase in phrases_of(items[index])
+                         if matching(phrase, items) == [index]],
              PLACE: place_meanings(items, index, sides),
              RELATION: relation_meanings(items, index, sides)}
     usable = [kind for kind in kinds if pools[kind]]
@@ -268,32 +234,28 @@ def sentences_for(items: Sequence[Item], index: int, sides: tuple[int, int],
 
 def make_refs(annotations: Sequence[dict[str, Any]], image: dict[str, Any],
               split: str, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Write the refs of a picture.
+    """One ref for each object that can be told from the others.
 
     Args:
         annotations: All COCO annotations of the picture.
         image: COCO entry of the picture.
         split: Key of ``SPLIT_KINDS``.
         rng: Source of the wording.
-
-    Returns:
-        One ref for each object that can be told from the others.
     """
     items = [Item(**annotation['attributes']) for annotation in annotations]
     sides = image['width'], image['height']
     refs = []
     for index, annotation in enumerate(annotations):
-        texts = sentences_for(items, index, sides, SPLIT_KINDS[split], rng)
-        sentences = []
-        for number, sent in enumerate(texts):
-            raw = f'{sent.capitalize()}.' if rng.random() < 0.2 else sent
-            sentences.append({'sent_id': annotation['id'] * 10 + number,
-                              'tokens': sent.split(), 'raw': raw,
-                              'sent': sent})
+        number = annotation['id']
+        sentences = [
+            {'sent_id': number * 10 + i, 'tokens': sent.split(),
+             'raw': f'{sent.capitalize()}.' if rng.random() < 0.2 else sent,
+             'sent': sent}
+            for i, sent in enumerate(sentences_for(
+                items, index, sides, SPLIT_KINDS[split], rng))]
         if sentences:
             refs.append({
-                'ref_id': annotation['id'], 'ann_id': annotation['id'],
-                'image_id': image['id'],
+                'ref_id': number, 'ann_id': number, 'image_id': image['id'],
                 'category_id': annotation['category_id'], 'split': split,
                 'file_name': image['file_name'],
                 'sent_ids': [entry['sent_id'] for entry in sentences],

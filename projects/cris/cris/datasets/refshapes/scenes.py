@@ -1,15 +1,17 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Scenes of RefShapes: laid out, then painted.
+"""Scenes of RefShapes: laid out, painted and annotated.
 
 Coordinates are continuous: the pixel in column i covers [i, i + 1).
 """
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
-SHAPES = ('circle', 'square', 'triangle', 'star')
+CORNERS = {'circle': 40, 'square': 4, 'triangle': 3, 'star': 10}
+SHAPES = tuple(CORNERS)
 # Hue in degrees, and the ranges of saturation and value.
 COLORS = {
     'red': (0, (0.82, 0.95), (0.72, 0.88)),
@@ -38,23 +40,16 @@ class SceneObject(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A scene that is laid out, but not painted.
-
-    Args:
-        objects: Objects in the order of drawing, later ones on top.
-        labels: Which object each pixel shows, (H, W) int32: 0 is the
-            background, i + 1 is ``objects[i]``.
-        areas: Number of pixels of each whole object, covered ones included.
-    """
-    objects: tuple[SceneObject, ...]
-    labels: np.ndarray
-    areas: tuple[int, ...]
+    """A scene that is laid out, but not painted."""
+    objects: tuple[SceneObject, ...]  # later ones on top
+    labels: np.ndarray  # (H, W) int32: 0 background, i + 1 objects[i]
+    areas: tuple[int, ...]  # pixels of each whole object, covered or not
 
 
 def sample_outline(shape: str, size: str, picture_area: int,
                    rng: np.random.Generator) -> np.ndarray:
     """Outline (N, 2) around the origin in pixels, slightly rotated."""
-    corners = {'circle': 40, 'square': 4, 'triangle': 3, 'star': 10}[shape]
+    corners = CORNERS[shape]
     radii = np.ones(corners)
     if shape == 'star':
         radii[1::2] = 0.45
@@ -68,14 +63,13 @@ def sample_outline(shape: str, size: str, picture_area: int,
     return points * (radii * np.sqrt(area / fan))[:, None]
 
 
-def sample_attributes(count: int,
-                      rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """Draw (color, shape, size) of the objects, with many distractors.
+def sample_attributes(rng: np.random.Generator) -> list[tuple[str, str, str]]:
+    """Draw (color, shape, size) of 3 to 6 objects, with many distractors.
 
     An object often has the colour or the shape, or both, of an earlier one.
     """
     drawn: list[tuple[str, str, str]] = []
-    for _ in range(count):
+    for _ in range(rng.integers(3, 7)):
         color = str(rng.choice(list(COLORS)))
         shape = str(rng.choice(SHAPES))
         size = str(rng.choice(['small', 'large'], p=[0.45, 0.55]))
@@ -91,15 +85,8 @@ def sample_attributes(count: int,
 
 
 def rasterize(polygon: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Compute how much of each pixel a polygon covers.
-
-    Args:
-        polygon: Outline (N, 2) in pixels, at least ``BORDER`` from the edge.
-
-    Returns:
-        Rows and columns of a window around the polygon, and the covered
-        fraction of each pixel in it, float32.
-    """
+    """Rows and columns of a window around a polygon (N, 2), and the fraction
+    of each pixel in it that the polygon covers, float32."""
     left, top = np.floor(polygon.min(0)).astype(int) - 3
     right, bottom = np.ceil(polygon.max(0)).astype(int) + 3
     shape = (bottom - top, right - left)
@@ -121,8 +108,7 @@ def mask_center(mask: np.ndarray) -> tuple[float, float]:
     return sums['m10'] / sums['m00'] + 0.5, sums['m01'] / sums['m00'] + 0.5
 
 
-def encode_outline(polygon: np.ndarray,
-                   sides: tuple[int, int]) -> dict[str, Any]:
+def encode_outline(polygon: np.ndarray, sides: tuple[int, int]) -> dict:
     """RLE of an outline in a picture (H, W), as COCO rasterizes it."""
     return mask_utils.frPyObjects([polygon.ravel().tolist()], *sides)[0]
 
@@ -134,28 +120,25 @@ def is_well_visible(scene: Scene) -> bool:
                                  strict=True):
         low, high = SIZE_BOUNDS[item.size]
         hidden = 1 - mask.sum() / whole
-        if (not low <= mask.mean() <= high or hidden > MAX_HIDDEN
-                or 0 < hidden < MIN_HIDDEN):
+        if not low <= mask.mean() <= high or (
+                hidden and not MIN_HIDDEN <= hidden <= MAX_HIDDEN):
             return False
-    centers = np.array([mask_center(mask) for mask in masks])
-    apart = np.linalg.norm(centers[:, None] - centers[None], axis=2)
-    np.fill_diagonal(apart, np.inf)
-    return bool(apart.min() >= MIN_DISTANCE * min(scene.labels.shape))
+    apart = [np.hypot(*np.subtract(a, b)) for a, b in combinations(
+        map(mask_center, masks), 2)]
+    return min(apart, default=np.inf) >= (
+        MIN_DISTANCE * min(scene.labels.shape))
 
 
 def try_position(scene: Scene, item: SceneObject, overlap: bool,
                  rng: np.random.Generator) -> Scene | None:
-    """Add an object to a scene at one random position, if that is good.
+    """The scene with one more object, or None if its position is not good.
 
     Args:
         scene: The scene so far; it is not changed.
         item: The object, its outline around the origin.
         overlap: Whether it covers a part of one earlier object, of another
-            colour, or has to stand free.
+            colour, rather than standing free.
         rng: Source of the position.
-
-    Returns:
-        The larger scene, or None if the position is not good.
     """
     low = BORDER - item.polygon.min(0)
     high = np.array(scene.labels.shape[::-1]) - BORDER - item.polygon.max(0)
@@ -197,9 +180,9 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         sides = rng.integers(SIDE_RANGE[0], SIDE_RANGE[1] + 1, 2)
         scene: Scene | None = Scene((), np.zeros(sides, np.int32), ())
         overlapping = rng.random() < 0.5
-        for words in sample_attributes(int(rng.integers(3, 7)), rng):
+        for words in sample_attributes(rng):
             item = SceneObject(*words, sample_outline(
-                words[1], words[2], scene.labels.size, rng))
+                *words[1:], scene.labels.size, rng))
             overlap = bool(
                 scene.objects and overlapping and rng.random() < 0.5)
             tries = (try_position(scene, item, overlap, rng)
@@ -219,11 +202,7 @@ def hsv_to_bgr(hue: float, saturation: float, value: float) -> np.ndarray:
 
 def paint_background(height: int, width: int,
                      rng: np.random.Generator) -> np.ndarray:
-    """Paint a muted texture: clouds, stripes, checks or a gradient.
-
-    Returns:
-        Picture (H, W, 3), float32, BGR, 0 to 1.
-    """
+    """Paint a muted texture (H, W, 3), float32, BGR, 0 to 1."""
     value = rng.uniform(0.35, 0.75)
     light, dark = (
         hsv_to_bgr(rng.uniform(0, 360), rng.uniform(0.03, 0.22), level)
@@ -249,15 +228,7 @@ def paint_background(height: int, width: int,
 
 
 def paint_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Paint a scene with smooth edges.
-
-    Args:
-        scene: What to paint.
-        rng: Source of the texture and of the shades of the colours.
-
-    Returns:
-        Picture (H, W, 3), uint8, BGR.
-    """
+    """Paint a scene with smooth edges: (H, W, 3), uint8, BGR."""
     picture = paint_background(*scene.labels.shape, rng)
     for item in scene.objects:
         window, cover = rasterize(item.polygon)
@@ -272,3 +243,32 @@ def paint_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         picture[window] += cover[..., None] * (
             color * shade[..., None] - picture[window])
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+def annotate(scene: Scene, image_id: int) -> list[dict[str, Any]]:
+    """COCO annotations of a scene, with ``attributes`` as an extra key.
+
+    The segmentation is a polygon, or an RLE where an object is partly hidden.
+    """
+    annotations = []
+    for i, item in enumerate(scene.objects):
+        mask = scene.labels == i + 1
+        if mask.sum() < scene.areas[i]:
+            rle = mask_utils.encode(np.asfortranarray(mask, np.uint8))
+            segmentation = {'size': list(map(int, rle['size'])),
+                            'counts': rle['counts'].decode()}
+        else:
+            segmentation = [item.polygon.ravel().tolist()]
+            rle = encode_outline(item.polygon, mask.shape)
+        center = mask_center(mask_utils.decode(rle))
+        annotations.append({
+            'id': image_id * 10 + i, 'image_id': image_id,
+            'category_id': SHAPES.index(item.shape) + 1,
+            'bbox': mask_utils.toBbox(rle).tolist(),
+            'area': float(mask_utils.area(rle)), 'iscrowd': 0,
+            'segmentation': segmentation,
+            'attributes': {'color': item.color, 'shape': item.shape,
+                           'size': item.size,
+                           'center': [round(value, 2) for value in center]},
+        })
+    return annotations

@@ -14,17 +14,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as mask_utils
 
 from .expressions import make_refs
-from .scenes import (
-    SHAPES,
-    Scene,
-    encode_outline,
-    mask_center,
-    paint_scene,
-    sample_scene,
-)
+from .scenes import SHAPES, Scene, annotate, paint_scene, sample_scene
 
 SPLITS = ('train', 'val', 'testA', 'testB')
 MAX_IMAGES = 1_000_000
@@ -33,50 +25,15 @@ ANNOTATION_FILES = ('instances.json', 'refs(unc).p')
 
 def sample_picture(seed: int, split: str, number: int) -> tuple[
         Scene, np.ndarray, np.random.Generator]:
-    """Make one picture, independently of all others.
-
-    Args:
-        seed: Seed of the dataset.
-        split: One of ``SPLITS``.
-        number: Number of the picture in its split, from 0.
+    """Make picture ``number`` (from 0) of a split, whatever the others are.
 
     Returns:
-        The scene, its picture (H, W, 3) in BGR, and the random generator for
-        the sentences.
+        The scene, its picture (H, W, 3) in BGR, and the random generator to
+        go on with for the sentences.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     scene = sample_scene(rng)
     return scene, paint_scene(scene, rng), rng
-
-
-def annotate(scene: Scene, image_id: int) -> list[dict[str, Any]]:
-    """COCO annotations of a scene, with ``attributes`` as an extra key.
-
-    The segmentation is a polygon, or a compressed RLE where an object is
-    partly hidden. Annotation ids derive from the image id.
-    """
-    annotations = []
-    for i, item in enumerate(scene.objects):
-        mask = scene.labels == i + 1
-        if mask.sum() < scene.areas[i]:
-            rle = mask_utils.encode(np.asfortranarray(mask, np.uint8))
-            segmentation = {'size': [int(side) for side in rle['size']],
-                            'counts': rle['counts'].decode()}
-        else:
-            segmentation = [item.polygon.ravel().tolist()]
-            rle = encode_outline(item.polygon, mask.shape)
-        center = mask_center(mask_utils.decode(rle))
-        annotations.append({
-            'id': image_id * 10 + i, 'image_id': image_id,
-            'category_id': SHAPES.index(item.shape) + 1,
-            'bbox': mask_utils.toBbox(rle).tolist(),
-            'area': float(mask_utils.area(rle)), 'iscrowd': 0,
-            'segmentation': segmentation,
-            'attributes': {'color': item.color, 'shape': item.shape,
-                           'size': item.size,
-                           'center': [round(value, 2) for value in center]},
-        })
-    return annotations
 
 
 def write_refshapes(
@@ -86,16 +43,15 @@ def write_refshapes(
 ) -> dict[str, dict[str, int]]:
     """Write a RefShapes dataset in the REFER layout.
 
-    The annotations are written last, so a folder without them is incomplete
-    and may be written again.
+    The annotations are written last: a folder without them is incomplete and
+    may be written again.
 
     Args:
         out_dir: Directory to write to; made if missing.
-        num_train: Number of pictures in train, at least 1.
-        num_eval: Number of pictures in each of val, testA and testB, at
-            least 1.
-        seed: At least 0. The same seed gives the same bytes, and the pictures
-            of a split do not depend on the numbers of pictures.
+        num_train: Number of pictures in train.
+        num_eval: Number of pictures in each of val, testA and testB.
+        seed: At least 0. The same seed gives the same bytes, and a picture
+            does not depend on the numbers of pictures.
         progress: Wraps the list of pictures to do, e.g. ``tqdm.tqdm``.
 
     Returns:
@@ -106,8 +62,7 @@ def write_refshapes(
         FileExistsError: If the directory has annotations already.
     """
     out_dir = Path(out_dir)
-    counts = dict.fromkeys(SPLITS, num_eval) | {'train': num_train}
-    if not all(1 <= count <= MAX_IMAGES for count in counts.values()):
+    if not all(1 <= count <= MAX_IMAGES for count in (num_train, num_eval)):
         raise ValueError(
             f'num_train ({num_train}) and num_eval ({num_eval}) must be '
             f'from 1 to {MAX_IMAGES}')
@@ -118,10 +73,11 @@ def write_refshapes(
             raise FileExistsError(f'{out_dir / name} exists already: remove '
                                   f'it or choose another directory')
     (out_dir / 'images').mkdir(parents=True, exist_ok=True)
-    summary = {split: {'images': counts[split], 'refs': 0, 'sentences': 0}
-               for split in SPLITS}
+    jobs = [(split, i) for split in SPLITS
+            for i in range(num_train if split == 'train' else num_eval)]
     images, annotations, refs = [], [], []
-    jobs = [(split, i) for split in SPLITS for i in range(counts[split])]
+    summary = {split: dict.fromkeys(('images', 'refs', 'sentences'), 0)
+               for split in SPLITS}
     for split, number in progress(jobs):
         scene, picture, rng = sample_picture(seed, split, number)
         height, width = scene.labels.shape
@@ -132,14 +88,13 @@ def write_refshapes(
         # Not cv2.imwrite, which fails silently.
         (out_dir / 'images' / image['file_name']).write_bytes(cv2.imencode(
             '.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
-        found = annotate(scene, image['id'])
         images.append(image)
-        annotations += found
-        image_refs = make_refs(found, image, split, rng)
-        refs += image_refs
-        summary[split]['refs'] += len(image_refs)
+        annotations += (found := annotate(scene, image['id']))
+        refs += (of_image := make_refs(found, image, split, rng))
+        summary[split]['images'] += 1
+        summary[split]['refs'] += len(of_image)
         summary[split]['sentences'] += sum(
-            len(ref['sentences']) for ref in image_refs)
+            len(ref['sentences']) for ref in of_image)
     instances = {
         'info': {'description': 'RefShapes', 'seed': seed},
         'images': images, 'annotations': annotations,
