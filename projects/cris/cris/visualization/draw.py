@@ -24,8 +24,7 @@ _FONT_SIZE, _LINE = 15, 19
 _MAX_EXPRESSIONS, _MAX_LETTERS = 100, 120  # on a sheet of predictions
 
 
-def draw_masks(image: np.ndarray,
-               gt: np.ndarray | None = None,
+def draw_masks(image: np.ndarray, gt: np.ndarray | None = None,
                pred: np.ndarray | None = None) -> np.ndarray:
     """Tint and outline the prediction, outline the ground truth.
 
@@ -59,8 +58,7 @@ def _outline(image: np.ndarray, mask: np.ndarray, color: tuple,
     cv2.drawContours(image, outlines, -1, color, width)
 
 
-def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]],
-               width: int = 300,
+def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]], width: int = 300,
                columns: int = 4) -> np.ndarray:
     """Images with captions below them, row by row, on white.
 
@@ -79,10 +77,10 @@ def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]],
     rows = []
     for start in range(0, len(drawn), columns):
         group = drawn[start:start + columns]
-        height = max(tile.shape[0] for tile in group)
-        row = np.full((height, width * columns, 3), 255, np.uint8)
+        row = np.full((max(map(len, group)), width * columns, 3), 255,
+                      np.uint8)
         for i, tile in enumerate(group):
-            row[:tile.shape[0], i * width:(i + 1) * width] = tile
+            row[:len(tile), i * width:(i + 1) * width] = tile
         rows.append(row)
     return np.concatenate(rows)
 
@@ -90,19 +88,17 @@ def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]],
 def _draw_tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
     margin = 4
     inner = width - 2 * margin
-    height = max(1, round(image.shape[0] * inner / image.shape[1]))
     # An image that is much taller than wide would fill the sheet.
-    height = min(height, 2 * inner)
+    height = min(
+        max(1, round(image.shape[0] * inner / image.shape[1])), 2 * inner)
     lines = textwrap.wrap(caption, inner // 9) or ['']
     tile = Image.new('RGB', (width, height + 2 * margin + _LINE * len(lines)),
                      'white')
     tile.paste(
         Image.fromarray(image).resize((inner, height)), (margin, margin))
-    ImageDraw.Draw(tile).multiline_text((margin, height + margin),
-                                        '\n'.join(lines),
-                                        fill='black',
-                                        font=_font(),
-                                        spacing=3)
+    ImageDraw.Draw(tile).multiline_text(
+        (margin, height + margin), '\n'.join(lines), fill='black',
+        font=_font(), spacing=3)
     return np.asarray(tile)
 
 
@@ -114,8 +110,7 @@ def _font() -> ImageFont.FreeTypeFont:
         _FONT_SIZE)
 
 
-def draw_expressions(image: np.ndarray,
-                     expressions: Sequence[str],
+def draw_expressions(image: np.ndarray, expressions: Sequence[str],
                      gt: np.ndarray | None = None,
                      pred: np.ndarray | None = None) -> np.ndarray:
     """A sheet with the image and a tile for each expression.
@@ -132,20 +127,19 @@ def draw_expressions(image: np.ndarray,
     Returns:
         np.ndarray: RGB, uint8.
     """
-    legend = ['image']
+    legend = 'image'
     if pred is not None:
-        legend.append('cyan: prediction')
+        legend += ', cyan: prediction'
     if gt is not None:
-        legend.append('yellow: ground truth')
-    tiles = [(image, ', '.join(legend))]
+        legend += ', yellow: ground truth'
+    tiles = [(image, legend)]
     for k, expression in enumerate(expressions):
         masks = (None if m is None else m[k] for m in (gt, pred))
         tiles.append(expression_tile(image, expression, *masks))
     return draw_sheet(tiles)
 
 
-def expression_tile(image: np.ndarray,
-                    expression: str,
+def expression_tile(image: np.ndarray, expression: str,
                     gt: np.ndarray | None = None,
                     pred: np.ndarray | None = None) -> tuple[np.ndarray, str]:
     """A tile of :func:`draw_sheet`; masks are bool ``(h, w)``."""
@@ -161,13 +155,11 @@ def draw_prediction(image: np.ndarray, prediction: dict) -> np.ndarray:
 
     Args:
         image (np.ndarray): RGB, uint8 ``(h, w, 3)``, or smaller.
-        prediction (dict): From
-            :func:`cris.apis.predictions.make_prediction`.
+        prediction (dict): Of :func:`cris.apis.predictions.make_prediction`.
 
     Returns:
-        np.ndarray: RGB, uint8. The captions give the scores. With several
-        expressions the image comes first, and only the first hundred are
-        drawn.
+        np.ndarray: RGB, uint8. The captions give the scores. Several
+        expressions come after the image, a hundred at most.
     """
     expressions, scores, rles = (
         prediction[key][:_MAX_EXPRESSIONS]
@@ -194,9 +186,8 @@ def scale_image(image: np.ndarray, scale: float) -> np.ndarray:
 
 def fit_mask(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
     """The mask at the size of an image, bool."""
-    return cv2.resize(
-        mask.astype(np.uint8), image.shape[1::-1],
-        interpolation=cv2.INTER_NEAREST) > 0
+    return cv2.resize(mask.astype(np.uint8), image.shape[1::-1],
+                      interpolation=cv2.INTER_NEAREST) > 0
 
 
 def cut(text: str, length: int) -> str:
@@ -204,9 +195,7 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f'{text[:length - 1]}…'
 
 
-def thumbnail(path: str,
-              size: tuple[int, int],
-              gt: np.ndarray | None = None,
+def thumbnail(path: str, size: tuple[int, int], gt: np.ndarray | None = None,
               pred: np.ndarray | None = None) -> str:
     """An image of 260 x 390 pixels at most, with masks, as a JPEG's URI.
 
@@ -230,11 +219,9 @@ def thumbnail(path: str,
     if image is None or image.shape[:2] != tuple(size):
         raise ValueError(f'{path} cannot be shown: the file is broken, or its '
                          f'size is not {size[0]} x {size[1]} pixels')
-    image = scale_image(image[..., ::-1],
-                        min(260 / size[1], 390 / size[0]))
-    gt, pred = (
-        None if mask is None else fit_mask(mask > 0, image)
-        for mask in (gt, pred))
+    image = scale_image(image[..., ::-1], min(260 / size[1], 390 / size[0]))
+    gt, pred = (None if mask is None else fit_mask(mask > 0, image)
+                for mask in (gt, pred))
     drawn = draw_masks(image, gt, pred)
     jpeg = cv2.imencode('.jpg', drawn[..., ::-1],
                         [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
