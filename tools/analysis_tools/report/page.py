@@ -38,11 +38,8 @@ _LONGEST = 200  # characters of a sentence on the page
 _FILTER_PICTURES = 120
 
 
-def write_report(results: str,
-                 out: str,
-                 img_root: str | None = None,
-                 num_samples: int = 8,
-                 title: str | None = None) -> list[str]:
+def write_report(results: str, out: str, img_root: str | None = None,
+                 num_samples: int = 8, title: str | None = None) -> list[str]:
     """Write a self-contained HTML page about a results file.
 
     Args:
@@ -65,9 +62,8 @@ def write_report(results: str,
     iou = np.array([record['iou'] for record in records])
     faults = []
     groups = {
-        name: list(_figures(records, indices, img_root, faults)) for
-        name, indices in choose_samples(records, num_samples).items()
-    }
+        name: list(_figures(records, indices, img_root, faults))
+        for name, indices in choose_samples(records, num_samples).items()}
     filtered = _evenly(len(records), MAX_FILTERED)
     ranked = filtered[np.argsort(iou[filtered], kind='stable')]
     pictured = ranked[_evenly(len(ranked), _FILTER_PICTURES)]
@@ -75,32 +71,23 @@ def write_report(results: str,
     pictures = {
         position[figure['index']]: figure['picture']
         for figure in _figures(records, pictured, img_root, faults)
-        if figure['picture']
-    }
+        if figure['picture']}
     environment = Environment(
-        loader=FileSystemLoader(osp.dirname(__file__)),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True)
+        loader=FileSystemLoader(osp.dirname(__file__)), autoescape=True,
+        trim_blocks=True, lstrip_blocks=True)
     environment.filters['sha256'] = _sha256
     page = environment.get_template('page.html').render(
-        title=title or osp.basename(results),
-        version=__version__,
+        title=title or osp.basename(results), version=__version__,
         total=len(records),
         num_images=len({record['img_path'] for record in records}),
-        scores=scores_of(records, conventions),
-        conventions=conventions,
-        charts=_charts(records, iou),
-        groups=groups,
-        faults=faults,
+        scores=scores_of(records, conventions), conventions=conventions,
+        charts=_charts(records, iou), groups=groups, faults=faults,
         words=worst_words(records),
         data=dict(
-            sentences=[
-                cut(records[i]['expression'], _LONGEST) for i in filtered
-            ],
+            sentences=[cut(records[i]['expression'], _LONGEST)
+                       for i in filtered],
             iou=np.round(100 * iou[filtered], 1).tolist(),
-            pictures=pictures,
-            mean=100 * iou.mean()))
+            pictures=pictures, mean=100 * iou.mean()))
     os.makedirs(osp.dirname(out) or '.', exist_ok=True)
     with open(out, 'w', encoding='utf-8', errors='replace') as file:
         file.write(page)
@@ -130,12 +117,9 @@ def _figures(records: Sequence[dict], indices: Sequence[int],
             if str(error) not in faults:
                 faults.append(str(error))
         yield dict(
-            index=int(i),
-            picture=picture,
+            index=int(i), picture=picture, iou=100 * record['iou'],
             sentence=cut(record['expression'], _LONGEST),
-            iou=100 * record['iou'],
-            score=record.get('score'),
-            share=target_share(record),
+            score=record.get('score'), share=target_share(record),
             file=osp.basename(record['img_path'] or ''))
 
 
@@ -163,17 +147,13 @@ def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
         'svg.fonttype': 'none',  # use the browser's fonts
         'svg.hashsalt': 'cris',  # reproducible
         'font.family': 'sans-serif',
-        'axes.spines.top': False,
-        'axes.spines.right': False,
-        'text.color': '#1f2933',
-        'axes.labelcolor': '#1f2933',
+        'axes.spines.top': False, 'axes.spines.right': False,
+        'text.color': '#1f2933', 'axes.labelcolor': '#1f2933',
         'axes.edgecolor': '#9aa5b1',
-        'xtick.color': '#52606d',
-        'ytick.color': '#52606d'
-    }
+        'xtick.color': '#52606d', 'ytick.color': '#52606d'}
     with matplotlib.rc_context(style):
         return dict(
-            histogram=_histogram(iou),
+            histogram=_histogram(100 * iou),
             length=_curve(by_length(records), 'words in the expression'),
             area=_curve(
                 by_area(records),
@@ -182,14 +162,13 @@ def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
 
 def _histogram(iou: np.ndarray) -> str:
     figure = Figure((8, 2.8), layout='constrained')
-    axes = figure.subplots()
-    axes.hist(
-        100 * iou, np.arange(0, 101, 5), color='#2f6fab', edgecolor='white')
+    axes, mean = figure.subplots(), iou.mean()
+    axes.hist(iou, np.arange(0, 101, 5), color='#2f6fab', edgecolor='white')
     axes.set(xlabel='IoU in percent (bars of 5)', ylabel='expressions',
              xlim=(0, 100), xticks=range(0, 101, 10))
-    axes.axvline(100 * iou.mean(), color='#c4501b', linewidth=1.5)
+    axes.axvline(mean, color='#c4501b', linewidth=1.5)
     axes.annotate(
-        f'mean {100 * iou.mean():.1f}', (100 * iou.mean(), 1), (4, -4),
+        f'mean {mean:.1f}', (mean, 1), (4, -4),
         xycoords=('data', 'axes fraction'), textcoords='offset points',
         va='top', color='#c4501b')
     return _svg(figure)
@@ -197,8 +176,7 @@ def _histogram(iou: np.ndarray) -> str:
 
 def _curve(bins: Sequence[Bin], label: str) -> str:
     figure = Figure((8, 3.6), layout='constrained')
-    upper, lower = figure.subplots(
-        2, sharex=True, height_ratios=(3, 1))
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     positions = np.arange(len(bins))
     upper.errorbar(
         positions, [b.mean for b in bins], [b.margin for b in bins],
@@ -216,8 +194,8 @@ def _curve(bins: Sequence[Bin], label: str) -> str:
 def _svg(figure: Figure) -> str:
     file = BytesIO()
     figure.savefig(file, format='svg', metadata=dict(Date=None))
-    return ('data:image/svg+xml;base64,' +
-            base64.b64encode(file.getvalue()).decode())
+    content = base64.b64encode(file.getvalue()).decode()
+    return f'data:image/svg+xml;base64,{content}'
 
 
 def _sha256(text: str) -> str:
