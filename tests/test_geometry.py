@@ -90,9 +90,3 @@ def test_there_and_back(height, width, seed):
     back = unletterbox(boxed, height, width)
     assert back.shape == (2, height, width)
     assert np.abs(back - maps)[:, 4:-4, 4:-4].max() < 0.02
-
-
-def test_border_value_fills_what_is_left():
-    boxed = letterbox(
-        np.full((10, 40, 3), 9, np.uint8), 64, border_value=(1, 2, 3))
-    assert (boxed[0] == (1, 2, 3)).all() and (boxed[32, 4:-4] == 9).all()

@@ -29,11 +29,7 @@ CONVENTIONS = {
 
 
 def find_metric(evaluator: dict | Sequence[dict]) -> dict:
-    """The config of the first RefSegMetric of an evaluator, not a copy.
-
-    Args:
-        evaluator (dict | Sequence[dict]): ``val_evaluator`` or
-            ``test_evaluator`` of a config.
+    """The first RefSegMetric of a config's evaluator, not a copy.
 
     Raises:
         ValueError: If there is none.
@@ -46,16 +42,11 @@ def find_metric(evaluator: dict | Sequence[dict]) -> dict:
 
 
 def add_audit(evaluator: dict | Sequence[dict]) -> list[dict]:
-    """Add one metric per convention, with the prefix ``audit/<name>``.
+    """A config's evaluator with one metric more per convention.
 
-    The conventions start from RefSegMetric's defaults. Of the options of the
-    config's metric only ``collect_device`` and ``generalized`` are kept.
-
-    Args:
-        evaluator (dict | Sequence[dict]): ``test_evaluator`` of a config.
-
-    Returns:
-        list[dict]: The metrics that were there, unchanged, and the added.
+    Their prefix is ``audit/<name>``. The conventions start from RefSegMetric's
+    defaults. Of the options of the config's metric only ``collect_device``
+    and ``generalized`` are kept.
 
     Raises:
         ValueError: If the evaluator has no RefSegMetric.
@@ -72,12 +63,11 @@ def audit_table(scores: dict[str, float]) -> str:
     """A table of conventions (rows) and scores (columns), with a legend.
 
     Args:
-        scores (dict[str, float]): Scores of the evaluator of
-            :func:`add_audit`; scores without its prefix are ignored.
+        scores (dict[str, float]): Of the evaluator of :func:`add_audit`, in
+            percent; scores without its prefix are ignored.
 
     Returns:
-        str: Aligned lines; scores in percent, and n, the number of
-        expressions.
+        str: Aligned lines. The column n is the number of expressions.
     """
     rows = {}
     for name in CONVENTIONS:

@@ -35,9 +35,7 @@ def compute_scores(counts: dict[str, np.ndarray], *,
     Args:
         counts (dict[str, np.ndarray]): Pixels by the names in ``COUNTS``,
             int64 ``(N, )`` each.
-        inclusive (bool): As of :class:`RefSegMetric`, like the next two.
-        empty_union (float): Defaults to 0.0.
-        generalized (bool): Defaults to False.
+        inclusive, empty_union, generalized: As of :class:`RefSegMetric`.
 
     Returns:
         dict[str, float]: In percent: mIoU, oIoU, Pr@50 ... Pr@90 and, if
@@ -73,15 +71,13 @@ class RefSegMetric(BaseMetric):
     ("IoU" in the paper), oIoU = sum I / sum U, and Pr@X is the share of
     expressions with IoU > X. Every sentence counts.
 
-    These are the rules of the official code's test. The options are the
-    conventions of other papers; :mod:`cris.evaluation.conventions` compares
-    them.
+    These are the rules of the official code's test. The options are those of
+    other papers; :mod:`cris.evaluation.conventions` compares them.
 
     Args:
-        collect_device (str): Where results of several ranks are gathered.
+        collect_device (str): As of mmengine's BaseMetric, like prefix.
             Defaults to 'cpu'.
-        prefix (str, optional): Prefix of the names of the scores.
-            Defaults to None.
+        prefix (str, optional): Of the names of the scores. Defaults to None.
         threshold (float, optional): Predict the pixels whose probability in
             ``seg_logits`` is above it. None uses ``pred_sem_seg``, which the
             model cut at its own threshold. Defaults to None.
@@ -159,8 +155,8 @@ class RefSegMetric(BaseMetric):
         Args:
             data_batch (dict): Not used.
             data_samples (Sequence[dict]): With ``gt_sem_seg`` and
-                ``pred_sem_seg`` or, for the option threshold,
-                ``seg_logits``, the probabilities; all (K, h, w).
+                ``pred_sem_seg`` or, for the option threshold, the
+                probabilities ``seg_logits``; all (K, h, w).
 
         Raises:
             ValueError: If prediction and ground truth differ in shape, or
@@ -189,13 +185,9 @@ class RefSegMetric(BaseMetric):
             self.results.append(counts)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """Scores of the whole dataset; writes out_file.
+        """Scores of :func:`compute_scores`, and n_expressions.
 
-        Args:
-            results (list[dict]): Counts of every sample.
-
-        Returns:
-            dict[str, float]: Of :func:`compute_scores`, and n_expressions.
+        Writes out_file.
         """
         if self.out_file is not None:
             options = dict(self.scoring, threshold=self.threshold,
@@ -233,9 +225,8 @@ class RefSegMetric(BaseMetric):
                 f'of the {count} expressions of {sample.get("img_path")}, '
                 f'but they are {ref_ids}: load the data with '
                 'PackReferInputs, which keeps them')
-        order = range(count)
-        if self.sentences == 'first':
-            order = reversed(order)
+        first = self.sentences == 'first'
+        order = reversed(range(count)) if first else range(count)
         return sorted({ref_ids[k]: k for k in order}.values())
 
 

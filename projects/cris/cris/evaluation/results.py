@@ -25,9 +25,6 @@ _REWRITE = 'Write the file again with tools/test.py --results'
 def check_results_file(path: str) -> None:
     """Check that a results file of this name can be written.
 
-    Args:
-        path (str): File to write.
-
     Raises:
         ValueError: If it is neither ``.json`` nor ``.parquet``.
         ImportError: If it is ``.parquet`` and pyarrow is missing.
@@ -86,9 +83,7 @@ def _run_lengths(mask: np.ndarray) -> str:
 def write_results_file(records: list[dict], path: str) -> None:
     """Write a list of records or, as ``.parquet``, a table of them.
 
-    Args:
-        records (list[dict]): With the same keys each.
-        path (str): ``.json`` or ``.parquet``; missing folders are made.
+    All records must have the same keys. Missing folders are made.
     """
     if path.endswith('.json'):
         dump(records, path, indent=2)
@@ -101,9 +96,6 @@ def write_results_file(records: list[dict], path: str) -> None:
 def read_results_file(path: str) -> tuple[list[dict], dict]:
     """Read and check what :func:`write_results_file` wrote.
 
-    Args:
-        path (str): ``.json`` or ``.parquet``.
-
     Returns:
         tuple: The records, at least one, with '' for a missing expression;
         and the conventions they were scored under.
@@ -112,7 +104,7 @@ def read_results_file(path: str) -> tuple[list[dict], dict]:
         FileNotFoundError: If the file does not exist.
         ValueError: If its name or content is not that of a results file, or
             its records were scored under different conventions.
-        ImportError: If it is ``.parquet`` and pyarrow is missing.
+        ImportError: As of :func:`check_results_file`.
     """
     check_results_file(path)
     if not osp.isfile(path):

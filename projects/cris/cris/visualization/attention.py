@@ -45,13 +45,9 @@ def word_attention(model: nn.Module, image: np.ndarray, expression: str,
     Args:
         model (nn.Module): From :func:`cris.init_model`.
         image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        expression (str): The expression; words beyond the context length have
-            no map.
+        expression (str): Words beyond the context length have no map.
         layer (int): Index of the decoder layer; negative ones count from the
             last. Defaults to -1.
-
-    Returns:
-        WordAttention: Words, maps and the prediction.
 
     Raises:
         ValueError: If the model has no such decoder layer.
@@ -76,10 +72,6 @@ def word_attention(model: nn.Module, image: np.ndarray, expression: str,
 def record_attention(model: nn.Module,
                      layer: int = -1) -> Iterator[list[Tensor]]:
     """Record the attention of a decoder layer to tokens while it runs.
-
-    Args:
-        model (nn.Module): A CRIS.
-        layer (int): Index of the decoder layer. Defaults to -1.
 
     Yields:
         list[Tensor]: One ``(E, N, L)``, averaged over heads, for each pass of
@@ -129,12 +121,9 @@ def draw_attention(image: np.ndarray, expression: str,
     bright; the caption gives both.
 
     Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        expression (str): The expression.
+        image (np.ndarray): RGB, uint8 ``(h, w, 3)``; so is the sheet.
+        expression (str): For the caption.
         attention (WordAttention): From :func:`word_attention`.
-
-    Returns:
-        np.ndarray: RGB, uint8.
     """
     tiles = [(image, 'image'), (draw_masks(image, pred=attention.pred),
                                 f'"{expression}": prediction')]

@@ -1,7 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Drawings of images, expressions and masks.
 
-Shapes: an image of h x w pixels, K expressions.
+All images are RGB, uint8 (h, w, 3). K is the number of expressions.
 """
 import base64
 import os.path as osp
@@ -29,12 +29,9 @@ def draw_masks(image: np.ndarray, gt: np.ndarray | None = None,
     """Tint and outline the prediction, outline the ground truth.
 
     Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        gt (np.ndarray, optional): bool ``(h, w)``.
-        pred (np.ndarray, optional): bool ``(h, w)``.
-
-    Returns:
-        np.ndarray: RGB, uint8 ``(h, w, 3)``, a copy.
+        image (np.ndarray): The image, which is not changed.
+        gt (np.ndarray, optional): Ground truth, bool ``(h, w)``.
+        pred (np.ndarray, optional): Prediction, bool ``(h, w)``.
     """
     drawn = image.copy()
     # A large image is shown scaled down: its lines must be thicker.
@@ -63,14 +60,10 @@ def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]], width: int = 300,
     """Images with captions below them, row by row, on white.
 
     Args:
-        tiles (Sequence[tuple[np.ndarray, str]]): Images, RGB, uint8
-            ``(h, w, 3)`` of any size, and their captions, in Latin, Greek or
-            Cyrillic letters.
+        tiles (Sequence[tuple[np.ndarray, str]]): Images of any size, and their
+            captions, in Latin, Greek or Cyrillic letters.
         width (int): Width of a tile in pixels. Defaults to 300.
         columns (int): Maximum number of tiles in a row. Defaults to 4.
-
-    Returns:
-        np.ndarray: RGB, uint8.
     """
     columns = min(columns, len(tiles))
     drawn = [_draw_tile(*tile, width) for tile in tiles]
@@ -119,13 +112,10 @@ def draw_expressions(image: np.ndarray, expressions: Sequence[str],
     the caption gives their IoU.
 
     Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
+        image (np.ndarray): The image.
         expressions (Sequence[str]): K expressions.
-        gt (np.ndarray, optional): bool ``(K, h, w)``.
-        pred (np.ndarray, optional): bool ``(K, h, w)``.
-
-    Returns:
-        np.ndarray: RGB, uint8.
+        gt (np.ndarray, optional): Ground truths, bool ``(K, h, w)``.
+        pred (np.ndarray, optional): Predictions, bool ``(K, h, w)``.
     """
     legend = 'image'
     if pred is not None:
@@ -142,7 +132,7 @@ def draw_expressions(image: np.ndarray, expressions: Sequence[str],
 def expression_tile(image: np.ndarray, expression: str,
                     gt: np.ndarray | None = None,
                     pred: np.ndarray | None = None) -> tuple[np.ndarray, str]:
-    """A tile of :func:`draw_sheet`; masks are bool ``(h, w)``."""
+    """A tile of :func:`draw_sheet`; the masks are as of :func:`draw_masks`."""
     caption = f'"{expression}"'
     if gt is not None and pred is not None:
         iou = (gt & pred).sum() / max((gt | pred).sum(), 1)
@@ -153,23 +143,21 @@ def expression_tile(image: np.ndarray, expression: str,
 def draw_prediction(image: np.ndarray, prediction: dict) -> np.ndarray:
     """A sheet with a tile for each expression of a prediction.
 
-    Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``, or smaller.
-        prediction (dict): Of :func:`cris.apis.predictions.make_prediction`.
+    The captions give the scores. Several expressions come after the image, a
+    hundred at most.
 
-    Returns:
-        np.ndarray: RGB, uint8. The captions give the scores. Several
-        expressions come after the image, a hundred at most.
+    Args:
+        image (np.ndarray): The image, or a smaller copy.
+        prediction (dict): Of :func:`cris.apis.predictions.make_prediction`.
     """
-    expressions, scores, rles = (
-        prediction[key][:_MAX_EXPRESSIONS]
-        for key in ('expressions', 'scores', 'rles'))
-    one = len(expressions) == 1
+    parts = [prediction[key][:_MAX_EXPRESSIONS]
+             for key in ('expressions', 'scores', 'rles')]
+    one = len(parts[0]) == 1
     width = min(max(image.shape[1], 320), 1000 if one else 400)
     # Drawn at the size shown, or large images would take long.
     image = scale_image(image, min(1, width / image.shape[1]))
     tiles = [] if one else [(image, 'image')]
-    for expression, score, rle in zip(expressions, scores, rles, strict=True):
+    for expression, score, rle in zip(*parts, strict=True):
         caption = f'"{cut(expression, _MAX_LETTERS)}"  {score:.2f}'
         if not coco_mask.area(rle):
             caption += '  (nothing found)'
@@ -205,13 +193,9 @@ def thumbnail(path: str, size: tuple[int, int], gt: np.ndarray | None = None,
         gt (np.ndarray, optional): Ground truth, ``(h, w)``, nonzero inside.
         pred (np.ndarray, optional): Prediction, likewise.
 
-    Returns:
-        str: ``data:image/jpeg;base64,...``
-
     Raises:
         OSError: If the file cannot be opened.
-        ValueError: If the file is not an image, is too large, or has another
-            size.
+        ValueError: If it is not an image, is too large, or has another size.
     """
     content = read_bytes(path)
     open_image(content, path)

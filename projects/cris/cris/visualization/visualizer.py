@@ -41,14 +41,13 @@ class ReferLocalVisualizer(Visualizer):
 
         Args:
             name (str): Name of the drawing.
-            image (np.ndarray): RGB, uint8 ``(h, w, 3)``, of the size of the
-                sample's masks.
+            image (np.ndarray): RGB, uint8 ``(h, w, 3)``, of the masks' size.
             data_sample (SegDataSample): With ``expressions`` and, if there,
                 ``gt_sem_seg`` and ``pred_sem_seg``, (K, h, w).
             show (bool): Open a window. Defaults to False.
             wait_time (float): Seconds to show it; 0 waits for a key.
-            step (int): Step of the backends; in show_dir, the number of a
-                sample without ``img_id``.
+            step (int): Of the backends; in show_dir, the number of a sample
+                without ``img_id``.
         """
         masks = (data_sample.get(key).data.cpu().numpy() > 0.5
                  if key in data_sample else None
