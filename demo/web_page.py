@@ -20,6 +20,7 @@ from cris.apis.inputs import InputImage, load_image
 from cris.apis.model_zoo import DEFAULT_MODEL
 from cris.apis.predictions import make_prediction
 from cris.apis.writer import PredictionWriter
+from cris.io.files import read_bytes
 from cris.io.images import open_image
 from cris.visualization import draw
 
@@ -74,8 +75,8 @@ class Page:
                 html.escape(str(error)), print_exception=False) from error
         for message in self.inferencer.find_long_texts(texts):
             gr.Warning(html.escape(message))
-        shown = draw.scale_image(image.bgr[..., ::-1],
-                            min(1, SHOWN_SIDE / max(image.shape)))
+        shown = draw.scale_image(
+            image.bgr[..., ::-1], min(1, SHOWN_SIDE / max(image.shape)))
         answer = Answer(logits, texts, image.shape, shown, osp.basename(path),
                         time.perf_counter() - start)
         return answer, *self.show(answer, threshold)
@@ -84,17 +85,14 @@ class Page:
         if not path:
             raise ValueError('Upload an image first, or choose an example.')
         name, limit = osp.basename(path), self.args.max_megapixels
-        with open(path, 'rb') as file:
-            header = open_image(file, name)
+        content = read_bytes(path)
+        header = open_image(content, name)
         if header.width * header.height > limit * 1e6:
             raise ValueError(
                 f'{name} has {header.width} x {header.height} pixels, more '
                 f'than the {limit:g} megapixels that this page accepts: scale '
                 'it down.')
-        try:
-            return load_image(path)
-        except ValueError as error:
-            raise ValueError(str(error).replace(path, name)) from error
+        return load_image(content, name)
 
     def show(self, answer: Answer | None,
              threshold: float) -> tuple[list, str]:
