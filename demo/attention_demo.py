@@ -13,16 +13,14 @@ from cris_segment import add_model_options, check_model_options
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('image', help='image file')
-    parser.add_argument('config', nargs='?', help='config file')
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint file')
+    add = parser.add_argument
+    add('image', help='image file')
+    add('config', nargs='?', help='config file')
+    add('checkpoint', nargs='?', help='checkpoint file')
     add_model_options(parser)
-    parser.add_argument('--text', required=True, help='expression')
-    parser.add_argument('--out-file', required=True, help='image to write')
-    parser.add_argument(
-        '--layer',
-        type=int,
-        default=-1,
+    add('--text', required=True, help='expression')
+    add('--out-file', required=True, help='image to write')
+    add('--layer', type=int, default=-1,
         help='index of the decoder layer (default: -1, the last)')
     args = parser.parse_args()
     check_model_options(parser, args)
@@ -42,8 +40,8 @@ def main() -> None:
     try:
         image = load_image(args.image).bgr[..., ::-1]
         (text, ) = check_texts(args.text)
-        inferencer = CRISInferencer(args.config or args.model,
-                                    args.checkpoint, args.device)
+        inferencer = CRISInferencer(
+            args.config or args.model, args.checkpoint, args.device)
         for message in inferencer.find_long_texts([text]):
             print(f'warning: {message}', file=sys.stderr)
         attention = word_attention(inferencer.model, image, text, args.layer)

@@ -12,22 +12,18 @@ from cris_segment import add_model_options, check_model_options
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='A web page that segments what phrases refer to')
-    parser.add_argument('config', nargs='?', help='config file')
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint file')
+    add = parser.add_argument
+    add('config', nargs='?', help='config file')
+    add('checkpoint', nargs='?', help='checkpoint file')
     add_model_options(parser)
-    parser.add_argument(
-        '--server-name',
-        default='127.0.0.1',
+    add('--server-name', default='127.0.0.1',
         help='address to listen on (default: %(default)s, this machine only; '
         '0.0.0.0: the whole network)')
-    parser.add_argument('--port', type=int, default=7860)
-    parser.add_argument('--max-megabytes', type=float, default=20)
-    parser.add_argument('--max-megapixels', type=float, default=25)
-    parser.add_argument('--max-phrases', type=int, default=50)
-    parser.add_argument(
-        '--max-waiting',
-        type=int,
-        default=16,
+    add('--port', type=int, default=7860)
+    add('--max-megabytes', type=float, default=20)
+    add('--max-megapixels', type=float, default=25)
+    add('--max-phrases', type=int, default=50)
+    add('--max-waiting', type=int, default=16,
         help='length of the queue; one question is answered at a time')
     args = parser.parse_intermixed_args(argv)
     check_model_options(parser, args)
@@ -47,19 +43,16 @@ def serve(args: argparse.Namespace) -> None:
 
     from cris.apis.inferencer import CRISInferencer
     try:
-        inferencer = CRISInferencer(args.config or args.model, args.checkpoint,
-                                    args.device)
+        inferencer = CRISInferencer(
+            args.config or args.model, args.checkpoint, args.device)
     except (OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     page = build(Page(inferencer, args))
     try:
         _, address, _ = page.launch(
-            quiet=True,
-            prevent_thread_lock=True,
-            server_name=args.server_name,
-            server_port=args.port,
+            quiet=True, prevent_thread_lock=True, share=False,
+            server_name=args.server_name, server_port=args.port,
             max_file_size=f'{args.max_megabytes:g}mb',
-            share=False,
             # Local fonts: nothing is fetched.
             theme=gradio.themes.Default(
                 font=['system-ui', 'sans-serif'], font_mono=['monospace']))
@@ -78,10 +71,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix='cris_web_demo_') as folder:
         # gradio reads them when it is imported.
-        os.environ.update(
-            GRADIO_ANALYTICS_ENABLED='False',
-            HF_HUB_OFFLINE='1',
-            GRADIO_TEMP_DIR=folder)
+        os.environ.update(GRADIO_ANALYTICS_ENABLED='False',
+                          HF_HUB_OFFLINE='1', GRADIO_TEMP_DIR=folder)
         serve(args)
 
 

@@ -20,14 +20,9 @@ from cris.apis.inputs import InputImage, load_image
 from cris.apis.model_zoo import DEFAULT_MODEL
 from cris.apis.predictions import make_prediction
 from cris.apis.writer import PredictionWriter
+from cris.io.files import read_bytes
 from cris.io.images import open_image
-from cris.visualization.draw import (
-    cut,
-    draw_masks,
-    draw_prediction,
-    fit_mask,
-    scale_image,
-)
+from cris.visualization import draw
 
 EXAMPLES = [
     ['shapes_1.jpg', 'the yellow triangle\nthe rightmost triangle'],
@@ -66,12 +61,12 @@ class Page:
         start = time.perf_counter()
         try:
             texts = [t for t in map(str.strip, phrases.splitlines()) if t]
-            limit = self.args.max_phrases
             if not texts:
                 raise ValueError('Type what to look for, one phrase per line.')
-            if len(texts) > limit:
-                raise ValueError(f'{len(texts)} phrases are too many for this '
-                                 f'page: at most {limit} at once.')
+            if len(texts) > self.args.max_phrases:
+                raise ValueError(
+                    f'{len(texts)} phrases are too many for this page: at '
+                    f'most {self.args.max_phrases} at once.')
             image = self._load(path)
             with self.inferencer.open(image) as view:
                 logits = view.logits(texts)
@@ -80,8 +75,8 @@ class Page:
                 html.escape(str(error)), print_exception=False) from error
         for message in self.inferencer.find_long_texts(texts):
             gr.Warning(html.escape(message))
-        shown = scale_image(image.bgr[..., ::-1],
-                            min(1, SHOWN_SIDE / max(image.shape)))
+        shown = draw.scale_image(
+            image.bgr[..., ::-1], min(1, SHOWN_SIDE / max(image.shape)))
         answer = Answer(logits, texts, image.shape, shown, osp.basename(path),
                         time.perf_counter() - start)
         return answer, *self.show(answer, threshold)
@@ -90,17 +85,14 @@ class Page:
         if not path:
             raise ValueError('Upload an image first, or choose an example.')
         name, limit = osp.basename(path), self.args.max_megapixels
-        with open(path, 'rb') as file:
-            header = open_image(file, name)
+        content = read_bytes(path)
+        header = open_image(content, name)
         if header.width * header.height > limit * 1e6:
             raise ValueError(
                 f'{name} has {header.width} x {header.height} pixels, more '
                 f'than the {limit:g} megapixels that this page accepts: scale '
                 'it down.')
-        try:
-            return load_image(path)
-        except ValueError as error:
-            raise ValueError(str(error).replace(path, name)) from error
+        return load_image(content, name)
 
     def show(self, answer: Answer | None,
              threshold: float) -> tuple[list, str]:
@@ -109,46 +101,40 @@ class Page:
             return [], ''
         prediction = self._predict(answer, threshold)
         overlays, rows = [], []
-        for text, score, rle in zip(
-                answer.texts, prediction['scores'], prediction['rles'],
-                strict=True):
-            mask = fit_mask(coco_mask.decode(rle), answer.shown)
-            text = cut(text, 80)
-            overlays.append((draw_masks(answer.shown, pred=mask),
+        for text, score, rle in zip(answer.texts, prediction['scores'],
+                                    prediction['rles'], strict=True):
+            mask = draw.fit_mask(coco_mask.decode(rle), answer.shown)
+            text = draw.cut(text, 80)
+            overlays.append((draw.draw_masks(answer.shown, pred=mask),
                              f'{text}  {score:.2f}'))
             pixels = int(coco_mask.area(rle))
             found = f'{pixels:,}' if pixels else 'nothing found'
             rows.append(f'<tr><td>{html.escape(text)}</td>'
                         f'<td>{score:.2f}</td><td>{found}</td></tr>')
         return overlays, _TABLE.format(
-            rows=''.join(rows),
-            seconds=answer.seconds,
-            phrases=len(answer.texts))
+            rows=''.join(rows), seconds=answer.seconds, phrases=len(rows))
 
     def archive(self, answer: Answer | None, threshold: float) -> str | None:
         """Write what is shown as a zip file; gradio deletes it later."""
         if answer is None:
             return None
         name = osp.splitext(answer.file)[0]
-        prediction = dict(
-            self._predict(answer, threshold), name=name, img_path=answer.file)
+        prediction = dict(self._predict(answer, threshold), name=name,
+                          img_path=answer.file)
         # gradio deletes files of its own folder only.
         target = tempfile.mkdtemp(dir=os.environ.get('GRADIO_TEMP_DIR'))
         with tempfile.TemporaryDirectory() as folder:
             with PredictionWriter(folder) as writer:
-                writer.write(prediction,
-                             draw_prediction(answer.shown, prediction))
+                writer.write(
+                    prediction,
+                    draw.draw_prediction(answer.shown, prediction))
             return shutil.make_archive(
                 osp.join(target, f'{name}_masks'), 'zip', folder)
 
     def _predict(self, answer: Answer, threshold: float) -> dict:
         return make_prediction(
-            self.inferencer.model,
-            answer.logits,
-            answer.shape,
-            answer.texts,
-            threshold,
-            return_masks=False)
+            self.inferencer.model, answer.logits, answer.shape, answer.texts,
+            threshold, return_masks=False)
 
 
 def build(page: Page) -> gr.Blocks:
@@ -160,57 +146,45 @@ def build(page: Page) -> gr.Blocks:
     with gr.Blocks(title='CRIS', fill_width=True, delete_cache=kept) as blocks:
         gr.Markdown(
             '# CRIS: segment things with words\n'
-            f'The model: `{osp.basename(model)}`{knows}. '
-            f'Up to {args.max_megabytes:g} MB, '
-            f'{args.max_megapixels:g} megapixels and {args.max_phrases} '
-            'phrases at once.')
+            f'The model: `{osp.basename(model)}`{knows}. Up to '
+            f'{args.max_megabytes:g} MB, {args.max_megapixels:g} megapixels '
+            f'and {args.max_phrases} phrases at once.')
         answer = gr.State(time_to_live=KEPT)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(
-                    label='Image',
-                    sources=['upload', 'clipboard'],
-                    type='filepath',
-                    elem_id='image')
+                image = gr.Image(label='Image', type='filepath',
+                                 sources=['upload', 'clipboard'],
+                                 elem_id='image')
                 # gradio would open the file first and fail with unclear
                 # errors. A subclass is no way out: gradio writes a .pyi file
                 # beside the module of every subclass.
                 image.preprocess = lambda file: file and file.path
-                phrases = gr.Textbox(
-                    label='Phrases, one per line',
-                    lines=4,
-                    elem_id='phrases')
+                phrases = gr.Textbox(label='Phrases, one per line', lines=4,
+                                     elem_id='phrases')
                 ask = gr.Button('Segment', variant='primary', elem_id='ask')
                 threshold = gr.Slider(
-                    0,
-                    1,
-                    page.inferencer.model.decode_head.threshold,
-                    step=0.01,
-                    label='Threshold of the probability',
+                    0, 1, page.inferencer.model.decode_head.threshold,
+                    step=0.01, label='Threshold of the probability',
                     elem_id='threshold')
                 folder = Path(__file__).parent
                 gr.Examples([[str(folder / name), texts]
                              for name, texts in EXAMPLES], [image, phrases])
             with gr.Column():
                 overlays = gr.Gallery(
-                    label='Overlays',
+                    label='Overlays', columns=2, elem_id='overlays',
                     show_label=False,  # it would cover the first overlay
-                    columns=2,
-                    object_fit='contain',  # do not crop the images
-                    elem_id='overlays')
+                    object_fit='contain')  # do not crop the images
                 scores = gr.HTML(elem_id='scores')
                 masks = gr.Button('Download masks (zip)', elem_id='masks')
                 # A download button serves a file that exists already.
-                archive = gr.DownloadButton(
-                    visible='hidden', elem_id='archive')
+                archive = gr.DownloadButton(visible='hidden',
+                                            elem_id='archive')
         shown = [overlays, scores]
         ask.click(page.ask, [image, phrases, threshold], [answer, *shown])
-        threshold.change(
-            page.show, [answer, threshold],
-            shown,
-            trigger_mode='always_last')
+        threshold.change(page.show, [answer, threshold], shown,
+                         trigger_mode='always_last')
         masks.click(page.archive, [answer, threshold], archive).success(
             None, None, None,
             js="() => document.querySelector('#archive').click()")
-    return blocks.queue(
-        max_size=args.max_waiting, default_concurrency_limit=1)
+    return blocks.queue(max_size=args.max_waiting,
+                        default_concurrency_limit=1)

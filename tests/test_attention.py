@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 
 import cris
 from cris.datasets.tokenizer import split_words, tokenize
-from cris.visualization.attention import (
-    draw_attention,
-    merge_pieces,
-    record_attention,
-    word_attention,
-)
+from cris.visualization.attention import record_attention, word_attention
 
 TINY = 'cris_tiny_1xb8-3e_refshapes-160x160'
 
@@ -28,8 +23,7 @@ def model():
 def make_image(height=90, width=140):
     image = np.full((height, width, 3), 128, np.uint8)
     cv2.circle(image, (35, 45), 20, (220, 30, 30), -1)
-    cv2.rectangle(image, (90, 30), (125, 65), (20, 60, 220), -1)
-    return image
+    return cv2.rectangle(image, (90, 30), (125, 65), (20, 60, 220), -1)
 
 
 @pytest.mark.parametrize('layer', [0, 1, -1])
@@ -63,18 +57,13 @@ def test_words_cover_all_tokens_once(text):
     covered = [i for _, own in words for i in range(own.start, own.stop)]
     # Zeros cannot be counted: a '!' before punctuation is 0, too.
     assert covered == list(range(int(ids.argmax()) + 1))
-    attention = torch.rand(5, 17, dtype=torch.float64) * (ids > 0)
-    merged = merge_pieces(attention, [own for _, own in words])
-    torch.testing.assert_close(merged.sum(0), attention.sum(1))
-    for row, (_, own) in zip(merged, words, strict=True):
-        assert torch.equal(row, attention[:, own].sum(1))
 
 
 def test_tokens_are_merged_to_words():
     (ids, ) = tokenize(["The zebrafishlike dog's tail!"], 17)
     words = split_words(ids.tolist())
-    assert [word for word, _ in words[1:-1]
-            ] == ['the', 'zebrafishlike', 'dog', "'s", 'tail', '!']
+    assert [word for word, _ in words[1:-1]] == [
+        'the', 'zebrafishlike', 'dog', "'s", 'tail', '!']
     assert words[2][1].stop - words[2][1].start > 1
     (cut, ) = tokenize(['zebrafishlike ' * 20], 17)
     words = split_words(cut.tolist())
@@ -86,32 +75,21 @@ def test_maps_have_the_size_of_the_image_and_add_up_to_one(model, shape):
     image = make_image(*shape)
     attention = word_attention(model, image, 'red circle on the left')
     assert attention.words == [
-        '<start>', 'red', 'circle', 'on', 'the', 'left', '<end>'
-    ]
+        '<start>', 'red', 'circle', 'on', 'the', 'left', '<end>']
     assert attention.maps.shape == (7, *shape)
     assert attention.maps.dtype == np.float32
     assert attention.maps.min() >= 0
     np.testing.assert_allclose(attention.maps.sum(0), 1, atol=0.02)
-    sheet = draw_attention(image, 'red circle', attention)
-    assert sheet.shape[1] == 1200
+    circle = cv2.circle(np.zeros(shape), (35, 45), 20, 1, -1) > 0
+    if shape == (90, 140):  # the prediction is the model's
+        both, either = attention.pred & circle, attention.pred | circle
+        assert both.sum() / either.sum() > 0.5
 
 
-def test_the_prediction_is_the_models(model):
-    image = make_image()
-    attention = word_attention(model, image, 'the red circle')
-    circle = np.zeros(image.shape[:2], np.uint8)
-    cv2.circle(circle, (35, 45), 20, 1, -1)
-    both = (attention.pred & (circle > 0)).sum()
-    assert both / (attention.pred | (circle > 0)).sum() > 0.5
-
-
-@pytest.mark.parametrize('layer', [2, -3])
-def test_no_such_layer(model, layer):
-    with pytest.raises(ValueError, match='with 2 layers: choose one from -2'):
-        word_attention(model, make_image(), 'a', layer)
-
-
-def test_no_decoder():
+def test_no_such_layer(model):
+    for layer in (2, -3):
+        with pytest.raises(ValueError, match='2 layers: choose one from -2'):
+            word_attention(model, make_image(), 'a', layer)
     cfg = cris.engine.load_config(
         str(CONFIG), {'model.decode_head.num_layers': 0})
     bare = cris.init_model(cfg, pretrained=False, device='cpu')

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIG, ReferSet, options, tool
-from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
 from PIL import Image
 from pycocotools import mask as coco_mask
+from samples import make_sample
 
 from cris.engine.hooks.visualization_hook import ReferVisualizationHook
 from cris.visualization import ReferLocalVisualizer, draw_expressions
 from cris.visualization.draw import (
     GROUND_TRUTH,
     PREDICTION,
-    draw_masks,
     draw_prediction,
     expression_tile,
 )
+
+GREY = np.full((60, 80, 3), 128, np.uint8)
 
 
 def masks():
@@ -30,27 +30,28 @@ def masks():
 
 
 def test_prediction_is_tinted_and_ground_truth_outlined():
-    image = np.full((60, 80, 3), 128, np.uint8)
+    image = GREY.copy()
     gt, pred = masks()
-    drawn = draw_masks(image, gt[0], pred[0])
+    drawn, caption = expression_tile(image, 'a', gt[0], pred[0])
+    assert 'IoU 33.3' in caption  # 30 x 15 of 30 x 45 pixels
     assert (image == 128).all()
     assert tuple(drawn[10, 15]) == GROUND_TRUTH
     assert (drawn[25, 15] == 128).all()
     assert drawn[25, 50, 2] > 150 > 100 > drawn[25, 50, 0]
     assert (drawn[50, 70] == 128).all()
     assert tuple(drawn[25, 54]) == PREDICTION  # its edge
-    large = draw_masks(np.repeat(np.repeat(image, 40, 0), 40, 1),
-                       pred=np.repeat(np.repeat(pred[0], 40, 0), 40, 1))
+    large, _ = expression_tile(
+        image.repeat(40, 0).repeat(40, 1), 'a',
+        pred=pred[0].repeat(40, 0).repeat(40, 1))
     assert (large[1000, 2196:2200] == PREDICTION).all()
 
 
 def test_sheet_has_a_tile_for_the_image_and_each_expression():
-    image = np.full((60, 80, 3), 128, np.uint8)
-    sheet = draw_expressions(image, ['a', 'b'], *masks())
+    sheet = draw_expressions(GREY, ['a', 'b'], *masks())
     assert sheet.shape[1] == 900
-    one = draw_expressions(image, ['a'])
+    one = draw_expressions(GREY, ['a'])
     assert one.shape[1] == 600
-    many = draw_expressions(image, ['a'] * 9)
+    many = draw_expressions(GREY, ['a'] * 9)
     assert many.shape == (3 * one.shape[0], 1200, 3)
 
 
@@ -86,18 +87,15 @@ def test_any_text_and_shape(text, shape):
 
 def test_visualizer_writes_a_file_per_sample(tmp_path):
     visualizer = ReferLocalVisualizer(show_dir=str(tmp_path / 'show'))
-    sample = SegDataSample(metainfo=dict(expressions=['a', 'b']))
     gt, pred = masks()
-    sample.gt_sem_seg = PixelData(data=torch.from_numpy(gt).float())
-    sample.pred_sem_seg = PixelData(data=torch.from_numpy(pred))
-    image = np.full((60, 80, 3), 128, np.uint8)
-    visualizer.add_datasample('test_x.jpg', image, sample, step=1)
+    sample = make_sample(pred, gt, expressions=['a', 'b'])
+    visualizer.add_datasample('test_x.jpg', GREY, sample, step=1)
     sample.set_metainfo(dict(img_id=77))
-    visualizer.add_datasample('test_x.jpg', image, sample, step=1)
+    visualizer.add_datasample('test_x.jpg', GREY, sample, step=1)
     files = sorted(f.name for f in (tmp_path / 'show').iterdir())
     assert files == ['test_x_1.jpg', 'test_x_77.jpg']
     drawn = cv2.imread(str(tmp_path / 'show' / files[0]))[..., ::-1]
-    expected = draw_expressions(image, ['a', 'b'], gt, pred)
+    expected = draw_expressions(GREY, ['a', 'b'], gt, pred)
     assert np.abs(drawn.astype(int) - expected).mean() < 4
 
 
@@ -147,9 +145,10 @@ def test_images_are_spread_over_the_split(tmp_path, num_images, length,
                                           drawn):
     path = tmp_path / 'a.png'
     cv2.imwrite(str(path), np.zeros((6, 9, 3), np.uint8))
-    sample = SegDataSample(
-        metainfo=dict(expressions=['a'] * 20, img_path=str(path)))
-    sample.pred_sem_seg = PixelData(data=torch.ones(20, 6, 9).bool())
+    ones = torch.ones(20, 6, 9).bool()
+    sample = make_sample(
+        ones, ones, expressions=['a'] * 20, img_path=str(path))
+    del sample.gt_sem_seg
     hook, runner = ReferVisualizationHook(num_images), _Runner(length)
     for _ in range(2):
         runner.drawn.clear()
@@ -158,10 +157,3 @@ def test_images_are_spread_over_the_split(tmp_path, num_images, length,
             batch = [sample] * len(range(length)[start:start + 2])
             hook.after_val_iter(runner, start // 2, outputs=batch)
         assert runner.drawn == [(f'val_{i}', (6, 9, 3), 7, 5) for i in drawn]
-
-
-def test_the_caption_gives_the_iou():
-    gt, pred = masks()
-    image = np.zeros((60, 80, 3), np.uint8)
-    _, caption = expression_tile(image, 'a', gt[0], pred[0])
-    assert 'IoU 33.3' in caption  # 30 x 15 of 30 x 45 pixels

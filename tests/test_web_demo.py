@@ -5,7 +5,6 @@ The browser is that of tools/misc/get_browser.sh, of Playwright, or one that
 is installed; CRIS_BROWSER names another.
 """
 import importlib
-import io
 import os
 import re
 import shutil
@@ -35,10 +34,9 @@ PHRASES = ['the yellow triangle', 'the rightmost triangle']
 def executable(chromium):
     """Path of a browser."""
     known = [
-        os.environ.get('CRIS_BROWSER'),
-        Path(sys.prefix, 'browser/chromium'), chromium.executable_path,
-        *map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))
-    ]
+        os.environ.get('CRIS_BROWSER'), Path(sys.prefix, 'browser/chromium'),
+        chromium.executable_path,
+        *map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))]
     for path in known:
         if path and Path(path).is_file():
             return str(path)
@@ -62,15 +60,11 @@ def address(browser):
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [
-            sys.executable, REPO / 'demo/web_demo.py', '--port',
-            str(port), '--device', 'cpu', '--max-megabytes', '1',
-            '--max-megapixels', '10', '--max-phrases', '5'
-        ],
-        env=dict(os.environ, OMP_NUM_THREADS='1'),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True)
+        [sys.executable, REPO / 'demo/web_demo.py', '--port', str(port),
+         '--device', 'cpu', '--max-megabytes', '1', '--max-megapixels', '10',
+         '--max-phrases', '5'],
+        env=dict(os.environ, OMP_NUM_THREADS='1'), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True)
     for line in server.stdout:
         if 'The page is at' in line:
             break
@@ -99,12 +93,11 @@ def upload(page, name, content):
     kind = 'image/' + Path(name).suffix[1:].replace('jpg', 'jpeg')
     with page.expect_response(re.compile('/upload')):
         page.set_input_files('#image input[type=file]', [
-            dict(name=name, mimeType=kind, buffer=content)
-        ])
+            dict(name=name, mimeType=kind, buffer=content)])
     time.sleep(0.5)  # until the page shows it
 
 
-def ask(page, phrases):
+def ask(page, phrases=PHRASES):
     page.fill('#phrases textarea', '\n'.join(phrases))
     page.click('#ask')
 
@@ -113,17 +106,20 @@ def download(page):
     with page.expect_download() as download:
         page.click('#masks')
     name = download.value.suggested_filename.removesuffix('_masks.zip')
-    archive = zipfile.ZipFile(download.value.path())
-    return [
-        cv2.imdecode(
-            np.frombuffer(archive.read(f'masks/{name}_{k}.png'), np.uint8),
-            cv2.IMREAD_UNCHANGED) for k in range(len(PHRASES))
-    ]
+    return read_masks(download.value.path(), name, len(PHRASES))
+
+
+def read_masks(archive, name, count):
+    """What a zip file says of an image, K masks of 0 and 255."""
+    archive = zipfile.ZipFile(archive)
+    return np.stack([
+        Image.open(archive.open(f'masks/{name}_{k}.png'))
+        for k in range(count)])
 
 
 def test_from_upload_to_mask(page, inferencer):
     upload(page, IMAGE.name, IMAGE.read_bytes())
-    ask(page, PHRASES)
+    ask(page)
     page.wait_for_selector('#scores table')
     with inferencer.open(IMAGE) as view:
         expected = view(PHRASES)
@@ -177,10 +173,8 @@ def turned(picture):
     """As a phone stores an upright image."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(
-        picture.transpose(Image.Transpose.ROTATE_90),
-        format='JPEG',
-        exif=exif)
+    return encoded(picture.transpose(Image.Transpose.ROTATE_90),
+                   format='JPEG', exif=exif)
 
 
 @pytest.mark.parametrize('form, suffix', [
@@ -189,7 +183,7 @@ def test_images_of_all_kinds(page, inferencer, form, suffix):
     picture = Image.open(IMAGE)
     content = form(picture)
     upload(page, f'image.{suffix}', content)
-    ask(page, PHRASES)
+    ask(page)
     page.wait_for_selector('#scores table')
     (expected, ) = inferencer(content, PHRASES)['predictions']
     assert expected['masks'].shape[1:] == (picture.height, picture.width)
@@ -212,17 +206,13 @@ def web_demo(monkeypatch):
 
 
 @pytest.fixture
-def web_page(web_demo):
-    return importlib.import_module('web_page')
-
-
-@pytest.fixture
-def functions(web_demo, web_page, inferencer):
+def functions(web_demo, inferencer):
     """The functions behind the page."""
-    return web_page.Page(inferencer, web_demo.parse_args([]))
+    page = importlib.import_module('web_page').Page
+    return page(inferencer, web_demo.parse_args([]))
 
 
-def test_a_busy_page_says_so(browser, web_page, functions, monkeypatch):
+def test_a_busy_page_says_so(browser, functions, monkeypatch):
     """One question is being answered, one waits; the third is refused."""
     begun, go_on = threading.Event(), threading.Event()
     answer = functions.inferencer.model.answer
@@ -234,24 +224,24 @@ def test_a_busy_page_says_so(browser, web_page, functions, monkeypatch):
 
     monkeypatch.setattr(functions.inferencer.model, 'answer', slow_answer)
     functions.args.max_waiting = 1
-    blocks = web_page.build(functions)
+    blocks = sys.modules['web_page'].build(functions)
     _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
     pages = [browser.new_page() for _ in range(3)]
     try:
         for page in pages:
             page.goto(address)
             upload(page, IMAGE.name, IMAGE.read_bytes())
-        ask(pages[0], PHRASES)
+        ask(pages[0])
         assert begun.wait(60)
-        ask(pages[1], PHRASES)
+        ask(pages[1])
         while not len(blocks._queue):
             pages[1].wait_for_timeout(50)
-        ask(pages[2], PHRASES)
+        ask(pages[2])
         pages[2].wait_for_selector('.toast-body:has-text("currently busy")')
         go_on.set()
         for page in pages[:2]:
             page.wait_for_selector('#scores table')
-        ask(pages[2], PHRASES)
+        ask(pages[2])
         pages[2].wait_for_selector('#scores table')
     finally:
         go_on.set()
@@ -265,9 +255,10 @@ def test_a_model_that_cannot_be_used_ends_the_start(web_demo, tmp_path):
     torch.save(dict(state_dict=Call(os.mkdir, str(marker))), evil)
     weights = next((REPO / 'checkpoints').glob('*.safetensors'))
     config = CONFIG.with_name('cris_r50_8xb8-amp-50e_refcoco-416x416.py')
-    for checkpoint, message in [(evil, 'evil.pth is not a checkpoint'),
-                                (weights, 'does not fit the model'),
-                                ('absent.pth', 'does not exist')]:
+    for checkpoint, message in [
+            (evil, 'evil.pth is not a checkpoint'),
+            (weights, 'does not fit the model'),
+            ('absent.pth', 'does not exist')]:
         args = web_demo.parse_args([str(config), str(checkpoint)])
         with pytest.raises(SystemExit, match=f'error: .*{message}'):
             web_demo.serve(args)
@@ -289,20 +280,18 @@ def test_a_large_image_is_shown_smaller(functions, inferencer, tmp_path):
     answer, overlays, _ = functions.ask(str(path), PHRASES[0], 0.35)
     assert answer.shape == (1600, 1900)
     assert overlays[0][0].shape == (862, 1024, 3)
-    archive = zipfile.ZipFile(functions.archive(answer, 0.35))
-    png = archive.read('masks/large_0.png')
+    masks = read_masks(functions.archive(answer, 0.35), 'large', 1)
     (prediction, ) = inferencer(path, PHRASES[0])['predictions']
-    np.testing.assert_array_equal(
-        np.asarray(Image.open(io.BytesIO(png))) > 0, prediction['masks'][0])
+    np.testing.assert_array_equal(masks > 0, prediction['masks'])
 
 
 def test_another_threshold_runs_no_model_and_writes_no_file(
-        functions, web_page, inferencer, monkeypatch):
-    monkeypatch.setattr(web_page, 'PredictionWriter', None)
+        functions, inferencer, monkeypatch):
+    monkeypatch.setattr('web_page.PredictionWriter', None)
     answer, *first = functions.ask(str(IMAGE), '\n'.join(PHRASES), 0.35)
     assert answer.logits.nbytes < 100_000
-    monkeypatch.setattr(inferencer.model, 'answer', None)
-    monkeypatch.setattr(inferencer.model, 'encode_image', None)
+    for part in ('answer', 'encode_image'):
+        monkeypatch.setattr(inferencer.model, part, None)
     assert functions.show(answer, 0.35)[1] == first[1]
     assert functions.show(answer, 0.8)[1] != first[1]
     assert functions.show(None, 0.8) == ([], '')

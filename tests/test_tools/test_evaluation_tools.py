@@ -18,7 +18,7 @@ SWEEP = 'analysis_tools/sweep_threshold.py'
 
 @pytest.fixture(scope='module')
 def untrained(tmp_path_factory):
-    """A data set and a model whose probabilities lie around its threshold."""
+    """A model whose probabilities lie around its threshold, and options."""
     root = tmp_path_factory.mktemp('untrained')
     data = ReferSet(root / 'refer').write()
     torch.manual_seed(3)  # spreads the probabilities
@@ -28,42 +28,40 @@ def untrained(tmp_path_factory):
         projection.weight *= 4
     checkpoint = root / 'random.pth'
     torch.save(dict(state_dict=model.state_dict()), checkpoint)
-    return data, checkpoint
+    # Two images.
+    return checkpoint, [*options(data), 'val_dataloader.dataset.split=train',
+                        'test_dataloader.dataset.split=train']
 
 
-def on_two_images(data):
-    return options(data) + [
-        'test_dataloader.dataset.split=train',
-        'val_dataloader.dataset.split=train'
-    ]
+def run_test(untrained, root, *arguments, start=tool, cfg=()):
+    """Log and scores of tools/test.py."""
+    checkpoint, two_images = untrained
+    out = root / 'scores.json'
+    log = start('test.py', CONFIG, checkpoint, '--work-dir', root, '--out',
+                out, *arguments, *two_images, *cfg)
+    return log, json.loads(out.read_text())
 
 
 @pytest.fixture(scope='module')
 def audited(untrained, tmp_path_factory):
-    data, checkpoint = untrained
     root = tmp_path_factory.mktemp('audited')
-    log = tool('test.py', CONFIG, checkpoint, '--audit', '--out',
-               root / 'scores.json', '--results', root / 'results.json',
-               '--work-dir', root, *on_two_images(data))
-    scores = json.loads((root / 'scores.json').read_text())
-    records = json.loads((root / 'results.json').read_text())
-    return log, scores, records
+    results = root / 'results.json'
+    log, scores = run_test(untrained, root, '--audit', '--results', results)
+    return log, scores, json.loads(results.read_text())
 
 
 def table(log):
     """Rows by name, as numbers."""
     head, *lines = re.search(r'^ +mIoU .*(\n\S.*)*', log, re.M)[0].split('\n')
-    rows = (line.split() for line in lines)
     return {
         name: dict(zip(head.split(), map(float, values), strict=True))
-        for name, *values in rows
-    }
+        for name, *values in map(str.split, lines)}
 
 
 def test_audit_prints_what_it_writes(audited):
     log, scores, _ = audited
     rows = table(log)
-    assert list(rows) == [c.name for c in CONVENTIONS]
+    assert list(rows) == list(CONVENTIONS)
     for name, row in rows.items():
         for key, value in row.items():
             key = 'n_expressions' if key == 'n' else key
@@ -74,16 +72,10 @@ def test_audit_prints_what_it_writes(audited):
 
 
 def test_plain_scores_are_without_the_audit_too(untrained, audited, tmp_path):
-    data, checkpoint = untrained
     _, scores, _ = audited
-    out = tmp_path / 'scores.json'
-    log = tool('test.py', CONFIG, checkpoint, '--out', out, '--work-dir',
-               tmp_path, *on_two_images(data))
-    plain = json.loads(out.read_text())
-    assert list(plain) == [
-        'mIoU', 'oIoU', 'Pr@50', 'Pr@60', 'Pr@70', 'Pr@80', 'Pr@90',
-        'n_expressions'
-    ]
+    log, plain = run_test(untrained, tmp_path)
+    assert list(plain) == ['mIoU', 'oIoU', 'Pr@50', 'Pr@60', 'Pr@70', 'Pr@80',
+                           'Pr@90', 'n_expressions']
     assert 0 < plain['mIoU'] < 100
     assert 'audit' not in log and 'official' not in log
     assert scores.items() >= plain.items()
@@ -100,8 +92,7 @@ def test_results_add_up_to_the_scores(audited):
         r['union'] for r in records) == pytest.approx(scores['oIoU'])
     # The set's order: pictures 1 and 2, their refs, their sentences.
     assert [r['sent_id'] for r in records] == [
-        10 * ref + j for ref in range(2, 6) for j in range(4)
-    ]
+        10 * ref + j for ref in range(2, 6) for j in range(4)]
     first = records[0]
     assert first['img_path'].endswith('images/1.jpg')
     assert (first['img_id'], first['ref_id'], first['expression'],
@@ -110,15 +101,16 @@ def test_results_add_up_to_the_scores(audited):
 
 
 def test_two_ranks_audit_the_same(untrained, audited, tmp_path):
-    data, checkpoint = untrained
-    log, scores, records = audited
-    out, results = tmp_path / 'scores.json', tmp_path / 'results.json'
-    two = run('bash', REPO / 'tools/dist_test.sh', CONFIG, checkpoint, 2,
-              '--audit', '--out', out, '--results', results, '--work-dir',
-              tmp_path, *on_two_images(data),
-              MASTER_PORT=str(29200 + os.getpid() % 300))
-    assert json.loads(out.read_text()) == scores
-    assert two.count(CONVENTIONS[0].description) == 1
+    def start(_, config, checkpoint, *arguments):
+        return run('bash', REPO / 'tools/dist_test.sh', config, checkpoint, 2,
+                   *arguments, MASTER_PORT=str(29200 + os.getpid() % 300))
+
+    _, scores, records = audited
+    results = tmp_path / 'results.json'
+    log, two = run_test(untrained, tmp_path, '--audit', '--results', results,
+                        start=start)
+    assert two == scores
+    assert log.count(CONVENTIONS['official-test'][1]) == 1
     for one, other in zip(
             records, json.loads(results.read_text()), strict=True):
         # The pictures it shares a batch with change its last digits.
@@ -126,21 +118,21 @@ def test_two_ranks_audit_the_same(untrained, audited, tmp_path):
 
 
 def test_a_results_file_that_cannot_be_written(untrained, tmp_path):
-    data, checkpoint = untrained
+    checkpoint, two_images = untrained
     log = tool('test.py', CONFIG, checkpoint, '--results',
-               tmp_path / 'results.csv', '--work-dir', tmp_path,
-               *options(data), ok=False)
+               tmp_path / 'results.csv', '--work-dir', tmp_path, *two_images,
+               ok=False)
     assert re.search('error: .*results.csv is not a name', log)
     assert 'Traceback' not in log
     assert not list(tmp_path.iterdir())
 
 
 def test_sweep(untrained, audited, tmp_path):
-    data, checkpoint = untrained
+    checkpoint, two_images = untrained
     _, scores, _ = audited
     plot, out = tmp_path / 'new/sweep.png', tmp_path / 'sweep.json'
     log = tool(SWEEP, CONFIG, checkpoint, '--out', plot, '--json', out,
-               *on_two_images(data))
+               *two_images)
     sweep = json.loads(out.read_text())
     rows = {row['threshold']: row for row in sweep['thresholds']}
     assert list(rows) == [round(0.05 * i, 2) for i in range(1, 20)]
@@ -156,22 +148,18 @@ def test_sweep(untrained, audited, tmp_path):
 
 
 def test_sweep_has_the_configs_threshold_and_options(untrained, tmp_path):
-    data, checkpoint = untrained
+    checkpoint, two_images = untrained
     out = tmp_path / 'sweep.json'
     log = tool(SWEEP, CONFIG, checkpoint, '--thresholds', 0.2, 0.4, 0.1,
-               '--json', out, *options(data),
-               'model.decode_head.threshold=0.33',
+               '--json', out, *two_images, 'model.decode_head.threshold=0.33',
                'val_evaluator.sentences=first')
     sweep = json.loads(out.read_text())
-    assert [row['threshold'] for row in sweep['thresholds']
-            ] == [0.2, 0.3, 0.33, 0.4]
+    assert [row['threshold'] for row in sweep['thresholds']] == [
+        0.2, 0.3, 0.33, 0.4]
     assert re.search(r'^ +0.33 .*config', log, re.M)
-    scores = tmp_path / 'scores.json'
-    tool('test.py', CONFIG, checkpoint, '--out', scores, '--work-dir',
-         tmp_path, *options(data), 'model.decode_head.threshold=0.33',
-         'test_evaluator.sentences=first')
-    scores = json.loads(scores.read_text())
-    assert scores['n_expressions'] == 2
+    _, scores = run_test(untrained, tmp_path, cfg=[
+        'model.decode_head.threshold=0.33', 'test_evaluator.sentences=first'])
+    assert scores['n_expressions'] == 4
     assert sweep['thresholds'][2] == dict(
         threshold=0.33, **{k: scores[k] for k in ('mIoU', 'oIoU', 'Pr@50')})
 

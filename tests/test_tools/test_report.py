@@ -8,23 +8,14 @@ from html.parser import HTMLParser
 
 import cv2
 import numpy as np
-import pandas
 import pytest
-import torch
 from conftest import tool
-from mmengine.evaluator import Evaluator
-from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
+from pyarrow import Table, parquet
 from pycocotools import mask as coco_mask
-from report.breakdown import (
-    by_area,
-    by_length,
-    choose_samples,
-    worst_words,
-)
+from report.breakdown import by_area, by_length, choose_samples, worst_words
 from report.page import MAX_FILTERED, write_report
+from samples import evaluate, from_prob
 
-from cris.evaluation import RefSegMetric
 from cris.evaluation.results import read_results_file
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> "\''
@@ -46,13 +37,11 @@ def records(tmp_path):
     for i in range(3):
         cv2.imwrite(
             str(tmp_path / f'{i}.png'), np.full((8, 10, 3), 90, np.uint8))
-    return [
-        record(tmp_path, HOSTILE, 0.0, 0),
-        record(tmp_path, 'the red car', 0.2, 1),
-        record(tmp_path, 'Red CAR, left', 0.5, 2),
-        record(tmp_path, "the dog's ball", 0.9, 1, area=0),
-        record(tmp_path, None, 1.0, 0, area=80),
-    ]
+    return [record(tmp_path, HOSTILE, 0.0, 0),
+            record(tmp_path, 'the red car', 0.2, 1),
+            record(tmp_path, 'Red CAR, left', 0.5, 2),
+            record(tmp_path, "the dog's ball", 0.9, 1, area=0),
+            record(tmp_path, None, 1.0, 0, area=80)]
 
 
 class Page(HTMLParser):
@@ -81,15 +70,15 @@ def page_of(records, tmp_path, **kwargs):
     results, out = tmp_path / 'results.json', tmp_path / 'new/report.html'
     results.write_text(json.dumps(records))
     faults = write_report(str(results), str(out), **kwargs)
-    return Page(out.read_text(encoding='utf-8')), faults
+    page = Page(out.read_text(encoding='utf-8'))
+    return page, json.loads(page.content['script', 'data']), faults
 
 
 def test_hostile_sentences_stay_text(records, tmp_path):
-    page, faults = page_of(records, tmp_path)
+    page, data, faults = page_of(records, tmp_path)
     assert not faults
     assert [attrs.get('id') for attrs in page.of('script')] == ['data', None]
     assert all('onerror' not in attrs for _, attrs in page.elements)
-    data = json.loads(page.content['script', 'data'])
     assert data['sentences'][:2] == [HOSTILE, 'the red car']
     assert HOSTILE in page.content['q', None]
     # Nothing but that one script may run, and nothing is fetched.
@@ -102,10 +91,7 @@ def test_hostile_sentences_stay_text(records, tmp_path):
     assert all(a['src'].startswith('data:image/') for a in page.of('img'))
     assert not page.of('link') and not page.of('a')
 
-
-def test_pictures_show_both_masks(records, tmp_path):
-    page, _ = page_of(records, tmp_path)
-    data = json.loads(page.content['script', 'data'])
+    # The pictures show both masks.
     assert data['pictures'].keys() == set('01234')
     content = base64.b64decode(data['pictures']['4'].split(',')[1])
     drawn = cv2.imdecode(np.frombuffer(content, np.uint8), 1)[..., ::-1]
@@ -119,14 +105,14 @@ def test_missing_pictures_are_said(records, tmp_path):
     moved.mkdir()
     for i in range(2):
         (tmp_path / f'{i}.png').rename(moved / f'{i}.png')
-    page, faults = page_of(records, tmp_path)
+    page, _, faults = page_of(records, tmp_path)
     assert len(faults) == 2 and '--img-root' in faults[0]
     assert 'could not be drawn' in page.content['p', None]
     (tmp_path / '2.png').rename(moved / '2.png')
-    assert page_of(records, tmp_path, img_root=str(moved))[1] == []
+    assert page_of(records, tmp_path, img_root=str(moved))[-1] == []
     for r in records:
         del r['pred_rle']
-    _, (fault, ) = page_of(records, tmp_path, img_root=str(moved))
+    *_, (fault, ) = page_of(records, tmp_path, img_root=str(moved))
     assert 'the results hold no masks' in fault
 
 
@@ -163,15 +149,9 @@ def test_scores_are_those_of_the_test(options, suffix, tmp_path):
     prob = np.zeros((5, 1, 10))
     prob[0, 0, :4], prob[1, 0, :6], prob[2, 0, :8] = 0.9, 0.6, 0.4
     prob[4, 0, :1] = 0.9  # predicted without a target
-    sample = SegDataSample(
-        metainfo=dict(img_path='x.jpg', ref_ids=[1, 1, 1, 2, 3]))
-    sample.seg_logits = PixelData(data=torch.from_numpy(prob))
-    sample.pred_sem_seg = PixelData(data=sample.seg_logits.data > 0.35)
-    sample.gt_sem_seg = PixelData(data=torch.from_numpy(target))
     path = tmp_path / f'results.{suffix}'
-    evaluator = Evaluator([RefSegMetric(out_file=str(path), **options)])
-    evaluator.process([sample])
-    scores = evaluator.evaluate(1)
+    scores = evaluate([from_prob(prob, target, [1, 1, 1, 2, 3])],
+                      out_file=str(path), **options)
     write_report(str(path), str(tmp_path / 'report.html'))
     text = (tmp_path / 'report.html').read_text()
     shown = dict(re.findall('<dt>(.*)</dt><dd>(.*)</dd>', text))
@@ -190,10 +170,8 @@ def test_scores_are_those_of_the_test(options, suffix, tmp_path):
 def test_a_page_of_many_records_stays_small(records, tmp_path):
     many = [
         dict(records[1], expression=f'{"word " * 60}{i}', iou=i / 60_000)
-        for i in range(60_000)
-    ]
-    page, _ = page_of(many, tmp_path)
-    data = json.loads(page.content['script', 'data'])
+        for i in range(60_000)]
+    _, data, _ = page_of(many, tmp_path)
     assert len(data['sentences']) == len(data['iou']) == MAX_FILTERED
     assert max(map(len, data['sentences'])) == 200
     assert len(data['pictures']) == 120
@@ -203,7 +181,7 @@ def test_a_page_of_many_records_stays_small(records, tmp_path):
 
 def test_command_line_and_parquet(records, tmp_path):
     table = tmp_path / 'results.parquet'
-    pandas.DataFrame(records).to_parquet(table)
+    parquet.write_table(Table.from_pylist(records), table)
     out = tmp_path / 'report.html'
     log = tool('analysis_tools/report', table, '--out', out, '--num', 1,
                '--title', 'R50 <val>')
@@ -211,6 +189,8 @@ def test_command_line_and_parquet(records, tmp_path):
     assert f'wrote {out}' in log and 'no picture' not in log
     assert '<dd>52.00</dd>' in out.read_text()
     assert len(re.findall('<figure>', out.read_text())) == 3
+    log = tool('analysis_tools/report', tmp_path / 'no.json', ok=False)
+    assert 'no.json does not exist' in log and 'Traceback' not in log
 
 
 @pytest.mark.parametrize('content, message', [
@@ -227,23 +207,15 @@ def test_command_line_and_parquet(records, tmp_path):
     (dict(union=10**400), 'union is 1000.* not in'),
     (dict(inclusive=1), 'inclusive is 1, not true'),
     (dict(empty_union=2), 'empty_union is 2, not in'),
+    ([{}, dict(inclusive=True)], 'record 1: .* other conventions'),
 ])
 def test_bad_results(records, tmp_path, content, message):
     if isinstance(content, dict):
-        content = json.dumps([dict(records[1], **content)])
+        content = [content]
+    if isinstance(content, list):
+        content = json.dumps([dict(records[1], **c) for c in content])
     path = tmp_path / 'results.json'
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         write_report(str(path), str(tmp_path / 'report.html'))
     assert not (tmp_path / 'report.html').exists()
-
-
-def test_records_of_different_conventions(records, tmp_path):
-    records[1]['inclusive'] = True
-    with pytest.raises(ValueError, match='record 1: .* other conventions'):
-        page_of(records, tmp_path)
-
-
-def test_a_missing_file_is_said_on_the_command_line(tmp_path):
-    log = tool('analysis_tools/report', tmp_path / 'no.json', ok=False)
-    assert 'no.json does not exist' in log and 'Traceback' not in log

@@ -25,8 +25,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def draw(args: argparse.Namespace) -> int:
-    """Write the sheet; return the number of its predictions."""
+def draw(args: argparse.Namespace) -> None:
     import mmcv
     import numpy as np
     import torch
@@ -46,22 +45,21 @@ def draw(args: argparse.Namespace) -> int:
         with torch.no_grad():
             (sample, ) = model.test_step(pseudo_collate([dataset[int(i)]]))
         k = rng.integers(len(sample.expressions))
-        gt = sample.gt_sem_seg.data[k].cpu().numpy() > 0.5
-        pred = sample.pred_sem_seg.data[k].cpu().numpy()
-        image = mmcv.imread(sample.img_path, channel_order='rgb')
-        tiles.append(
-            expression_tile(image, sample.expressions[k], gt, pred))
+        tiles.append(expression_tile(
+            mmcv.imread(sample.img_path, channel_order='rgb'),
+            sample.expressions[k],
+            sample.gt_sem_seg.data[k].cpu().numpy() > 0.5,
+            sample.pred_sem_seg.data[k].cpu().numpy()))
     mmcv.imwrite(draw_sheet(tiles, columns=args.columns)[..., ::-1], args.out)
-    return len(tiles)
+    print(f'{len(tiles)} predictions in {args.out}')
 
 
 def main() -> None:
     args = parse_args()
     try:
-        count = draw(args)
+        draw(args)
     except (OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    print(f'{count} predictions in {args.out}')
 
 
 if __name__ == '__main__':

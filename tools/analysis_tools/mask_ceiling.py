@@ -18,41 +18,18 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def ceiling(mask, size: int, target_resize: str, align_corners: bool,
-            threshold: float) -> float:
-    """IoU of a mask with its copy after the way there and back.
-
-    Args:
-        mask (np.ndarray): uint8 (h, w) of 0 and 1.
-        size (int): Side of the input, in pixels.
-        target_resize (str): As in the decode head, like the next two.
-        align_corners (bool): Of the resizing of logits.
-        threshold (float): On the probabilities.
-
-    Returns:
-        float: In [0, 1].
-    """
-    import cv2
-    import torch
-    import torch.nn.functional as F
-
-    from cris.geometry import letterbox, unletterbox
-    boxed = letterbox(mask * 255, size, cv2.INTER_LINEAR) / 255
-    prob = torch.from_numpy(boxed)[None, None]
-    prob = F.interpolate(prob, (size // 4, size // 4), mode=target_resize)
-    prob = F.interpolate(
-        prob, (size, size), mode='bicubic', align_corners=align_corners)
-    kept = unletterbox(prob[0, 0].numpy(), *mask.shape) > threshold
-    return (kept & (mask > 0)).sum() / (kept | (mask > 0)).sum()
-
-
 def main() -> None:
     args = parse_args()
+    import cv2
     import numpy as np
+    import torch
+    import torch.nn.functional as F
     from tqdm import tqdm
 
     from cris.datasets.masks import decode_mask
     from cris.datasets.readers.refer import load_refer
+    from cris.geometry import letterbox, unletterbox
+    # Input size, target_resize and align_corners of the decode head.
     cases = [(size, *resizing) for size in args.sizes
              for resizing in (('nearest', True), ('area', False))]
     ious, weights = [], []
@@ -63,13 +40,20 @@ def main() -> None:
                 continue
             mask = decode_mask(ref['segmentation'], image['height'],
                                image['width'])
-            ious.append(
-                [ceiling(mask, *case, args.threshold) for case in cases])
             weights.append(len(ref['sentences']))
+            for size, resize, align in cases:
+                boxed = letterbox(mask * 255, size, cv2.INTER_LINEAR) / 255
+                prob = F.interpolate(torch.from_numpy(boxed)[None, None],
+                                     (size // 4, size // 4), mode=resize)
+                prob = F.interpolate(prob, (size, size), mode='bicubic',
+                                     align_corners=align)[0, 0].numpy()
+                kept = unletterbox(prob, *mask.shape) > args.threshold
+                ious.append(
+                    (kept & (mask > 0)).sum() / (kept | (mask > 0)).sum())
+    means = np.average(np.reshape(ious, (-1, len(cases))), 0, weights)
     print('input  target_resize  align_corners  mIoU of a perfect prediction')
-    for (size, resize, align), best in zip(
-            cases, np.average(ious, 0, weights), strict=True):
-        print(f'{size:5}  {resize:13}  {align!s:13}  {100 * best:.1f}')
+    for (size, resize, align), mean in zip(cases, means, strict=True):
+        print(f'{size:5}  {resize:13}  {align!s:13}  {100 * mean:.1f}')
 
 
 if __name__ == '__main__':

@@ -36,14 +36,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def make_thresholds(start: float, stop: float, step: float,
-                    own: float) -> list[float]:
-    """Thresholds of the sweep, ascending, with the config's own."""
-    count = int((stop - start) / step + 1e-6) + 1
-    # Rounded, so that 0.05 + 6 * 0.05 is the config's 0.35.
-    return sorted({round(start + i * step, 6) for i in range(count)} | {own})
-
-
 def score(args: argparse.Namespace) -> tuple[list[dict], float]:
     """A row of scores per threshold, and the config's own threshold."""
     import torch
@@ -59,7 +51,11 @@ def score(args: argparse.Namespace) -> tuple[list[dict], float]:
     model = optimize_for_inference(cris.init_model(cfg, args.checkpoint))
     dataloader = Runner.build_dataloader(cfg.val_dataloader)
     own = model.decode_head.threshold
-    thresholds = make_thresholds(*args.thresholds, own)
+    start, stop, step = args.thresholds
+    count = int((stop - start) / step + 1e-6) + 1
+    # Rounded, so that 0.05 + 6 * 0.05 is the config's 0.35.
+    thresholds = sorted(
+        {round(start + i * step, 6) for i in range(count)} | {own})
     evaluator = Evaluator([
         dict(metric, threshold=t, prefix=str(t), out_file=None)
         for t in thresholds])
@@ -72,16 +68,7 @@ def score(args: argparse.Namespace) -> tuple[list[dict], float]:
         for t in thresholds], own
 
 
-def print_rows(rows: list[dict], own: float, best: float) -> None:
-    print('threshold' + ''.join(f'{name:>8}' for name in SCORES))
-    for row in rows:
-        marks = [mark for mark, value in (('config', own), ('best mIoU', best))
-                 if row['threshold'] == value]
-        scores = ''.join(f'{row[name]:8.2f}' for name in SCORES)
-        print(f'{row["threshold"]:9.6g}{scores}  {", ".join(marks)}'.rstrip())
-
-
-def draw_rows(rows: list[dict], own: float, best: float, path: str) -> None:
+def draw_rows(rows: list[dict], own: float, best: dict, path: str) -> None:
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 4), layout='constrained')
     axes = figure.subplots()
@@ -89,8 +76,8 @@ def draw_rows(rows: list[dict], own: float, best: float, path: str) -> None:
         axes.plot([row['threshold'] for row in rows],
                   [row[name] for row in rows],
                   marker='o', markersize=3, label=name)
-    axes.plot(best, max(row['mIoU'] for row in rows), 'C0*', markersize=13,
-              label=f'best mIoU, at {best:g}')
+    axes.plot(best['threshold'], best['mIoU'], 'C0*', markersize=13,
+              label=f'best mIoU, at {best["threshold"]:g}')
     axes.axvline(own, color='gray', linestyle='--', label=f'config, {own:g}')
     axes.set(xlabel='threshold (probability, 0 to 1)', ylabel='score (%)')
     axes.grid(alpha=0.3)
@@ -105,14 +92,20 @@ def main() -> None:
         rows, own = score(args)
     except (OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    best = max(rows, key=lambda row: row['mIoU'])['threshold']
-    print_rows(rows, own, best)
+    best = max(rows, key=lambda row: row['mIoU'])
+    print('threshold' + ''.join(f'{name:>8}' for name in SCORES))
+    for row in rows:
+        marks = ['config'] * (row['threshold'] == own)
+        marks += ['best mIoU'] * (row is best)
+        scores = ''.join(f'{row[name]:8.2f}' for name in SCORES)
+        print(f'{row["threshold"]:9.6g}{scores}  {", ".join(marks)}'.rstrip())
     if args.out:
         draw_rows(rows, own, best, args.out)
     if args.json:
         os.makedirs(osp.dirname(args.json) or '.', exist_ok=True)
         with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(dict(config_threshold=own, best_threshold=best,
+            json.dump(dict(config_threshold=own,
+                           best_threshold=best['threshold'],
                            thresholds=rows), file, indent=2)
 
 

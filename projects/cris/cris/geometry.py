@@ -31,22 +31,20 @@ def letterbox_matrix(height: int, width: int, size: Size) -> np.ndarray:
     scale = min(to_height / height, to_width / width)
     new_height, new_width = height * scale, width * scale
     left, top = (to_width - new_width) / 2, (to_height - new_height) / 2
-    corners = np.array([[0, 0], [width, 0], [0, height]], np.float32)
-    moved = np.array(
-        [[left, top], [new_width + left, top], [left, new_height + top]],
-        np.float32)
-    return cv2.getAffineTransform(corners, moved)
+    return cv2.getAffineTransform(
+        np.array([[0, 0], [width, 0], [0, height]], np.float32),
+        np.array([[left, top], [new_width + left, top],
+                  [left, new_height + top]], np.float32))
 
 
-def letterbox(image: np.ndarray,
-              size: Size,
+def letterbox(image: np.ndarray, size: Size,
               interpolation: int = cv2.INTER_CUBIC,
               border_value: float | Sequence[float] = 0) -> np.ndarray:
     """Fit an image into a rectangle, centred, keeping its aspect ratio.
 
     Args:
         image (np.ndarray): ``(h, w)`` or ``(h, w, C)``.
-        size (int | tuple[int, int]): Side of the square, or (height, width).
+        size (int | tuple[int, int]): As of :func:`letterbox_matrix`.
         interpolation (int): OpenCV's. Defaults to ``cv2.INTER_CUBIC``.
         border_value (float | Sequence[float]): Fills the rest.
 
@@ -55,10 +53,8 @@ def letterbox(image: np.ndarray,
     """
     height, width = _height_width(size)
     return cv2.warpAffine(
-        image,
-        letterbox_matrix(*image.shape[:2], size), (width, height),
-        flags=interpolation,
-        borderValue=border_value)
+        image, letterbox_matrix(*image.shape[:2], size), (width, height),
+        flags=interpolation, borderValue=border_value)
 
 
 def unletterbox(prob: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -71,15 +67,12 @@ def unletterbox(prob: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Returns:
         np.ndarray: float32 ``(height, width)`` or ``(K, height, width)``.
-        Interpolation is cubic, whose overshoot may leave [0, 1], as in the
-        official code.
+        The cubic interpolation may leave [0, 1], as in the official code.
     """
     if prob.ndim == 3:
         return np.stack([unletterbox(p, height, width) for p in prob])
     to_original = cv2.invertAffineTransform(
         letterbox_matrix(height, width, prob.shape))
     return cv2.warpAffine(
-        np.asarray(prob, np.float32),
-        to_original, (width, height),
-        flags=cv2.INTER_CUBIC,
-        borderValue=0)
+        np.asarray(prob, np.float32), to_original, (width, height),
+        flags=cv2.INTER_CUBIC, borderValue=0)

@@ -17,9 +17,8 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('results', help='.json or .parquet of tools/test.py --results')
     add('--out', default='report.html', help='page to write')
-    add('--img-root',
-        help='folder of the images, by file name, if they have moved since '
-        'the test')
+    add('--img-root', help='folder of the images, by file name, if they have '
+        'moved since the test')
     add('--num', type=int, default=8,
         help='number of best, median and worst samples, each')
     add('--title', help='title of the page, e.g. the model and the split')

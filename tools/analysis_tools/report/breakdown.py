@@ -7,6 +7,7 @@ them.
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -34,17 +35,15 @@ def choose_samples(records: Sequence[dict],
     """
     middle = np.median([record['iou'] for record in records])
     orders = dict(
-        best=lambda r: -r['iou'],
-        median=lambda r: abs(r['iou'] - middle),
-        worst=lambda r: (r['iou'], -(r.get('score') or 0)))
+        best=lambda i: -records[i]['iou'],
+        median=lambda i: abs(records[i]['iou'] - middle),
+        worst=lambda i: (records[i]['iou'], -(records[i].get('score') or 0)))
     chosen = {}
     for kind, order in orders.items():
         images = {}
-        for i in sorted(range(len(records)), key=lambda i: order(records[i])):
-            if len(images) == count:
-                break
+        for i in sorted(range(len(records)), key=order):
             images.setdefault(records[i]['img_path'], i)
-        chosen[kind] = list(images.values())
+        chosen[kind] = list(images.values())[:count]
     return chosen
 
 
@@ -71,20 +70,16 @@ def worst_words(records: Sequence[dict]) -> list[dict]:
             sentences[word].append(i)
     enough = max(5, len(records) / 1000)
     rows = [
-        dict(
-            word=word,
-            count=len(found),
-            mean=iou[found].mean(),
-            difference=iou[found].mean() - iou.mean())
-        for word, found in sentences.items() if len(found) >= enough
-    ]
+        dict(word=word, count=len(found), mean=iou[found].mean(),
+             difference=iou[found].mean() - iou.mean())
+        for word, found in sentences.items() if len(found) >= enough]
     return sorted(rows, key=lambda r: (r['mean'], r['word']))[:_WORST_WORDS]
 
 
 def by_length(records: Sequence[dict], longest: int = 12) -> list[Bin]:
     """Mean IoU by number of words; the last bin holds all longer ones."""
-    counts = [len(words_of(record['expression'])) for record in records]
-    counts = np.minimum(counts, longest)
+    counts = np.minimum(
+        [len(words_of(record['expression'])) for record in records], longest)
     labels = [str(n) for n in range(longest)] + [f'≥ {longest}']
     first, last = counts.min(), counts.max()
     return _bins(records, counts - first, labels[first:last + 1])
@@ -94,10 +89,7 @@ def by_area(records: Sequence[dict]) -> list[Bin]:
     """Mean IoU by the ground truth's share of the image."""
     shares = np.array([target_share(record) for record in records])
     bins = np.digitize(shares, _AREAS[1:-1])
-    labels = [
-        f'{low:g}–{high:g}'
-        for low, high in zip(_AREAS, _AREAS[1:], strict=False)
-    ]
+    labels = [f'{low:g}–{high:g}' for low, high in pairwise(_AREAS)]
     if (shares == 0).any():
         labels.append('no target')
         bins[shares == 0] = len(labels) - 1
@@ -113,9 +105,8 @@ def target_share(record: dict) -> float:
     height, width = int(record['height']), int(record['width'])
     area = record['gt_area']
     if record.get('gt_rle'):  # exact at any gt_size
-        area = mask_area(
-            dict(size=[height, width], counts=record['gt_rle']), height,
-            width)
+        rle = dict(size=[height, width], counts=record['gt_rle'])
+        area = mask_area(rle, height, width)
     return 100 * min(max(area / (height * width), 0), 1)
 
 
@@ -125,8 +116,7 @@ def _bins(records: Sequence[dict], bins: np.ndarray,
     out = []
     for k, label in enumerate(labels):
         part = iou[bins == k]
-        mean = part.mean() if len(part) else np.nan
-        margin = 0
+        mean, margin = part.mean() if len(part) else np.nan, 0
         if len(part) > 1:
             margin = 1.96 * part.std(ddof=1) / len(part)**.5
         out.append(Bin(label, len(part), mean, margin))

@@ -7,12 +7,13 @@ import base64
 import hashlib
 import os
 import os.path as osp
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Template
 from matplotlib.figure import Figure
 
 from cris.datasets.masks import decode_mask
@@ -38,11 +39,8 @@ _LONGEST = 200  # characters of a sentence on the page
 _FILTER_PICTURES = 120
 
 
-def write_report(results: str,
-                 out: str,
-                 img_root: str | None = None,
-                 num_samples: int = 8,
-                 title: str | None = None) -> list[str]:
+def write_report(results: str, out: str, img_root: str | None = None,
+                 num_samples: int = 8, title: str | None = None) -> list[str]:
     """Write a self-contained HTML page about a results file.
 
     Args:
@@ -63,48 +61,38 @@ def write_report(results: str,
     """
     records, conventions = read_results_file(results)
     iou = np.array([record['iou'] for record in records])
-    faults = []
+    faults = {}
     groups = {
-        name: list(_figures(records, indices, img_root, faults)) for
-        name, indices in choose_samples(records, num_samples).items()
-    }
+        kind: [dict(records[i], picture=_picture(records[i], img_root, faults),
+                    sentence=cut(records[i]['expression'], _LONGEST),
+                    file=osp.basename(records[i]['img_path'] or ''),
+                    share=target_share(records[i])) for i in indices]
+        for kind, indices in choose_samples(records, num_samples).items()}
     filtered = _evenly(len(records), MAX_FILTERED)
-    ranked = filtered[np.argsort(iou[filtered], kind='stable')]
-    pictured = ranked[_evenly(len(ranked), _FILTER_PICTURES)]
-    position = {int(i): k for k, i in enumerate(filtered)}
+    ranked = np.argsort(iou[filtered], kind='stable')
     pictures = {
-        position[figure['index']]: figure['picture']
-        for figure in _figures(records, pictured, img_root, faults)
-        if figure['picture']
-    }
-    environment = Environment(
-        loader=FileSystemLoader(osp.dirname(__file__)),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True)
-    environment.filters['sha256'] = _sha256
-    page = environment.get_template('page.html').render(
-        title=title or osp.basename(results),
-        version=__version__,
-        total=len(records),
+        int(k): _picture(records[filtered[k]], img_root, faults)
+        for k in ranked[_evenly(len(ranked), _FILTER_PICTURES)]}
+    template = Template(
+        Path(__file__).with_name('page.html').read_text(encoding='utf-8'),
+        autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = template.render(
+        title=title or osp.basename(results), version=__version__,
+        total=len(records), sha256=_sha256,
         num_images=len({record['img_path'] for record in records}),
-        scores=scores_of(records, conventions),
-        conventions=conventions,
-        charts=_charts(records, iou),
-        groups=groups,
-        faults=faults,
+        scores=scores_of(records, conventions), conventions=conventions,
+        charts=_charts(records, iou), groups=groups, faults=list(faults),
         words=worst_words(records),
         data=dict(
-            sentences=[
-                cut(records[i]['expression'], _LONGEST) for i in filtered
-            ],
+            sentences=[cut(records[i]['expression'], _LONGEST)
+                       for i in filtered],
             iou=np.round(100 * iou[filtered], 1).tolist(),
-            pictures=pictures,
+            pictures={k: uri for k, uri in pictures.items() if uri},
             mean=100 * iou.mean()))
     os.makedirs(osp.dirname(out) or '.', exist_ok=True)
     with open(out, 'w', encoding='utf-8', errors='replace') as file:
         file.write(page)
-    return faults
+    return list(faults)
 
 
 def scores_of(records: Sequence[dict], conventions: dict) -> dict[str, float]:
@@ -120,42 +108,29 @@ def _evenly(length: int, count: int) -> np.ndarray:
         np.linspace(0, length - 1, min(length, count)).round().astype(int))
 
 
-def _figures(records: Sequence[dict], indices: Sequence[int],
-             img_root: str | None, faults: list[str]) -> Iterator[dict]:
-    for i in indices:
-        record, picture = records[i], None
-        try:
-            picture = _picture(record, img_root)
-        except (OSError, ValueError) as error:
-            if str(error) not in faults:
-                faults.append(str(error))
-        yield dict(
-            index=int(i),
-            picture=picture,
-            sentence=cut(record['expression'], _LONGEST),
-            iou=100 * record['iou'],
-            score=record.get('score'),
-            share=target_share(record),
-            file=osp.basename(record['img_path'] or ''))
-
-
-def _picture(record: dict, img_root: str | None) -> str:
+def _picture(record: dict, img_root: str | None,
+             faults: dict[str, None]) -> str | None:
+    """URI of the image with both masks, or None and why in faults."""
     path, size = record['img_path'], (record['height'], record['width'])
-    if not path:
-        raise ValueError('the results hold no image paths')
-    if not record.get('gt_rle') or not record.get('pred_rle'):
-        raise ValueError('the results hold no masks: write them again with '
-                         'tools/test.py --results')
-    check_pixels(*size, path)
-    gt, pred = (
-        decode_mask(dict(size=list(size), counts=record[key]), *size)
-        for key in ('gt_rle', 'pred_rle'))
-    if img_root is not None:
-        path = safe_join(img_root, osp.basename(path))
-    if not osp.isfile(path):
-        raise FileNotFoundError(f'the image {path} does not exist: give its '
-                                'folder with --img-root')
-    return thumbnail(path, size, gt, pred)
+    try:
+        if not path:
+            raise ValueError('the results hold no image paths')
+        if not record.get('gt_rle') or not record.get('pred_rle'):
+            raise ValueError('the results hold no masks: write them again '
+                             'with tools/test.py --results')
+        check_pixels(*size, path)
+        gt, pred = (
+            decode_mask(dict(size=list(size), counts=record[key]), *size)
+            for key in ('gt_rle', 'pred_rle'))
+        if img_root is not None:
+            path = safe_join(img_root, osp.basename(path))
+        if not osp.isfile(path):
+            raise FileNotFoundError(f'the image {path} does not exist: give '
+                                    'its folder with --img-root')
+        return thumbnail(path, size, gt, pred)
+    except (OSError, ValueError) as error:
+        faults[str(error)] = None
+        return None
 
 
 def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
@@ -163,17 +138,13 @@ def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
         'svg.fonttype': 'none',  # use the browser's fonts
         'svg.hashsalt': 'cris',  # reproducible
         'font.family': 'sans-serif',
-        'axes.spines.top': False,
-        'axes.spines.right': False,
-        'text.color': '#1f2933',
-        'axes.labelcolor': '#1f2933',
+        'axes.spines.top': False, 'axes.spines.right': False,
+        'text.color': '#1f2933', 'axes.labelcolor': '#1f2933',
         'axes.edgecolor': '#9aa5b1',
-        'xtick.color': '#52606d',
-        'ytick.color': '#52606d'
-    }
+        'xtick.color': '#52606d', 'ytick.color': '#52606d'}
     with matplotlib.rc_context(style):
         return dict(
-            histogram=_histogram(iou),
+            histogram=_histogram(100 * iou),
             length=_curve(by_length(records), 'words in the expression'),
             area=_curve(
                 by_area(records),
@@ -182,14 +153,13 @@ def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
 
 def _histogram(iou: np.ndarray) -> str:
     figure = Figure((8, 2.8), layout='constrained')
-    axes = figure.subplots()
-    axes.hist(
-        100 * iou, np.arange(0, 101, 5), color='#2f6fab', edgecolor='white')
+    axes, mean = figure.subplots(), iou.mean()
+    axes.hist(iou, np.arange(0, 101, 5), color='#2f6fab', edgecolor='white')
     axes.set(xlabel='IoU in percent (bars of 5)', ylabel='expressions',
              xlim=(0, 100), xticks=range(0, 101, 10))
-    axes.axvline(100 * iou.mean(), color='#c4501b', linewidth=1.5)
+    axes.axvline(mean, color='#c4501b', linewidth=1.5)
     axes.annotate(
-        f'mean {100 * iou.mean():.1f}', (100 * iou.mean(), 1), (4, -4),
+        f'mean {mean:.1f}', (mean, 1), (4, -4),
         xycoords=('data', 'axes fraction'), textcoords='offset points',
         va='top', color='#c4501b')
     return _svg(figure)
@@ -197,8 +167,7 @@ def _histogram(iou: np.ndarray) -> str:
 
 def _curve(bins: Sequence[Bin], label: str) -> str:
     figure = Figure((8, 3.6), layout='constrained')
-    upper, lower = figure.subplots(
-        2, sharex=True, height_ratios=(3, 1))
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     positions = np.arange(len(bins))
     upper.errorbar(
         positions, [b.mean for b in bins], [b.margin for b in bins],
@@ -216,8 +185,8 @@ def _curve(bins: Sequence[Bin], label: str) -> str:
 def _svg(figure: Figure) -> str:
     file = BytesIO()
     figure.savefig(file, format='svg', metadata=dict(Date=None))
-    return ('data:image/svg+xml;base64,' +
-            base64.b64encode(file.getvalue()).decode())
+    content = base64.b64encode(file.getvalue()).decode()
+    return f'data:image/svg+xml;base64,{content}'
 
 
 def _sha256(text: str) -> str:

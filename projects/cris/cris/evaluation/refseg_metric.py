@@ -9,44 +9,44 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 
-from .results import check_results_file, describe, write_results_file
+from .results import (
+    DEFAULTS,
+    check_results_file,
+    make_records,
+    write_results_file,
+)
 
 COUNTS = ('intersection', 'union', 'pred_area', 'gt_area')
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def compute_iou(intersection: np.ndarray, union: np.ndarray,
+def compute_iou(counts: dict[str, np.ndarray],
                 empty_union: float) -> np.ndarray:
     """IoU as the official code computes it, float64 ``(N, )`` in [0, 1]."""
+    intersection, union = counts['intersection'], counts['union']
     return np.where(union == 0, empty_union, intersection / (union + 1e-6))
 
 
-def compute_scores(counts: dict[str, np.ndarray],
-                   *,
-                   inclusive: bool = False,
-                   empty_union: float = 0.0,
+def compute_scores(counts: dict[str, np.ndarray], *,
+                   inclusive: bool = False, empty_union: float = 0.0,
                    generalized: bool = False) -> dict[str, float]:
     """Scores of N expressions; the one place of the formulas.
 
     Args:
         counts (dict[str, np.ndarray]): Pixels by the names in ``COUNTS``,
             int64 ``(N, )`` each.
-        inclusive (bool): See :class:`RefSegMetric`, like the next two.
-            Defaults to False.
-        empty_union (float): Defaults to 0.0.
-        generalized (bool): Defaults to False.
+        inclusive, empty_union, generalized: As of :class:`RefSegMetric`.
 
     Returns:
         dict[str, float]: In percent: mIoU, oIoU, Pr@50 ... Pr@90 and, if
         generalized, gIoU, cIoU, N-acc and T-acc.
     """
     intersection, union = counts['intersection'], counts['union']
-    iou = compute_iou(intersection, union, empty_union)
-    exact = np.where(union == 0, empty_union,
-                     intersection / np.maximum(union, 1))
-    scores = dict(
-        mIoU=100 * iou.mean(),
-        oIoU=100 * intersection.sum() / max(union.sum(), 1))
+    iou = compute_iou(counts, empty_union)
+    exact = np.where(
+        union == 0, empty_union, intersection / np.maximum(union, 1))
+    scores = dict(mIoU=100 * iou.mean(),
+                  oIoU=100 * intersection.sum() / max(union.sum(), 1))
     for level in PRECISION_AT:
         reached = exact >= level if inclusive else iou > level
         scores[f'Pr@{level * 100:.0f}'] = 100 * reached.mean()
@@ -71,15 +71,13 @@ class RefSegMetric(BaseMetric):
     ("IoU" in the paper), oIoU = sum I / sum U, and Pr@X is the share of
     expressions with IoU > X. Every sentence counts.
 
-    These are the rules of the official code's test. The options are the
-    conventions of other papers; :mod:`cris.evaluation.conventions` compares
-    them.
+    These are the rules of the official code's test. The options are those of
+    other papers; :mod:`cris.evaluation.conventions` compares them.
 
     Args:
-        collect_device (str): Where results of several ranks are gathered.
+        collect_device (str): As of mmengine's BaseMetric, like prefix.
             Defaults to 'cpu'.
-        prefix (str, optional): Prefix of the names of the scores.
-            Defaults to None.
+        prefix (str, optional): Of the names of the scores. Defaults to None.
         threshold (float, optional): Predict the pixels whose probability in
             ``seg_logits`` is above it. None uses ``pred_sem_seg``, which the
             model cut at its own threshold. Defaults to None.
@@ -104,34 +102,28 @@ class RefSegMetric(BaseMetric):
             expressions without target for which nothing is predicted, T-acc
             the share of the others for which something is. An accuracy over
             no expressions is left out. Defaults to False.
-        out_file (str, optional): ``.json`` or ``.parquet`` (needs pandas and
+        out_file (str, optional): ``.json`` or ``.parquet`` (needs
             pyarrow). One record per counted expression, in the order of the
             dataset: img_path, img_id, ref_id, sent_id and expression (None
             if the metainfo lacks them); original height and width; the
             pixels intersection, union, pred_area and gt_area; iou in [0, 1];
             score, the confidence in [0, 1]: the mean probability of the
             predicted pixels at the original size, or the maximum if nothing
-            is predicted, None without ``seg_logits``; ``pred_rle`` and
-            ``gt_rle``, the masks at the original size as ``counts`` of
-            COCO's compressed RLE. Each option above that differs from its
-            default is a further key, the same in every record.
-            Defaults to None.
+            is predicted, None without ``seg_logits``; pred_rle and gt_rle,
+            the masks at the original size as ``counts`` of COCO's compressed
+            RLE. Each option above that differs from its default is a further
+            key, the same in every record. Defaults to None.
 
     Raises:
         ValueError: If an option has an invalid value.
-        ImportError: If a package for ``.parquet`` is missing.
+        ImportError: If out_file is ``.parquet`` and pyarrow is missing.
     """
 
-    def __init__(self,
-                 collect_device: str = 'cpu',
-                 prefix: str | None = None,
-                 *,
-                 threshold: float | None = None,
-                 inclusive: bool = False,
+    def __init__(self, collect_device: str = 'cpu', prefix: str | None = None,
+                 *, threshold: float | None = None, inclusive: bool = False,
                  sentences: str = 'all',
                  gt_size: tuple[int, int] | None = None,
-                 empty_union: float = 0.0,
-                 generalized: bool = False,
+                 empty_union: float = 0.0, generalized: bool = False,
                  out_file: str | None = None):
         super().__init__(collect_device=collect_device, prefix=prefix)
         if threshold is not None:
@@ -150,10 +142,8 @@ class RefSegMetric(BaseMetric):
         self.threshold = threshold
         self.sentences = sentences
         self.gt_size = gt_size
-        self.scoring = dict(
-            inclusive=inclusive,
-            empty_union=empty_union,
-            generalized=generalized)
+        self.scoring = dict(inclusive=inclusive, empty_union=empty_union,
+                            generalized=generalized)
         self.out_file = out_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
@@ -165,8 +155,8 @@ class RefSegMetric(BaseMetric):
         Args:
             data_batch (dict): Not used.
             data_samples (Sequence[dict]): With ``gt_sem_seg`` and
-                ``pred_sem_seg`` or, for the option threshold,
-                ``seg_logits``, the probabilities; all (K, h, w).
+                ``pred_sem_seg`` or, for the option threshold, the
+                probabilities ``seg_logits``; all (K, h, w).
 
         Raises:
             ValueError: If prediction and ground truth differ in shape, or
@@ -183,41 +173,34 @@ class RefSegMetric(BaseMetric):
                     'keep the original size')
             chosen = self._chosen(sample, len(pred))
             pred, target = pred[chosen], target[chosen]
-            entry = {}
+            if self.gt_size is None:
+                counts = _count(pred, target)
+            else:
+                counts = _count(*(
+                    _resize(mask, self.gt_size) for mask in (pred, target)))
             if self.out_file is not None:
-                entry['described'] = describe(sample, chosen, pred, target)
-            if self.gt_size is not None:
-                pred, target = (
-                    _resize(mask, self.gt_size) for mask in (pred, target))
-            counted = (pred & target, pred | target, pred, target)
-            entry.update((name, masks.sum(axis=(1, 2)))
-                         for name, masks in zip(COUNTS, counted, strict=True))
-            self.results.append(entry)
+                iou = compute_iou(counts, self.scoring['empty_union'])
+                counts['records'] = make_records(
+                    sample, chosen, pred, target, counts, iou)
+            self.results.append(counts)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
-        """Scores of the whole dataset; writes out_file.
+        """Scores of :func:`compute_scores`, and n_expressions.
 
-        Args:
-            results (list[dict]): Counts of every sample.
-
-        Returns:
-            dict[str, float]: Of :func:`compute_scores`, and n_expressions.
+        Writes out_file.
         """
-        counts = {
-            name: np.concatenate([r[name] for r in results])
-            for name in COUNTS
-        }
         if self.out_file is not None:
-            iou = compute_iou(counts['intersection'], counts['union'],
-                              self.scoring['empty_union'])
-            conventions = dict(
-                self.scoring, threshold=self.threshold,
-                sentences=self.sentences, gt_size=self.gt_size)
-            write_results_file([d for r in results for d in r['described']],
-                               counts, iou, conventions, self.out_file)
-        return dict(
-            compute_scores(counts, **self.scoring),
-            n_expressions=len(counts['union']))
+            options = dict(self.scoring, threshold=self.threshold,
+                           sentences=self.sentences, gt_size=self.gt_size)
+            unusual = {key: value for key, value in options.items()
+                       if value != DEFAULTS[key]}
+            write_results_file([{**record, **unusual} for result in results
+                                for record in result['records']],
+                               self.out_file)
+        counts = {name: np.concatenate([result[name] for result in results])
+                  for name in COUNTS}
+        return dict(compute_scores(counts, **self.scoring),
+                    n_expressions=len(counts['union']))
 
     def _predicted(self, sample: dict) -> np.ndarray:
         """Predicted pixels, bool (K, h, w)."""
@@ -242,15 +225,21 @@ class RefSegMetric(BaseMetric):
                 f'of the {count} expressions of {sample.get("img_path")}, '
                 f'but they are {ref_ids}: load the data with '
                 'PackReferInputs, which keeps them')
-        order = range(count)
-        if self.sentences == 'first':
-            order = reversed(order)
+        first = self.sentences == 'first'
+        order = reversed(range(count)) if first else range(count)
         return sorted({ref_ids[k]: k for k in order}.values())
 
 
 def _check_fraction(name: str, value: float) -> None:
     if not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f'{name}={value!r} must be a number in [0, 1]')
+
+
+def _count(pred: np.ndarray, target: np.ndarray) -> dict[str, np.ndarray]:
+    """Pixels by the names in COUNTS, int64 (K, ) each."""
+    masks = (pred & target, pred | target, pred, target)
+    return {name: mask.sum(axis=(1, 2))
+            for name, mask in zip(COUNTS, masks, strict=True)}
 
 
 def _resize(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,7 +2,5 @@
 from .draw import draw_expressions, draw_sheet, expression_tile
 from .visualizer import ReferLocalVisualizer
 
-__all__ = [
-    'ReferLocalVisualizer', 'draw_expressions', 'draw_sheet',
-    'expression_tile'
-]
+__all__ = ['ReferLocalVisualizer', 'draw_expressions', 'draw_sheet',
+           'expression_tile']

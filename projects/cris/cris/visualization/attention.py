@@ -4,7 +4,7 @@
 Shapes: E expressions of L tokens; N pixels at stride 16 of the input; W words
 of one expression on an image of h x w pixels.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -34,36 +34,27 @@ class WordAttention(NamedTuple):
 
 
 @torch.no_grad()
-def word_attention(model: nn.Module,
-                   image: np.ndarray,
-                   expression: str,
+def word_attention(model: nn.Module, image: np.ndarray, expression: str,
                    layer: int = -1) -> WordAttention:
     """Attention of pixels to words at the image's size, averaged over heads.
 
-    The tokens of a word are added up. ``<start>`` and ``<end>`` are included,
-    because much of the attention goes there: with them, the maps add up to 1
-    at each pixel, up to interpolation.
+    The tokens of a word are added up. With ``<start>`` and ``<end>``, where
+    much of the attention goes, the maps add up to 1 at each pixel, up to
+    interpolation.
 
     Args:
         model (nn.Module): From :func:`cris.init_model`.
         image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        expression (str): The expression; words beyond the context length have
-            no map.
+        expression (str): Words beyond the context length have no map.
         layer (int): Index of the decoder layer; negative ones count from the
             last. Defaults to -1.
-
-    Returns:
-        WordAttention: Words, maps and the prediction.
 
     Raises:
         ValueError: If the model has no such decoder layer.
     """
-    height, width = image.shape[:2]
-    sample = dict(
-        img=np.ascontiguousarray(image[..., ::-1]),
-        ori_shape=(height, width),
-        img_shape=(height, width),
-        expressions=[expression])
+    sample = dict(img=np.ascontiguousarray(image[..., ::-1]),
+                  ori_shape=image.shape[:2], img_shape=image.shape[:2],
+                  expressions=[expression])
     for transform in without_loading(
             model.cfg.test_dataloader.dataset.pipeline):
         sample = TRANSFORMS.build(transform)(sample)
@@ -71,10 +62,9 @@ def word_attention(model: nn.Module,
     with record_attention(model, layer) as recorded:
         (answer, ) = model.predict(batch['inputs'], batch['data_samples'])
     words = split_words(answer.tokens[0].tolist())
-    size = tuple(batch['inputs'].shape[-2:])
-    maps = merge_pieces(recorded[0][0], [pieces for _, pieces in words])
-    return WordAttention([word for word, _ in words],
-                         _to_image(maps, size, (height, width)),
+    maps = torch.stack([recorded[0][0, :, own].sum(dim=1) for _, own in words])
+    maps = _to_image(maps, batch['inputs'].shape[-2:], image.shape[:2])
+    return WordAttention([word for word, _ in words], maps,
                          answer.pred_sem_seg.data[0].cpu().numpy())
 
 
@@ -82,10 +72,6 @@ def word_attention(model: nn.Module,
 def record_attention(model: nn.Module,
                      layer: int = -1) -> Iterator[list[Tensor]]:
     """Record the attention of a decoder layer to tokens while it runs.
-
-    Args:
-        model (nn.Module): A CRIS.
-        layer (int): Index of the decoder layer. Defaults to -1.
 
     Yields:
         list[Tensor]: One ``(E, N, L)``, averaged over heads, for each pass of
@@ -106,8 +92,7 @@ def record_attention(model: nn.Module,
     recorded = []
 
     def request(module, args, kwargs):
-        weights = dict(need_weights=True, average_attn_weights=True)
-        return args, dict(kwargs, **weights)
+        return args, dict(kwargs, need_weights=True, average_attn_weights=True)
 
     def keep(module, args, output):
         recorded.append(output[1].detach().float().cpu())
@@ -117,15 +102,12 @@ def record_attention(model: nn.Module,
         yield recorded
 
 
-def merge_pieces(attention: Tensor, words: list[slice]) -> Tensor:
-    """Add up the tokens of W words, ``(N, L)`` to ``(W, N)``."""
-    return torch.stack([attention[:, word].sum(dim=1) for word in words])
-
-
-def _to_image(maps: Tensor, size, ori_shape) -> np.ndarray:
+def _to_image(maps: Tensor, size: Sequence[int],
+              ori_shape: Sequence[int]) -> np.ndarray:
+    """Maps (W, N) of an input of this size at the size of the image."""
     height, width = (side // _STRIDE for side in size)
-    maps = maps.unflatten(1, (height, width))[None]
-    maps = F.interpolate(maps, size, mode='bilinear', align_corners=False)[0]
+    maps = F.interpolate(maps.unflatten(1, (height, width))[None], size,
+                         mode='bilinear', align_corners=False)[0]
     # Interpolation at the edge mixes in zeros from outside the image.
     total = unletterbox(np.ones(size, np.float32), *ori_shape)
     return np.clip(unletterbox(maps.numpy(), *ori_shape) / total, 0, 1)
@@ -139,16 +121,12 @@ def draw_attention(image: np.ndarray, expression: str,
     bright; the caption gives both.
 
     Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        expression (str): The expression.
+        image (np.ndarray): RGB, uint8 ``(h, w, 3)``; so is the sheet.
+        expression (str): For the caption.
         attention (WordAttention): From :func:`word_attention`.
-
-    Returns:
-        np.ndarray: RGB, uint8.
     """
-    tiles = [(image, 'image'),
-             (draw_masks(image, pred=attention.pred),
-              f'"{expression}": prediction')]
+    tiles = [(image, 'image'), (draw_masks(image, pred=attention.pred),
+                                f'"{expression}": prediction')]
     grey = cv2.cvtColor(
         cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     for word, share in zip(attention.words, attention.maps, strict=True):

@@ -1,7 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Drawings of images, expressions and masks.
 
-Shapes: an image of h x w pixels, K expressions.
+All images are RGB, uint8 (h, w, 3). K is the number of expressions.
 """
 import base64
 import os.path as osp
@@ -24,18 +24,14 @@ _FONT_SIZE, _LINE = 15, 19
 _MAX_EXPRESSIONS, _MAX_LETTERS = 100, 120  # on a sheet of predictions
 
 
-def draw_masks(image: np.ndarray,
-               gt: np.ndarray | None = None,
+def draw_masks(image: np.ndarray, gt: np.ndarray | None = None,
                pred: np.ndarray | None = None) -> np.ndarray:
     """Tint and outline the prediction, outline the ground truth.
 
     Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
-        gt (np.ndarray, optional): bool ``(h, w)``.
-        pred (np.ndarray, optional): bool ``(h, w)``.
-
-    Returns:
-        np.ndarray: RGB, uint8 ``(h, w, 3)``, a copy.
+        image (np.ndarray): The image, which is not changed.
+        gt (np.ndarray, optional): Ground truth, bool ``(h, w)``.
+        pred (np.ndarray, optional): Prediction, bool ``(h, w)``.
     """
     drawn = image.copy()
     # A large image is shown scaled down: its lines must be thicker.
@@ -59,30 +55,25 @@ def _outline(image: np.ndarray, mask: np.ndarray, color: tuple,
     cv2.drawContours(image, outlines, -1, color, width)
 
 
-def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]],
-               width: int = 300,
+def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]], width: int = 300,
                columns: int = 4) -> np.ndarray:
     """Images with captions below them, row by row, on white.
 
     Args:
-        tiles (Sequence[tuple[np.ndarray, str]]): Images, RGB, uint8
-            ``(h, w, 3)`` of any size, and their captions, in Latin, Greek or
-            Cyrillic letters.
+        tiles (Sequence[tuple[np.ndarray, str]]): Images of any size, and their
+            captions, in Latin, Greek or Cyrillic letters.
         width (int): Width of a tile in pixels. Defaults to 300.
         columns (int): Maximum number of tiles in a row. Defaults to 4.
-
-    Returns:
-        np.ndarray: RGB, uint8.
     """
     columns = min(columns, len(tiles))
     drawn = [_draw_tile(*tile, width) for tile in tiles]
     rows = []
     for start in range(0, len(drawn), columns):
         group = drawn[start:start + columns]
-        height = max(tile.shape[0] for tile in group)
-        row = np.full((height, width * columns, 3), 255, np.uint8)
+        row = np.full((max(map(len, group)), width * columns, 3), 255,
+                      np.uint8)
         for i, tile in enumerate(group):
-            row[:tile.shape[0], i * width:(i + 1) * width] = tile
+            row[:len(tile), i * width:(i + 1) * width] = tile
         rows.append(row)
     return np.concatenate(rows)
 
@@ -90,19 +81,17 @@ def draw_sheet(tiles: Sequence[tuple[np.ndarray, str]],
 def _draw_tile(image: np.ndarray, caption: str, width: int) -> np.ndarray:
     margin = 4
     inner = width - 2 * margin
-    height = max(1, round(image.shape[0] * inner / image.shape[1]))
     # An image that is much taller than wide would fill the sheet.
-    height = min(height, 2 * inner)
+    height = min(
+        max(1, round(image.shape[0] * inner / image.shape[1])), 2 * inner)
     lines = textwrap.wrap(caption, inner // 9) or ['']
     tile = Image.new('RGB', (width, height + 2 * margin + _LINE * len(lines)),
                      'white')
     tile.paste(
         Image.fromarray(image).resize((inner, height)), (margin, margin))
-    ImageDraw.Draw(tile).multiline_text((margin, height + margin),
-                                        '\n'.join(lines),
-                                        fill='black',
-                                        font=_font(),
-                                        spacing=3)
+    ImageDraw.Draw(tile).multiline_text(
+        (margin, height + margin), '\n'.join(lines), fill='black',
+        font=_font(), spacing=3)
     return np.asarray(tile)
 
 
@@ -114,8 +103,7 @@ def _font() -> ImageFont.FreeTypeFont:
         _FONT_SIZE)
 
 
-def draw_expressions(image: np.ndarray,
-                     expressions: Sequence[str],
+def draw_expressions(image: np.ndarray, expressions: Sequence[str],
                      gt: np.ndarray | None = None,
                      pred: np.ndarray | None = None) -> np.ndarray:
     """A sheet with the image and a tile for each expression.
@@ -124,31 +112,27 @@ def draw_expressions(image: np.ndarray,
     the caption gives their IoU.
 
     Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``.
+        image (np.ndarray): The image.
         expressions (Sequence[str]): K expressions.
-        gt (np.ndarray, optional): bool ``(K, h, w)``.
-        pred (np.ndarray, optional): bool ``(K, h, w)``.
-
-    Returns:
-        np.ndarray: RGB, uint8.
+        gt (np.ndarray, optional): Ground truths, bool ``(K, h, w)``.
+        pred (np.ndarray, optional): Predictions, bool ``(K, h, w)``.
     """
-    legend = ['image']
+    legend = 'image'
     if pred is not None:
-        legend.append('cyan: prediction')
+        legend += ', cyan: prediction'
     if gt is not None:
-        legend.append('yellow: ground truth')
-    tiles = [(image, ', '.join(legend))]
+        legend += ', yellow: ground truth'
+    tiles = [(image, legend)]
     for k, expression in enumerate(expressions):
         masks = (None if m is None else m[k] for m in (gt, pred))
         tiles.append(expression_tile(image, expression, *masks))
     return draw_sheet(tiles)
 
 
-def expression_tile(image: np.ndarray,
-                    expression: str,
+def expression_tile(image: np.ndarray, expression: str,
                     gt: np.ndarray | None = None,
                     pred: np.ndarray | None = None) -> tuple[np.ndarray, str]:
-    """A tile of :func:`draw_sheet`; masks are bool ``(h, w)``."""
+    """A tile of :func:`draw_sheet`; the masks are as of :func:`draw_masks`."""
     caption = f'"{expression}"'
     if gt is not None and pred is not None:
         iou = (gt & pred).sum() / max((gt | pred).sum(), 1)
@@ -159,25 +143,21 @@ def expression_tile(image: np.ndarray,
 def draw_prediction(image: np.ndarray, prediction: dict) -> np.ndarray:
     """A sheet with a tile for each expression of a prediction.
 
-    Args:
-        image (np.ndarray): RGB, uint8 ``(h, w, 3)``, or smaller.
-        prediction (dict): From
-            :func:`cris.apis.predictions.make_prediction`.
+    The captions give the scores. Several expressions come after the image, a
+    hundred at most.
 
-    Returns:
-        np.ndarray: RGB, uint8. The captions give the scores. With several
-        expressions the image comes first, and only the first hundred are
-        drawn.
+    Args:
+        image (np.ndarray): The image, or a smaller copy.
+        prediction (dict): Of :func:`cris.apis.predictions.make_prediction`.
     """
-    expressions, scores, rles = (
-        prediction[key][:_MAX_EXPRESSIONS]
-        for key in ('expressions', 'scores', 'rles'))
-    one = len(expressions) == 1
+    parts = [prediction[key][:_MAX_EXPRESSIONS]
+             for key in ('expressions', 'scores', 'rles')]
+    one = len(parts[0]) == 1
     width = min(max(image.shape[1], 320), 1000 if one else 400)
     # Drawn at the size shown, or large images would take long.
     image = scale_image(image, min(1, width / image.shape[1]))
     tiles = [] if one else [(image, 'image')]
-    for expression, score, rle in zip(expressions, scores, rles, strict=True):
+    for expression, score, rle in zip(*parts, strict=True):
         caption = f'"{cut(expression, _MAX_LETTERS)}"  {score:.2f}'
         if not coco_mask.area(rle):
             caption += '  (nothing found)'
@@ -194,9 +174,8 @@ def scale_image(image: np.ndarray, scale: float) -> np.ndarray:
 
 def fit_mask(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
     """The mask at the size of an image, bool."""
-    return cv2.resize(
-        mask.astype(np.uint8), image.shape[1::-1],
-        interpolation=cv2.INTER_NEAREST) > 0
+    return cv2.resize(mask.astype(np.uint8), image.shape[1::-1],
+                      interpolation=cv2.INTER_NEAREST) > 0
 
 
 def cut(text: str, length: int) -> str:
@@ -204,9 +183,7 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f'{text[:length - 1]}…'
 
 
-def thumbnail(path: str,
-              size: tuple[int, int],
-              gt: np.ndarray | None = None,
+def thumbnail(path: str, size: tuple[int, int], gt: np.ndarray | None = None,
               pred: np.ndarray | None = None) -> str:
     """An image of 260 x 390 pixels at most, with masks, as a JPEG's URI.
 
@@ -216,13 +193,9 @@ def thumbnail(path: str,
         gt (np.ndarray, optional): Ground truth, ``(h, w)``, nonzero inside.
         pred (np.ndarray, optional): Prediction, likewise.
 
-    Returns:
-        str: ``data:image/jpeg;base64,...``
-
     Raises:
         OSError: If the file cannot be opened.
-        ValueError: If the file is not an image, is too large, or has another
-            size.
+        ValueError: If it is not an image, is too large, or has another size.
     """
     content = read_bytes(path)
     open_image(content, path)
@@ -230,11 +203,9 @@ def thumbnail(path: str,
     if image is None or image.shape[:2] != tuple(size):
         raise ValueError(f'{path} cannot be shown: the file is broken, or its '
                          f'size is not {size[0]} x {size[1]} pixels')
-    image = scale_image(image[..., ::-1],
-                        min(260 / size[1], 390 / size[0]))
-    gt, pred = (
-        None if mask is None else fit_mask(mask > 0, image)
-        for mask in (gt, pred))
+    image = scale_image(image[..., ::-1], min(260 / size[1], 390 / size[0]))
+    gt, pred = (None if mask is None else fit_mask(mask > 0, image)
+                for mask in (gt, pred))
     drawn = draw_masks(image, gt, pred)
     jpeg = cv2.imencode('.jpg', drawn[..., ::-1],
                         [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
