@@ -171,6 +171,17 @@ def options(root):
     return out + ['train_dataloader.batch_size=2', 'train_cfg.max_epochs=2']
 
 
+def probed(path, text, base=CONFIG):
+    """Write a config that changes another and may use training_probes."""
+    path.write_text(f'''
+_base_ = {str(base)!r}
+custom_imports = dict(imports=['cris', 'training_probes'],
+                      allow_failed_imports=False)
+{text}
+''')
+    return path
+
+
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
     """Folder of a small RefShapes."""

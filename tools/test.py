@@ -87,10 +87,10 @@ def run(args: argparse.Namespace) -> None:
     from mmengine.runner import Runner
 
     from cris.engine.config import load_config
-    from cris.engine.cpu_ranks import init_cpu_process_group
     from cris.engine.hooks.data_timeout_hook import explain_data_errors
     from cris.engine.inference import optimize_for_inference
     from cris.engine.logs import log_run, quiet_logs, short_errors
+    from cris.engine.ranks import init_ranks
     from cris.evaluation.conventions import add_audit, audit_table, find_metric
     from cris.evaluation.results import check_results_file
     from cris.io.checkpoints import load_weights, use_safe_loader
@@ -123,8 +123,7 @@ def run(args: argparse.Namespace) -> None:
                 type='ReferLocalVisualizer', show_dir=args.show_dir)
         if not torch.cuda.is_available():
             reuse_memory()
-            if args.launcher != 'none':
-                init_cpu_process_group(cfg)
+        init_ranks(cfg)
         runner = Runner.from_cfg(cfg)
         log_run(runner)
         if not exported:

@@ -10,7 +10,16 @@ import sys
 
 import pytest
 import torch
-from conftest import CONFIG, REPO, ReferSet, options, run, start_tool, tool
+from conftest import (
+    CONFIG,
+    REPO,
+    ReferSet,
+    options,
+    probed,
+    run,
+    start_tool,
+    tool,
+)
 
 from cris.deploy.runtime import BACKENDS
 from cris.engine.inference import PRECISIONS
@@ -66,35 +75,50 @@ def test_test_scores_and_draws(trained, tmp_path):
     assert [f.name for f in show.iterdir()] == ['test_0_0.jpg']
 
 
+def in_two_ranks(script, *args, ok=True):
+    """Real processes: forks of the tests' server skip what is done at exit."""
+    return run('bash', REPO / 'tools' / script, *args, ok=ok,
+               MASTER_PORT=str(29600 + os.getpid() % 300),
+               PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+
+
 def test_two_ranks_score_the_same(trained, tmp_path):
     data, work, _ = trained
+    config = probed(tmp_path / 'config.py', '')
     files = [tmp_path / '1.json', tmp_path / '2.json']
     args = [*options(data), 'test_dataloader.dataset.split=train']
     tool('test.py', CONFIG, work / 'epoch_2.pth', '--work-dir', tmp_path,
          '--out', files[0], *args)
-    run('bash', REPO / 'tools/dist_test.sh', CONFIG, work / 'epoch_2.pth', 2,
-        '--work-dir', tmp_path, '--out', files[1], *args,
-        MASTER_PORT=str(29600 + os.getpid() % 300))
+    log = in_two_ranks('dist_test.sh', config, work / 'epoch_2.pth', 2,
+                       '--work-dir', tmp_path, '--out', files[1], *args)
+    assert log.count('at exit the group is left, 0 of its threads run') == 2
     scores = [json.loads(file.read_text()) for file in files]
     assert scores[0] == scores[1]
     assert scores[0]['n_expressions'] == 16
 
 
 def test_two_ranks_train_and_resume(trained, tmp_path):
+    """Also after one has failed while the other waited for it."""
     data, _, _ = trained
+    config = probed(tmp_path / 'config.py',
+                    "custom_hooks = [dict(type='LostDisk')]")
+    args = ['--work-dir', tmp_path, *options(data)]
+    log = in_two_ranks('dist_train.sh', config, 2, *args, ok=False)
+    assert log.count('error: the disk of rank 1 is lost') == 1
+    assert 'at exit the group is left' in log
+    assert (tmp_path / 'epoch_1.pth').is_file()
     port = str(29900 + os.getpid() % 90)
     ranks = [
-        start_tool('train.py', CONFIG, '--work-dir', tmp_path, '--launcher',
-                   'pytorch', *options(data)[:-1], 'train_cfg.max_epochs=1',
+        start_tool('train.py', CONFIG, '--launcher', 'pytorch', '--resume',
+                   *args,
                    output=tmp_path / f'rank{rank}', RANK=str(rank),
                    LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_PORT=port,
                    MASTER_ADDR='127.0.0.1') for rank in range(2)
     ]
     for rank in ranks:
         rank.join()
-    assert (tmp_path / 'epoch_1.pth').is_file()
-    log = run('bash', REPO / 'tools/dist_train.sh', CONFIG, 2, '--work-dir',
-              tmp_path, '--resume', *options(data), MASTER_PORT=port)
+        assert rank.exitcode == 0
+    log = (tmp_path / 'rank0').read_text()
     assert 'resumed epoch: 1' in log
     assert re.findall(r'Epoch\(val\) \[(\d)\]', log) == ['2']
     assert (tmp_path / 'epoch_2.pth').is_file()

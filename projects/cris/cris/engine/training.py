@@ -18,10 +18,10 @@ from cris.io.checkpoints import CheckpointError, check_fit, use_safe_loader
 from cris.models.fast_cpu import optimize_for_cpu_training, reuse_memory
 
 from .config import load_config
-from .cpu_ranks import init_cpu_process_group
 from .hooks.data_timeout_hook import explain_data_errors
 from .logs import log_run, quiet_logs, short_errors
 from .precision import avoid_fused, use_bfloat16
+from .ranks import init_ranks
 from .run_checkpoints import latest_checkpoint
 
 
@@ -74,8 +74,7 @@ def build_config(args: Namespace) -> Config:
         avoid_fused(cfg)
         if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             use_bfloat16(cfg)
-        if args.launcher != 'none':
-            init_cpu_process_group(cfg)
+    init_ranks(cfg)
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     if cfg.resume and (cfg.load_from is None or restarted):
         cfg.load_from = latest_checkpoint(cfg.work_dir) or cfg.load_from
