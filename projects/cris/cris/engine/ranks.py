@@ -17,8 +17,6 @@ _LAUNCHERS = {
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
             'OMPI_COMM_WORLD_LOCAL_RANK'),
 }
-
-
 _PATIENCE = 30  # seconds that a process waits for the others at its end
 
 
@@ -50,13 +48,10 @@ def init_ranks(cfg: Config) -> None:
         attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
         store, rank, world_size = next(dist.rendezvous('env://'))
         dist.init_process_group(
-            'gloo',
-            store=dist.PrefixStore(f'attempt_{attempt}', store),
-            rank=rank,
-            world_size=world_size)
+            'gloo', store=dist.PrefixStore(f'attempt_{attempt}', store),
+            rank=rank, world_size=world_size)
     cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
+        type='MMDistributedDataParallel', broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
         device_ids=None)
     cfg.sync_bn = None  # SyncBatchNorm has no CPU kernel
@@ -87,7 +82,5 @@ def _take_environment(launcher: str) -> None:
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
         hosts = subprocess.run(
             ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True).stdout
+            stdout=subprocess.PIPE, text=True, check=True).stdout
         os.environ['MASTER_ADDR'] = hosts.split()[0]
