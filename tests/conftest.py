@@ -59,36 +59,24 @@ class ReferSet:
     def add_ref(self, image_id, segmentation, split, sentences=None):
         n = len(self.refs)
         self.anns.append(
-            dict(
-                id=100 + n,
-                image_id=image_id,
-                category_id=1,
-                iscrowd=0,
-                segmentation=segmentation))
+            dict(id=100 + n, image_id=image_id, category_id=1, iscrowd=0,
+                 segmentation=segmentation))
         sentences = sentences or [
             f'thing {n} {word}' for word in ('left', 'right', 'top', 'low')
         ]
-        self.refs.append(
-            dict(
-                ref_id=n,
-                ann_id=100 + n,
-                image_id=image_id,
-                category_id=1,
-                split=split,
-                file_name='not_the_image_100.jpg',
-                sent_ids=[10 * n + j for j in range(len(sentences))],
-                sentences=[
-                    dict(sent_id=10 * n + j, sent=s, raw=s, tokens=s.split())
-                    for j, s in enumerate(sentences)
-                ]))
+        self.refs.append(dict(
+            ref_id=n, ann_id=100 + n, image_id=image_id, category_id=1,
+            split=split, file_name='not_the_image_100.jpg',
+            sent_ids=[10 * n + j for j in range(len(sentences))],
+            sentences=[
+                dict(sent_id=10 * n + j, sent=s, raw=s, tokens=s.split())
+                for j, s in enumerate(sentences)
+            ]))
 
     def write(self) -> Path:
-        (self.root / 'instances.json').write_text(
-            json.dumps(
-                dict(
-                    images=self.images,
-                    annotations=self.anns,
-                    categories=[dict(id=1, name='thing')])))
+        (self.root / 'instances.json').write_text(json.dumps(dict(
+            images=self.images, annotations=self.anns,
+            categories=[dict(id=1, name='thing')])))
         with open(self.root / 'refs(unc).p', 'wb') as file:
             pickle.dump(self.refs, file)
         return self.root
@@ -104,16 +92,20 @@ def refer_set(tmp_path) -> ReferSet:
 def run(*command, cwd=REPO, ok=True, **env):
     """What a process printed; it must succeed, or fail, as said."""
     done = subprocess.run(
-        [str(c) for c in command],
-        cwd=cwd,
+        [str(c) for c in command], cwd=cwd, capture_output=True, text=True,
         env=dict(
             os.environ, OMP_NUM_THREADS='1', PYTHON=sys.executable, **env),
-        capture_output=True,
-        text=True,
         stdin=subprocess.DEVNULL)
     out = done.stdout + done.stderr
     assert (done.returncode == 0) == ok, out[-3000:]
     return out
+
+
+def launch(script, *args, ok=True, **env):
+    """What tools/dist_*.sh printed; the config may use training_probes."""
+    return run('bash', REPO / 'tools' / script, *args, ok=ok,
+               MASTER_PORT=str(20000 + os.getpid() % 9000),
+               PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **env)
 
 
 # Importing torch and the OpenMMLab packages takes as long as many a test: a
@@ -171,6 +163,17 @@ def options(root):
     return out + ['train_dataloader.batch_size=2', 'train_cfg.max_epochs=2']
 
 
+def probed(path, text, base=CONFIG):
+    """Write a config that changes another and may use training_probes."""
+    path.write_text(f'''
+_base_ = {str(base)!r}
+custom_imports = dict(imports=['cris', 'training_probes'],
+                      allow_failed_imports=False)
+{text}
+''')
+    return path
+
+
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory):
     """Folder of a small RefShapes."""
@@ -183,10 +186,8 @@ def shapes(tmp_path_factory):
 def questions(shapes):
     """Pictures of val, by path, and all that is asked about each."""
     records = RefCOCODataset(
-        data_root=str(shapes),
-        data_prefix=dict(img_path='images'),
-        split='val',
-        test_mode=True)
+        data_root=str(shapes), data_prefix=dict(img_path='images'),
+        split='val', test_mode=True)
     return {
         record['img_path']:
         [s for ref in record['refs'] for s in ref['sentences']]

@@ -13,16 +13,21 @@ from cris.engine import avoid_fused, load_config
 from cris.geometry import letterbox
 
 CONFIGS = sorted((REPO / 'configs/cris').glob('*.py'))
+DATA_CONFIGS = sorted((REPO / 'configs/_base_/datasets').glob('*.py'))
 NAME = re.compile(r'cris_(?P<model>[a-z0-9-]+)_(?P<gpus>\d+)xb(?P<batch>\d+)'
                   r'(?P<amp>-amp)?-(?P<epochs>\d+)e_(?P<data>[a-z0-9-]+)'
                   r'-(?P<height>\d+)x(?P<width>\d+)\.py')
 
 
-def test_there_are_configs():
-    assert len(CONFIGS) >= 3
+def loaders(cfg):
+    return [cfg[f'{part}_dataloader'] for part in ('train', 'val', 'test')]
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def each(paths):
+    return pytest.mark.parametrize('path', paths, ids=lambda path: path.stem)
+
+
+@each(CONFIGS)
 def test_config_does_what_its_name_says(path):
     name = NAME.fullmatch(path.name)
     assert name, path.name
@@ -37,8 +42,7 @@ def test_config_does_what_its_name_says(path):
     amp = cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert amp == bool(name['amp'])
     size = (int(name['height']), int(name['width']))
-    for loader in (cfg.train_dataloader, cfg.val_dataloader,
-                   cfg.test_dataloader):
+    for loader in loaders(cfg):
         for transform in loader.dataset.pipeline:
             built = TRANSFORMS.build(transform)
             if transform.type == 'Letterbox':
@@ -73,8 +77,7 @@ MODEL = {
 def check_data(name, cfg):
     if name not in DATA:
         return
-    for loader in (cfg.train_dataloader, cfg.val_dataloader,
-                   cfg.test_dataloader):
+    for loader in loaders(cfg):
         data = loader.dataset
         (length, ) = (t.context_length for t in data.pipeline
                       if t.type == 'TokenizeExpressions')
@@ -106,7 +109,7 @@ def test_the_papers_models_and_data_are_all_there():
     assert pairs >= {(m, 'refcoco') for m in MODEL}
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@each(CONFIGS)
 def test_config_says_how_to_run_it(path):
     head = path.read_text().split('_base_')[0]
     assert f'configs/cris/{path.name}' in head
@@ -128,8 +131,7 @@ def test_the_papers_recipe():
     cfg = Config.fromfile(
         REPO / 'configs/cris/cris_r50_8xb8-amp-50e_refcoco-416x416.py')
     cfg.model.backbone.update(
-        model_name=None,
-        embed_dim=1024,
+        model_name=None, embed_dim=1024,
         vision_cfg=dict(image_size=224, layers=[1, 1, 1, 1], width=64),
         text_cfg=dict(
             context_length=77, vocab_size=512, width=512, heads=8, layers=1))
@@ -145,15 +147,12 @@ def test_the_papers_recipe():
             'positional_embedding' not in name)
         assert rates[id(p)] == pytest.approx(1e-5 if clip else 1e-4), name
     (step, ) = cfg.param_scheduler
-    assert (step.type, step.milestones, step.gamma) == ('MultiStepLR', [35],
-                                                        0.1)
+    assert [step.type, step.milestones, step.gamma] == [
+        'MultiStepLR', [35], 0.1]
     assert cfg.sync_bn == 'torch'
 
 
-@pytest.mark.parametrize(
-    'path',
-    sorted((REPO / 'configs/_base_/datasets').glob('*.py')),
-    ids=lambda path: path.stem)
+@each(DATA_CONFIGS)
 def test_data_configs_have_an_evaluator(path):
     cfg = Config.fromfile(path)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
@@ -200,9 +199,7 @@ def sizes(cfg):
     return list(values_of(cfg.to_dict(), 'Letterbox', 'size'))
 
 
-@pytest.mark.parametrize(
-    'path', [*CONFIGS, *sorted((REPO / 'configs/_base_/datasets').iterdir())],
-    ids=lambda path: path.stem)
+@each([*CONFIGS, *DATA_CONFIGS])
 def test_pipelines_agree_with_image_size(path):
     """Also for a plain Runner, which does not use load_config."""
     cfg = Config.fromfile(path)
@@ -211,8 +208,7 @@ def test_pipelines_agree_with_image_size(path):
     assert set(lengths) == {cfg.context_length}
 
 
-@pytest.mark.parametrize(
-    'path', sorted(REPO.glob('configs/**/*.py')), ids=lambda path: path.stem)
+@each(sorted(REPO.glob('configs/**/*.py')))
 def test_nothing_is_mutated_by_index(path):
     assert not re.search(r'\w\[\d+\]', path.read_text())
 
@@ -228,10 +224,8 @@ def test_image_size_is_said_once(tmp_path):
     """Of a child and of options; in ConcatDataset and test pipelines, too."""
     path = child(tmp_path, 'image_size = 320\ncontext_length = 30')
     cfg = load_config(path)
-    datasets = [
-        *cfg.train_dataloader.dataset.datasets, cfg.val_dataloader.dataset,
-        cfg.test_dataloader.dataset
-    ]
+    train, *others = (loader.dataset for loader in loaders(cfg))
+    datasets = [*train.datasets, *others]
     assert len(datasets) == 5
     for data in datasets:
         assert sizes(Config(data)) == [320]
@@ -248,9 +242,7 @@ def test_option_of_one_transform_has_the_last_word():
     cfg = load_config(TINY, [
         'image_size=96', 'test_dataloader.dataset.pipeline.2.size=128'
     ])
-    assert sizes(Config(cfg.train_dataloader)) == [96]
-    assert sizes(Config(cfg.val_dataloader)) == [96]
-    assert sizes(Config(cfg.test_dataloader)) == [128]
+    assert [sizes(loader) for loader in loaders(cfg)] == [[96], [96], [128]]
 
 
 def test_alternative_sizes_are_kept(tmp_path):

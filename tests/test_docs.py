@@ -8,12 +8,11 @@ import ast
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import REPO, run
+from conftest import REPO, run, tool
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
@@ -144,17 +143,20 @@ def test_code_can_be_parsed(fence):
     'page', sorted({f.page for f in chosen('python', '')}))
 def test_python_runs(page, checkout):
     """The blocks of a page in a process, one after the other."""
-    code = '\n'.join(f.code for f in chosen('python', '') if f.page == page)
-    run(sys.executable, '-c', code, cwd=checkout)
-
-
-def run_bash(fences, checkout):
-    for fence in fences:
-        run('bash', '-ec', fence.code, cwd=checkout)
+    file = checkout / 'from_the_documentation.py'
+    file.write_text(
+        '\n'.join(f.code for f in chosen('python', '') if f.page == page))
+    tool(file, cwd=checkout)
 
 
 def test_commands_run(checkout):
-    run_bash(chosen('bash', ''), checkout)
+    for fence in chosen('bash', ''):
+        for line in fence.code.replace('\\\n', ' ').splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ['python']:
+                tool(checkout / words[1], *words[2:], cwd=checkout)
+            elif words:
+                run('bash', '-ec', line, cwd=checkout)
 
 
 @pytest.mark.slow
@@ -164,7 +166,9 @@ def test_slow_commands_run(page, checkout):
     if 'deployment' in page:  # its packages are not in requirements/tests.txt
         pytest.importorskip('onnx', reason='requirements/deploy.txt')
     shutil.rmtree(checkout / 'data', ignore_errors=True)
-    run_bash([f for f in chosen('bash', 'slow') if f.page == page], checkout)
+    for fence in chosen('bash', 'slow'):
+        if fence.page == page:
+            run('bash', '-ec', fence.code, cwd=checkout)
 
 
 @pytest.mark.parametrize('page', PAGES)

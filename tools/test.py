@@ -10,61 +10,38 @@ BACKENDS = ('onnxruntime', 'openvino')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Evaluate a checkpoint')
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        'checkpoint', help='checkpoint file, or folder of export_onnx.py')
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
+    add = parser.add_argument
+    add('config', help='config file')
+    add('checkpoint', help='checkpoint file, or folder of export_onnx.py')
+    add('--trust-checkpoint', action='store_true',
         help='run any code in the checkpoint; only for files whose origin is '
         'known')
-    parser.add_argument(
-        '--precision',
-        choices=PRECISIONS,
-        default='fp32',
+    add('--precision', choices=PRECISIONS, default='fp32',
         help='of the matrix products; bf16 is several times as fast where '
         'the processor has it, fp16 needs a GPU')
-    parser.add_argument(
-        '--backend',
-        choices=BACKENDS,
-        default='onnxruntime',
+    add('--backend', choices=BACKENDS, default='onnxruntime',
         help='runtime for an exported folder')
-    parser.add_argument(
-        '--no-optimize',
-        action='store_true',
+    add('--no-optimize', action='store_true',
         help='run the model as in training, in fp32: batch normalisation is '
         'not folded')
-    parser.add_argument(
-        '--compile',
-        action='store_true',
+    add('--compile', action='store_true',
         help='use torch.compile, which takes minutes before the first batch')
-    parser.add_argument('--work-dir', help='folder of the log')
-    parser.add_argument('--out', help='write the scores to this JSON file')
-    parser.add_argument(
-        '--audit',
-        action='store_true',
+    add('--work-dir', help='folder of the log')
+    add('--out', help='write the scores to this JSON file')
+    add('--audit', action='store_true',
         help="also score under the field's other conventions and print a "
         'table of them')
-    parser.add_argument(
-        '--results',
+    add('--results',
         help='write a record per expression to this .json or .parquet file')
-    parser.add_argument(
-        '--show-dir',
+    add('--show-dir',
         help='write a picture of every sample: expressions, ground truth, '
         'prediction, IoU')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action='extend',
-        default=[],
-        metavar='KEY=VALUE',
-        help='override the config; for example '
+    add('--cfg-options', nargs='+', action='extend', default=[],
+        metavar='KEY=VALUE', help='override the config; for example '
         'test_dataloader.dataset.split=testA')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
+    add('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args()
     if args.no_optimize and (args.compile or args.precision != 'fp32'):
         parser.error('--no-optimize goes with neither --compile nor another '
@@ -87,10 +64,10 @@ def run(args: argparse.Namespace) -> None:
     from mmengine.runner import Runner
 
     from cris.engine.config import load_config
-    from cris.engine.cpu_ranks import init_cpu_process_group
     from cris.engine.hooks.data_timeout_hook import explain_data_errors
     from cris.engine.inference import optimize_for_inference
     from cris.engine.logs import log_run, quiet_logs, short_errors
+    from cris.engine.ranks import init_ranks
     from cris.evaluation.conventions import add_audit, audit_table, find_metric
     from cris.evaluation.results import check_results_file
     from cris.io.checkpoints import load_weights, use_safe_loader
@@ -110,10 +87,8 @@ def run(args: argparse.Namespace) -> None:
             cfg.test_evaluator = add_audit(cfg.test_evaluator)
         if exported:
             cfg.model = dict(
-                type='ExportedCRIS',
-                folder=args.checkpoint,
-                backend=args.backend,
-                precision=args.precision)
+                type='ExportedCRIS', folder=args.checkpoint,
+                backend=args.backend, precision=args.precision)
         if args.show_dir is not None:
             cfg.default_hooks = dict(
                 cfg.get('default_hooks', {}),
@@ -123,8 +98,7 @@ def run(args: argparse.Namespace) -> None:
                 type='ReferLocalVisualizer', show_dir=args.show_dir)
         if not torch.cuda.is_available():
             reuse_memory()
-            if args.launcher != 'none':
-                init_cpu_process_group(cfg)
+        init_ranks(cfg)
         runner = Runner.from_cfg(cfg)
         log_run(runner)
         if not exported:

@@ -26,13 +26,10 @@ TOY = [
     'model.decode_head.sentence_channels=32',
     'model.decode_head.feedforward_channels=64',
     'train_dataloader.batch_size=2', 'train_cfg.max_epochs=1',
-    'default_hooks.logger.interval=1'
+    'default_hooks.logger.interval=1', *(
+        f'{part}_dataloader.{option}' for part in ('train', 'val', 'test')
+        for option in ('num_workers=0', 'persistent_workers=False'))
 ]
-for part in ('train', 'val', 'test'):
-    TOY += [
-        f'{part}_dataloader.num_workers=0',
-        f'{part}_dataloader.persistent_workers=False'
-    ]
 
 
 @pytest.mark.parametrize('data, folder, form', [

@@ -6,6 +6,7 @@ from conftest import REPO, run
 
 TOOLS = [
     REPO / 'tools' / name for name in (
+        'train.py', 'test.py', 'misc/print_config.py',
         'analysis_tools/benchmark.py', 'analysis_tools/draw_predictions.py',
         'analysis_tools/get_flops.py', 'analysis_tools/mask_ceiling.py',
         'analysis_tools/report', 'analysis_tools/sweep_threshold.py',
@@ -28,3 +29,4 @@ for path in sys.argv[1:]:
 def test_help_imports_nothing_heavy():
     out = run(sys.executable, '-c', CODE, *TOOLS)
     assert out.count('usage: ') == len(TOOLS)
+    assert out.count('--cfg-options KEY=VALUE') >= 3

@@ -8,16 +8,14 @@ workers.
 import os
 import random
 import re
-import shlex
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIG, REPO, ReferSet, run, start_tool, tool
+from conftest import CONFIG, REPO, ReferSet, probed, start_tool, tool
 
 EPOCH = 5  # iterations
 KEEP_TWO = 'default_hooks.checkpoint.max_keep_ckpts=2'
@@ -40,16 +38,14 @@ def data(tmp_path_factory):
 
 
 def arguments(data, work, epochs, *options, workers=2, persistent=True):
-    cfg = SMALL + [
-        f'{part}_dataloader.dataset.data_root={data}'
-        for part in ('train', 'val')
-    ] + [
+    return [
+        CONFIG, '--work-dir', work, '--resume', '--cfg-options', *SMALL,
+        f'train_dataloader.dataset.data_root={data}',
+        f'val_dataloader.dataset.data_root={data}',
         f'train_cfg.max_epochs={epochs}',
         f'train_dataloader.num_workers={workers}',
-        f'train_dataloader.persistent_workers={persistent}'
+        f'train_dataloader.persistent_workers={persistent}', *options
     ]
-    return [CONFIG, '--work-dir', work, '--resume', '--cfg-options', *cfg,
-            *options]
 
 
 @pytest.fixture(scope='module')
@@ -99,18 +95,24 @@ def wait_for(text, output, process):
         time.sleep(0.02)
 
 
-def kill_at_random(args, output, times, seed, first_saves=False):
+def run_killed_and_not(data, tmp_path, times, epochs, *options, whole=None,
+                       first_saves=False, **workers):
     """Kill a run again and again; returns how often it was resumed.
 
     With first_saves it is not killed before it has saved once.
     """
-    rng = random.Random(seed)
+    killed, output = tmp_path / 'killed', tmp_path / 'output'
+    if whole is None:
+        whole = tmp_path / 'whole'
+        tool('train.py', *arguments(data, whole, epochs, *options, **workers))
+    args = arguments(data, killed, epochs, *options, **workers)
+    rng = random.Random(times)
     resumed = 0
     for k in range(times):
         output.unlink(missing_ok=True)
         process = start_tool('train.py', *args, output=output)
         wait_for('Checkpoints will be saved', output, process)
-        while first_saves and k == 0 and not any(Path(args[2]).glob('*.pth')):
+        while first_saves and k == 0 and not any(killed.glob('*.pth')):
             assert process.is_alive(), output.read_text()
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 1.5))
@@ -119,43 +121,18 @@ def kill_at_random(args, output, times, seed, first_saves=False):
         assert process.exitcode == -signal.SIGKILL, (
             'the training ended by itself: more epochs are needed')
         resumed += 'resumed epoch' in output.read_text()
-    return resumed
-
-
-def run_killed_and_not(data,
-                       tmp_path,
-                       times,
-                       epochs,
-                       *options,
-                       whole=None,
-                       first_saves=False,
-                       **workers):
-    killed = tmp_path / 'killed'
-    if whole is None:
-        whole = tmp_path / 'whole'
-        tool('train.py', *arguments(data, whole, epochs, *options, **workers))
-    args = arguments(data, killed, epochs, *options, **workers)
-    resumed = kill_at_random(args, tmp_path / 'output', times, times,
-                             first_saves)
-    log = tool('train.py', *args)
+    resumed += 'resumed epoch' in tool('train.py', *args)
     assert_same_run(whole, killed)
     assert not list(killed.glob('*.partial'))
-    return resumed, log
+    return resumed
 
 
 @pytest.mark.slow
 def test_thirty_kills(data, tmp_path):
     """Checkpoints in the middle of epochs, persistent workers."""
-    resumed, log = run_killed_and_not(
-        data,
-        tmp_path,
-        30,
-        60,
-        'default_hooks.checkpoint.by_epoch=False',
-        'default_hooks.checkpoint.interval=3',
-        first_saves=True)
-    resumed += 'resumed epoch' in log
-    print(f'resumed after {resumed} of 30 kills')
+    resumed = run_killed_and_not(
+        data, tmp_path, 30, 60, 'default_hooks.checkpoint.by_epoch=False',
+        'default_hooks.checkpoint.interval=3', first_saves=True)
     assert resumed == 30
 
 
@@ -200,45 +177,32 @@ def children(pid):
 @pytest.fixture
 def better(tmp_path):
     """A config with a better score in every epoch."""
-    config = tmp_path / 'config.py'
-    config.write_text(f'''
-_base_ = {str(CONFIG)!r}
-custom_imports = dict(imports=['cris', 'training_probes'],
-                      allow_failed_imports=False)
+    return probed(tmp_path / 'config.py', """
 custom_hooks = [dict(type='EMAHook'), dict(type='BetterEveryEpoch')]
-''')
-    return config
+""")
 
 
-def test_a_kill_before_the_best_so_far_is_removed(data, better, tmp_path):
+def test_kills_around_validations(data, better, tmp_path):
+    """Before one, and before the best so far is removed after one."""
     work = tmp_path / 'work'
-    args = [better, *arguments(data, work, 3)[1:]]
-    tool('train.py', *args, 'custom_hooks.1.killed=2', ok=False)
+    args = [better, *arguments(data, work, 2)[1:], KEEP_TWO]
+    tool('train.py', *args, 'custom_hooks.1.killed=1',
+         'custom_hooks.1.before=val', ok=False)
+    log = tool('train.py', *args, 'custom_hooks.1.killed=2', ok=False)
+    assert 'The validation of epoch 1 was interrupted' in log
+    # Or a kill now would make the best so far unknown.
+    checkpoint = torch.load(work / 'epoch_1.pth', weights_only=False)
+    info = checkpoint['message_hub']['runtime_info']
+    assert info['best_score'] == 1
+    assert info['best_ckpt'].endswith('best_mIoU_epoch_1.pth')
     best = [work / f'best_mIoU_epoch_{k}.pth' for k in (1, 2, 3)]
     assert [path.exists() for path in best] == [True, True, False]
-    log = tool('train.py', *args)
+    log = tool('train.py', *args, 'train_cfg.max_epochs=3')
     assert 'resumed epoch: 2' in log
     assert 'The validation of epoch 2 was interrupted: it is repeated' in log
     assert [path.exists() for path in best] == [False, False, True]
     log = tool('train.py', *args, 'train_cfg.max_epochs=4')
     assert re.findall(r'Epoch\(val\) \[(\d)\]', log) == ['4']
-
-
-def test_a_repeated_validation_is_known_to_the_checkpoint(
-        data, better, tmp_path):
-    """Or a kill after it would make the best so far unknown."""
-    args = [better, *arguments(data, tmp_path / 'work', 1)[1:]]
-    tool('train.py', *args, 'custom_hooks.1.killed=1',
-         'custom_hooks.1.before=val', ok=False)
-    log = tool('train.py', *args)
-    assert 'The validation of epoch 1 was interrupted' in log
-    checkpoint = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=False)
-    info = checkpoint['message_hub']['runtime_info']
-    assert info['best_score'] == 1
-    assert info['best_ckpt'].endswith('best_mIoU_epoch_1.pth')
-    log = tool('train.py', *args, 'train_cfg.max_epochs=2')
-    assert re.findall(r'Epoch\(val\) \[(\d)\]', log) == ['2']
-    assert not (tmp_path / 'work/best_mIoU_epoch_1.pth').exists()
 
 
 @pytest.mark.parametrize('harm', ['cut', 'flipped bit'])
@@ -260,15 +224,16 @@ def test_a_broken_newest_checkpoint_is_skipped(data, work, harm):
     assert equal(before['state_dict'], again['state_dict'])
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(data, work):
+def test_a_full_disk_keeps_the_last_checkpoint(data, work, tmp_path):
     """Real: the kernel refuses to write files beyond a size."""
     kept = (work / 'epoch_4.pth').read_bytes()
-    limit = len(kept) // 2048  # KiB, half of it
-    command = ' '.join(
-        shlex.quote(str(a))
-        for a in (sys.executable, REPO / 'tools/train.py',
-                  *arguments(data, work, 5)))
-    log = run('bash', '-c', f'ulimit -f {limit}; {command}', ok=False)
+    limited = tmp_path / 'limited.py'
+    limited.write_text(f'''
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, [{len(kept) // 2}] * 2)
+runpy.run_path({str(REPO / 'tools/train.py')!r}, run_name='__main__')
+''')
+    log = tool(limited, *arguments(data, work, 5), ok=False)
     assert re.search(r'error: .*epoch_5.pth could not be written: File too '
                      'large.*What was saved before is intact', log)
     assert 'Traceback' not in log

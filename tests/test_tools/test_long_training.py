@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import CONFIG, ReferSet, tool
+from conftest import ReferSet, probed, tool
 
 
 @pytest.mark.slow
@@ -13,25 +13,17 @@ def test_memory_of_10000_steps_is_flat(tmp_path):
     for k in range(996):  # four are there
         refer_set.add_ref(1 + k % 2, [[5, 20, 30, 20, 30, 45]], 'train')
     data = refer_set.write()
-    config = tmp_path / 'config.py'
-    config.write_text(f'''
-_base_ = {str(CONFIG)!r}
-custom_imports = dict(imports=['cris', 'training_probes'],
-                      allow_failed_imports=False)
+    config = probed(tmp_path / 'config.py', f'''
 custom_hooks = [dict(type='Probe')]
-train_pipeline = _base_.train_pipeline
-train_pipeline[3].size = 64
-test_pipeline = _base_.test_pipeline
-test_pipeline[2].size = 64
+image_size = 64
 model = dict(decode_head=dict(num_layers=1))
 train_cfg = dict(max_epochs=20, val_interval=1)
 train_dataloader = dict(
     batch_size=2, num_workers=1,
-    dataset=dict(data_root={str(data)!r}, num_expressions=1,
-                 pipeline=train_pipeline))
+    dataset=dict(data_root={str(data)!r}, num_expressions=1))
 val_dataloader = dict(
     num_workers=1,
-    dataset=dict(data_root={str(data)!r}, pipeline=test_pipeline))
+    dataset=dict(data_root={str(data)!r}))
 ''')
     tool('train.py', config, '--work-dir', tmp_path)
     memory = np.array(

@@ -1,17 +1,13 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Several processes compute what one computes; restarts; launchers."""
 import json
-import os
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG, REPO, ReferSet, run, tool
+from conftest import REPO, ReferSet, launch, probed, tool
 from mmengine.config import Config
 from mmengine.utils import digit_version
-
-PORT = 30000 + os.getpid() % 900 * 10
 
 
 @pytest.fixture(scope='module')
@@ -27,29 +23,20 @@ def config(tmp_path_factory):
         refer_set.images.append(
             dict(refer_set.images[i % 3], id=i, file_name=f'{i}.jpg'))
         refer_set.add_ref(i, [[5, 5 + i, 30, 20, 30, 45]], 'val')
-    path = root / 'config.py'
     data = str(refer_set.write())
-    path.write_text(f'''
-_base_ = {str(CONFIG)!r}
-custom_imports = dict(imports=['cris', 'training_probes'],
-                      allow_failed_imports=False)
+    return probed(root / 'config.py', f'''
 custom_hooks = [dict(type='Probe', freeze_norm=True)]
-train_pipeline = _base_.train_pipeline
-train_pipeline[3].size = 64
-test_pipeline = _base_.test_pipeline
-test_pipeline[2].size = 64
+image_size = 64
 model = dict(decode_head=dict(threshold=0.1))
 train_cfg = dict(max_epochs=1, val_interval=1)
 train_dataloader = dict(
     batch_size=8, num_workers=1,
-    dataset=dict(data_root={data!r}, num_expressions=1,
-                 pipeline=train_pipeline))
+    dataset=dict(data_root={data!r}, num_expressions=1))
 val_dataloader = dict(
     batch_size=1, num_workers=1,
-    dataset=dict(data_root={data!r}, pipeline=test_pipeline))
+    dataset=dict(data_root={data!r}))
 test_dataloader = val_dataloader
 ''')
-    return path
 
 
 @pytest.fixture(scope='module')
@@ -68,17 +55,15 @@ def losses(work, ranks):
     ], axis=0)[:, 0]
 
 
-def ranks_train(config, work, ranks, port, *options, **env):
-    return run('bash', REPO / 'tools/dist_train.sh', config, ranks,
-               '--work-dir', work, '--cfg-options',
-               f'train_dataloader.batch_size={8 // ranks}', *options,
-               MASTER_PORT=str(PORT + port),
-               PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **env)
+def ranks_train(config, work, ranks, *options):
+    return launch('dist_train.sh', config, ranks, '--work-dir', work,
+                  '--cfg-options',
+                  f'train_dataloader.batch_size={8 // ranks}', *options)
 
 
 @pytest.mark.slow
 def test_two_ranks_of_4_have_the_losses_of_one_of_8(config, alone, tmp_path):
-    ranks_train(config, tmp_path, 2, 0)
+    ranks_train(config, tmp_path, 2)
     one, two = losses(alone, 1), losses(tmp_path, 2)
     assert len(one) == 10
     print('largest difference of the losses:', np.abs(one - two).max())
@@ -102,7 +87,7 @@ optim_wrapper = dict(clip_grad=None)
     sharded.write_text(f'_base_ = {str(unclipped)!r}\n' +
                        Config(settings).pretty_text)
     tool('train.py', unclipped, '--work-dir', tmp_path / 'one')
-    ranks_train(sharded, tmp_path / 'two', 2, 4)
+    ranks_train(sharded, tmp_path / 'two', 2)
     one, two = losses(tmp_path / 'one', 1), losses(tmp_path / 'two', 2)
     print('largest difference of the losses:', np.abs(one - two).max())
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
@@ -117,7 +102,7 @@ optim_wrapper = dict(clip_grad=None)
 @pytest.mark.slow
 def test_ranks_with_unequal_numbers_of_batches_to_validate(config, tmp_path):
     """Two, and of the single picture of val one has none."""
-    log = ranks_train(config, tmp_path, 2, 4,
+    log = ranks_train(config, tmp_path, 2,
                       'val_dataloader.sampler.round_up=False')
     assert 'mIoU' in log
 
@@ -127,10 +112,8 @@ def test_one_two_and_three_ranks_score_the_same(config, alone, tmp_path):
     scores = []
     for ranks in (1, 2, 3):
         out = tmp_path / f'{ranks}.json'
-        run('bash', REPO / 'tools/dist_test.sh', config,
-            alone / 'epoch_1.pth', ranks, '--work-dir', tmp_path, '--out',
-            out, MASTER_PORT=str(PORT + ranks),
-            PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+        launch('dist_test.sh', config, alone / 'epoch_1.pth', ranks,
+               '--work-dir', tmp_path, '--out', out)
         scores.append(json.loads(out.read_text()))
     assert scores[0] == scores[1] == scores[2]
     assert scores[0]['mIoU'] > 0

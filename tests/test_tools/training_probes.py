@@ -1,5 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """What tests put into a training, as a user's own module would."""
+import atexit
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import torch.distributed
 from mmcv.transforms import BaseTransform
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -14,6 +16,15 @@ from mmseg.registry import HOOKS, TRANSFORMS
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cris.engine.hooks.safe_checkpoint_hook import SafeCheckpointHook
+
+
+@atexit.register  # called after what the commands register later
+def report_group():
+    state = 'kept' if torch.distributed.is_initialized() else 'left'
+    tasks = Path('/proc/self/task').iterdir()
+    names = [task.joinpath('comm').read_text() for task in tasks]
+    threads = sum('gloo' in name for name in names)
+    print(f'at exit the group is {state}, {threads} of its threads run')
 
 
 @TRANSFORMS.register_module()
@@ -62,6 +73,15 @@ class Probe(Hook):
     def after_train(self, runner):
         path = Path(runner.work_dir, f'probe_rank{runner.rank}.json')
         path.write_text(json.dumps(self.lines))
+
+
+@HOOKS.register_module()
+class LostDisk(Hook):
+    """The second rank fails in the second epoch, while others wait for it."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == 1 and runner.epoch == 1:
+            raise OSError('the disk of rank 1 is lost')
 
 
 @HOOKS.register_module()

@@ -7,12 +7,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Print the whole config')
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action='extend',
-        default=[],
-        metavar='KEY=VALUE',
-        help='override the config')
+        '--cfg-options', nargs='+', action='extend', default=[],
+        metavar='KEY=VALUE', help='override the config')
     args = parser.parse_args()
     from cris.engine.config import load_config
     try:

@@ -13,29 +13,24 @@ _SETTINGS = dict(
     context_length=('TokenizeExpressions', 'context_length'))
 
 
-def load_config(path: str,
-                options: Sequence[str] | dict | None = None,
+def load_config(path: str, options: Sequence[str] | dict | None = None,
                 work_dir: str | None = None) -> Config:
     """Read a config as the tools do.
 
     ``image_size`` and ``context_length`` of the config, or of the options,
     hold for every ``Letterbox`` and ``TokenizeExpressions`` in it: a config
-    file is run before its child is read, so that the child's value would not
-    reach the pipelines otherwise. An option that names one transform
+    file is run before its child is read, so the child's value would not reach
+    the pipelines otherwise. An option that names one transform
     (``test_dataloader.dataset.pipeline.2.size=320``) has priority, and the
-    alternatives of a ``RandomChoice`` or ``TestTimeAug`` are kept.
-    A warning is given if image_size is far from the config's
-    ``model_image_size``, the size that the model was made for.
+    alternatives of a ``RandomChoice`` or ``TestTimeAug`` are kept. It warns
+    if image_size is far from ``model_image_size``, what the model is made for.
 
     Args:
-        path (str): Config file.
+        path (str): The file.
         options (Sequence[str] | dict, optional): The ``key=value`` strings of
             ``--cfg-options``, or a dict of them. They come last.
         work_dir (str, optional): Overrides the config's. The default of both
             is ``work_dirs/<name of the file>``.
-
-    Returns:
-        Config: With its bases and the options merged.
 
     Raises:
         FileNotFoundError: If the file or one of its bases does not exist.
@@ -54,9 +49,8 @@ def load_config(path: str,
                 transform[argument] = cfg[name]
     cfg.merge_from_dict(options)
     _check_image_size(cfg)
-    stem = osp.splitext(osp.basename(path))[0]
-    cfg.work_dir = (
-        work_dir or cfg.get('work_dir') or osp.join('work_dirs', stem))
+    default = osp.join('work_dirs', osp.splitext(osp.basename(path))[0])
+    cfg.work_dir = work_dir or cfg.get('work_dir') or default
     return cfg
 
 
@@ -74,8 +68,7 @@ def _parse_options(options: Sequence[str]) -> dict:
 
 
 def _transforms(node: Any, kind: str) -> Iterator[dict]:
-    """Yield configs of this type; skip lists nested in lists (RandomChoice,
-    TestTimeAug)."""
+    """Configs of this type; not in lists of lists, which are alternatives."""
     if isinstance(node, dict):
         name = node.get('type')
         name = name if isinstance(name, str) else getattr(name, '__name__', '')
@@ -92,15 +85,13 @@ def _transforms(node: Any, kind: str) -> Iterator[dict]:
 def _check_image_size(cfg: Config) -> None:
     if 'image_size' not in cfg:
         return
-    area = _area(cfg.image_size)
     made_for = cfg.get('model_image_size', cfg.image_size)
-    ratio = area / _area(made_for)
+    ratio = _area(cfg.image_size) / _area(made_for)
     if not 1 / 2 <= ratio <= 2:
         warnings.warn(
             f'image_size={cfg.image_size} has {ratio:.2g} times the pixels of '
             f'model_image_size={made_for}, the size that this model was made '
-            'for: masks may be poor',
-            stacklevel=3)
+            'for: masks may be poor', stacklevel=3)
 
 
 def _area(size: Any) -> int:

@@ -12,23 +12,21 @@ _DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 PRECISIONS = tuple(_DTYPES)
 
 
-def optimize_for_inference(model: nn.Module,
-                           precision: str = 'fp32',
+def optimize_for_inference(model: nn.Module, precision: str = 'fp32',
                            compile: bool = False) -> nn.Module:
     """Make a trained model as fast as its device allows, in place.
 
     Batch norm is folded into the convolutions, weights are ordered channels
     last and cast once; logits stay in fp32. On a CPU, faster modules are
-    swapped in (:mod:`cris.models.fast_cpu`). The model can no longer be
-    trained or saved.
+    swapped in. The model can no longer be trained or saved.
 
     Args:
         model (nn.Module): A CRIS on its device, with its weights, or a
             wrapper of it for several ranks.
         precision (str): ``'fp32'``, whose results differ by rounding alone,
-            ``'bf16'`` or, on a GPU, ``'fp16'``. Defaults to ``'fp32'``.
+            ``'bf16'`` or, on a GPU, ``'fp16'``.
         compile (bool): Use torch.compile. The first call, and each new input
-            size, takes minutes. Defaults to False.
+            size, takes minutes.
 
     Returns:
         nn.Module: The model itself, in eval mode.

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from cris.version import __version__
 
-# mmengine logs these at INFO or WARNING. The config is in the work dir, too.
+# Logged by mmengine at INFO or WARNING; the config is in the work dir, too.
 _DETAILS = re.compile(
     r'\s*-*\s*System environment:|Config:|Hooks will be executed|'
     r'paramwise_options -- |Distributed training is not used, all Sync|'
@@ -26,10 +26,10 @@ _DETAILS = re.compile(
 def quiet_logs() -> None:
     """Log mmengine's details of the environment at level DEBUG only.
 
-    mmengine creates its logger and logs the environment and the config in one
-    constructor, so no filter can be added in between. Instead, a factory of
-    log records lowers their level. ``log_level='DEBUG'`` shows them again.
-    Warnings of deprecated functions are ignored unless ``python -W`` is used.
+    mmengine creates its logger and logs in one constructor, so no filter can
+    be added in between: a factory of log records lowers the level instead.
+    ``log_level='DEBUG'`` shows them again. Warnings of deprecated functions
+    are ignored unless ``python -W`` is used.
     """
     make = logging.getLogRecordFactory()
 
@@ -47,9 +47,8 @@ def quiet_logs() -> None:
 
 def log_run(runner: Runner) -> None:
     """Log experiment, device, seed and versions in one line."""
-    device = 'CPU'
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else 'CPU'
     runner.logger.info(
         f'{runner.experiment_name} in {runner.work_dir}: '
         f'{runner.world_size} process(es), {device}, seed {runner.seed}, '
@@ -60,12 +59,9 @@ def log_run(runner: Runner) -> None:
 def short_errors() -> Iterator[SimpleNamespace]:
     """Exit with a one-line message for errors the user can fix.
 
-    While the run is set up, these are OSError, ValueError and ImportError;
-    at any time OSError, FloatingPointError and errors with a ``kind``. The
-    traceback is logged at level DEBUG. Other errors are not changed.
-
-    Yields:
-        SimpleNamespace: Set its ``running`` when the set-up is over.
+    These are OSError, FloatingPointError and errors with a ``kind``; until
+    ``running`` is set on what is yielded also ValueError and ImportError. The
+    traceback is logged at level DEBUG.
     """
     phase = SimpleNamespace(running=False)
     try:

@@ -44,22 +44,13 @@ def before_torch_2_4() -> bool:
 
 
 def avoid_fused(cfg: Config) -> None:
-    """Drop the optimizer's ``fused=True`` for CPUs before torch 2.4.
-
-    Args:
-        cfg (Config): Config of the run; ``optim_wrapper`` is changed.
-    """
+    """Drop the optimizer's ``fused=True`` for CPUs before torch 2.4."""
     if before_torch_2_4():
         cfg.optim_wrapper.optimizer.pop('fused', None)
 
 
 def use_bfloat16(cfg: Config) -> None:
-    """Replace mmengine's AmpOptimWrapper, which refuses a CPU.
-
-    Args:
-        cfg (Config): Config of the run; ``optim_wrapper`` is changed to
-            bfloat16, or to fp32 where the processor would only emulate it.
-    """
+    """Train in bfloat16, or in fp32 where it would only be emulated."""
     wrapper = cfg.optim_wrapper
     wrapper.type = 'BFloat16OptimWrapper'
     if not has_bfloat16():

@@ -37,11 +37,7 @@ def save_checkpoint(runner: Runner, out_dir: str, filename: str,
 
 
 def verify_checkpoint(path: str) -> bool:
-    """Read a checkpoint once, to see that it is not damaged.
-
-    Returns:
-        bool: Whether a run can be resumed from it: it holds more than
-        weights.
+    """Read a checkpoint; say whether a run can be resumed from it.
 
     Raises:
         ValueError: If it is damaged.
@@ -64,12 +60,6 @@ def latest_checkpoint(work_dir: str) -> str | None:
     Those without the state of the optimizer, such as the best of a run, are
     passed over, damaged ones with a warning.
 
-    Args:
-        work_dir (str): Of the run.
-
-    Returns:
-        str: Its path, or None if there is none.
-
     Raises:
         ValueError: If there are checkpoints, but all are damaged.
     """
@@ -80,8 +70,7 @@ def latest_checkpoint(work_dir: str) -> str | None:
                 return path
         except ValueError as error:
             damaged.append(path)
-            print_log(
-                f'{error}; it is skipped', 'current', level=logging.WARNING)
+            print_log(f'{error}; it is skipped', 'current', logging.WARNING)
     if damaged:
         raise ValueError(
             f'every checkpoint in {work_dir} is damaged: '

@@ -18,18 +18,15 @@ from cris.io.checkpoints import CheckpointError, check_fit, use_safe_loader
 from cris.models.fast_cpu import optimize_for_cpu_training, reuse_memory
 
 from .config import load_config
-from .cpu_ranks import init_cpu_process_group
 from .hooks.data_timeout_hook import explain_data_errors
 from .logs import log_run, quiet_logs, short_errors
 from .precision import avoid_fused, use_bfloat16
+from .ranks import init_ranks
 from .run_checkpoints import latest_checkpoint
 
 
 def train(args: Namespace) -> None:
-    """Run a training.
-
-    Args:
-        args (Namespace): Of tools/train.py.
+    """Run a training, with the arguments of tools/train.py.
 
     Raises:
         SystemExit: With a one-line message, for errors the user can fix.
@@ -38,9 +35,8 @@ def train(args: Namespace) -> None:
     with short_errors() as phase:
         use_safe_loader(args.trust_checkpoint)
         cfg = build_config(args)
-        runner = (
-            RUNNERS.build(cfg)
-            if 'runner_type' in cfg else Runner.from_cfg(cfg))
+        build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+        runner = build(cfg)
         log_run(runner)
         if not torch.cuda.is_available() and isinstance(runner, Runner):
             optimize_for_cpu_training(_unwrapped(runner.model))
@@ -74,14 +70,12 @@ def build_config(args: Namespace) -> Config:
         avoid_fused(cfg)
         if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             use_bfloat16(cfg)
-        if args.launcher != 'none':
-            init_cpu_process_group(cfg)
+    init_ranks(cfg)
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     if cfg.resume and (cfg.load_from is None or restarted):
         cfg.load_from = latest_checkpoint(cfg.work_dir) or cfg.load_from
     cfg.resume = cfg.resume and cfg.load_from is not None
-    # FlexibleRunner may load only part of the model, so keep the pretrained
-    # init.
+    # FlexibleRunner may load only a part: it needs the pretrained weights.
     if cfg.resume or cfg.load_from and 'runner_type' not in cfg:
         cfg.model = without_pretrained(cfg.model)
     return cfg
@@ -110,9 +104,8 @@ def expressions_per_image(dataset: dict) -> int:
 def count_expressions(cfg: Config) -> None:
     """Let mmengine scale the learning rate by expressions, not by images.
 
-    ``auto_scale_lr.base_batch_size`` is the number of images per step the
-    rate was tuned for; ``auto_scale_lr.num_expressions`` is the K of that
-    batch, by default 1 as in the paper.
+    The rate was tuned for ``auto_scale_lr.base_batch_size`` images per step,
+    of ``auto_scale_lr.num_expressions`` (1, as in the paper) each.
     """
     scale = cfg.auto_scale_lr
     if 'base_batch_size' not in scale:
@@ -133,8 +126,7 @@ def check_training(runner: Runner, cfg: Config) -> None:
     if isinstance(loader.dataset, Sized) and not len(loader):
         raise ValueError(
             'the training set is smaller than one batch: '
-            f'{len(loader.dataset)} samples, '
-            f'{runner.world_size} process(es), '
+            f'{len(loader.dataset)} samples, {runner.world_size} process(es), '
             f'batch_size={loader.batch_size}, drop_last={loader.drop_last}. '
             'Set a smaller train_dataloader.batch_size, or drop_last=False')
     warn_of_long_warmup(runner, cfg)
@@ -154,11 +146,10 @@ def warn_of_long_warmup(runner: Runner, cfg: Config) -> None:
     schedulers = cfg.get('param_scheduler') or []
     if isinstance(schedulers, dict):
         schedulers = [schedulers]
+    factors = dict(LinearLR='start_factor', ConstantLR='factor')
     for index, scheduler in enumerate(schedulers):
-        first = dict(
-            LinearLR=scheduler.get('start_factor', 1 / 3),
-            ConstantLR=scheduler.get('factor', 1 / 3))
-        if first.get(scheduler.get('type'), 1) >= 1:
+        factor = factors.get(scheduler.get('type'))
+        if factor is None or scheduler.get(factor, 1 / 3) >= 1:
             continue
         unit, total = 'epochs', runner.max_epochs
         if not scheduler.get('by_epoch', True):

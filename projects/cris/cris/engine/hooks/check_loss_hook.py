@@ -16,13 +16,7 @@ _NOTED = ('img_path', 'img_id', 'ref_ids', 'sent_ids', 'expressions')
 
 
 class CheckedOptimWrapper(OptimWrapper):
-    """Proxy that skips the update when ``check(loss)`` is false.
-
-    Args:
-        wrapped (OptimWrapper): Any optimizer wrapper; it gets every other
-            access.
-        check (Callable): Takes the loss; returns whether to use it.
-    """
+    """Proxy of any wrapper that skips updates with ``check(loss)`` false."""
 
     def __init__(self, wrapped: OptimWrapper, check: Callable[[Tensor], bool]):
         self.__dict__.update(wrapped=wrapped, check=check)
@@ -31,8 +25,9 @@ class CheckedOptimWrapper(OptimWrapper):
         if name in ('__class__', '__dict__', 'update_params'):
             return super().__getattribute__(name)
         attrs = super().__getattribute__('__dict__')
-        return (attrs[name]
-                if name in attrs else getattr(attrs['wrapped'], name))
+        if name in attrs:
+            return attrs[name]
+        return getattr(attrs['wrapped'], name)
 
     def update_params(self, loss: Tensor, *args, **kwargs) -> None:
         if self.check(loss):
@@ -43,17 +38,16 @@ class CheckedOptimWrapper(OptimWrapper):
 class CheckLossHook(Hook):
     """Stop where the loss is not finite, or skip the batch on all ranks.
 
-    The samples of the batch are written to
-    ``nonfinite_loss_iter<I>_rank<R>.json`` in the work dir, with paths, ids
-    and expressions. A skipped batch leaves no trace in the model: no gradient
-    is taken, and the statistics of batch norm are restored. The number of
-    skipped batches is in the log and, as ``num_skipped_batches``, in the
-    checkpoints.
+    Paths, ids and expressions of the batch are written to
+    ``nonfinite_loss_iter<I>_rank<R>.json`` in the work dir. A skipped batch
+    leaves no trace in the model: no gradient is taken, and the statistics of
+    batch norm are restored. The number of skipped batches is in the log and,
+    as ``num_skipped_batches``, in the checkpoints.
 
     Args:
-        action (str): 'stop' or 'skip'. Defaults to 'stop'.
+        action (str): 'stop' or 'skip'.
         max_in_a_row (int): More skipped batches in a row end the run, since
-            the model itself is then the cause. Defaults to 10.
+            the model itself is then the cause.
 
     Raises:
         FloatingPointError: In training, to end the run.
@@ -76,9 +70,7 @@ class CheckLossHook(Hook):
     def after_train(self, runner: Runner) -> None:
         runner.optim_wrapper = runner.optim_wrapper.wrapped
 
-    def before_train_iter(self,
-                          runner: Runner,
-                          batch_idx: int,
+    def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: dict | None = None) -> None:
         self._batch = data_batch
         if self.action == 'skip':
@@ -103,9 +95,9 @@ class CheckLossHook(Hook):
                 'the learning rate or clip the gradient. '
                 'CheckLossHook(action="skip") skips up to '
                 f'{self.max_in_a_row} such batches in a row')
-        skipped = runner.message_hub.runtime_info.get(
-            'num_skipped_batches', 0) + 1
-        runner.message_hub.update_info('num_skipped_batches', skipped)
+        hub = runner.message_hub
+        skipped = hub.runtime_info.get('num_skipped_batches', 0) + 1
+        hub.update_info('num_skipped_batches', skipped)
         runner.logger.warning(
             f'{message}; the batch is skipped, {skipped} in total')
         for buffer, before in zip(
@@ -117,14 +109,12 @@ class CheckLossHook(Hook):
         path = osp.join(
             runner.work_dir,
             f'nonfinite_loss_iter{runner.iter + 1}_rank{runner.rank}.json')
-        samples = [{key: sample.metainfo[key]
-                    for key in _NOTED if key in sample.metainfo}
-                   for sample in self._batch['data_samples']]
-        record = dict(
-            loss=str(loss.item()),
-            epoch=runner.epoch + 1,
-            iter=runner.iter + 1,
-            samples=samples)
+        samples = [
+            {key: sample.get(key) for key in _NOTED if key in sample}
+            for sample in self._batch['data_samples']
+        ]
+        record = dict(loss=str(loss.item()), epoch=runner.epoch + 1,
+                      iter=runner.iter + 1, samples=samples)
         with open(path, 'w') as file:
             json.dump(record, file, indent=2)
         return path

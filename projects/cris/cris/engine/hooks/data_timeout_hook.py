@@ -17,34 +17,24 @@ class DataTimeoutHook(Hook):
     :func:`explain_data_errors` then says which files they were reading.
 
     Args:
-        seconds (float): The longest time a batch may take. Defaults to 600.
+        seconds (float): The longest time a batch may take.
     """
 
     def __init__(self, seconds: float = 600):
         self.seconds = seconds
         self._loaders: list[DataLoader] = []
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        self._watch(runner.train_dataloader)
-
-    def before_val_epoch(self, runner: Runner) -> None:
-        self._watch(runner.val_dataloader)
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        self._watch(runner.test_dataloader)
-
     def files_being_read(self) -> list[str]:
         """The image that each worker of the watched loaders is reading."""
-        lines = []
-        for loader in self._loaders:
-            for dataset in refer_datasets(loader.dataset):
-                for worker, index in (
-                        dataset.worker_state.samples_being_read().items()):
-                    path = dataset.get_data_info(index)['img_path']
-                    lines.append(f'  worker {worker}: {path}')
-        return lines
+        return [
+            f'  worker {worker}: {dataset.get_data_info(index)["img_path"]}'
+            for loader in self._loaders
+            for dataset in refer_datasets(loader.dataset) for worker, index in
+            dataset.worker_state.samples_being_read().items()
+        ]
 
-    def _watch(self, loader: DataLoader) -> None:
+    def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        loader = getattr(runner, f'{mode}_dataloader')
         if loader.num_workers == 0 or loader in self._loaders:
             return
         self._loaders.append(loader)
@@ -63,12 +53,8 @@ class DataWorkerError(RuntimeError):
 def explain_data_errors(runner: Runner) -> Iterator[None]:
     """Add the files that were being read to errors of data workers.
 
-    Args:
-        runner (Runner): Its train() or test() is called in the block.
-
     Raises:
-        DataWorkerError: In place of the RuntimeError that PyTorch raises
-            when a worker stalls or is killed.
+        DataWorkerError: In place of PyTorch's RuntimeError.
     """
     try:
         yield

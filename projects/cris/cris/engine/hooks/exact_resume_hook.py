@@ -24,9 +24,9 @@ class ExactResumeHook(Hook):
 
     mmengine restores weights, optimizer, schedule and the logs. Here all
     random draws become a function of the run's seed and the position (epoch
-    and sample, or iteration and rank), so no generator's state is saved. A
-    checkpoint from the middle of an epoch goes on at the next batch (with
-    :class:`ResumableSampler`).
+    and sample, or iteration and rank), so no generator's state is saved. With
+    :class:`ResumableSampler` a checkpoint from the middle of an epoch goes on
+    at the next batch.
 
     The checkpoint of an epoch is saved before its validation. Which epochs
     were validated is therefore in ``validated.json`` in the work dir; an
@@ -116,8 +116,8 @@ class ExactResumeHook(Hook):
     def _write_validated(self, runner: Runner) -> None:
         if dist.is_main_process():
             record = dict(run=self._run, epochs=self._validated)
-            write_text(
-                osp.join(runner.work_dir, _VALIDATED), json.dumps(record))
+            write_text(osp.join(runner.work_dir, _VALIDATED),
+                       json.dumps(record))
 
     def _read_validated(self, runner: Runner) -> list[int]:
         """Epochs that were validated before this position of this run."""
@@ -133,10 +133,9 @@ class ExactResumeHook(Hook):
 
     def _validate_if_due(self, runner: Runner) -> None:
         loop, epoch = runner.train_loop, runner.epoch
-        due = (runner.val_loop is not None and epoch >= loop.val_begin
-               and (epoch % loop.val_interval == 0
-                    or epoch == loop.max_epochs))
-        if due and epoch not in self._validated:
+        due = epoch % loop.val_interval == 0 or epoch == loop.max_epochs
+        if (due and runner.val_loop is not None and epoch >= loop.val_begin
+                and epoch not in self._validated):
             runner.logger.info(f'The validation of epoch {epoch} was '
                                'interrupted: it is repeated.')
             runner.val_loop.run()

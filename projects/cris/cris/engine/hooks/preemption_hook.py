@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.util import Finalize
 
 import torch
@@ -13,7 +14,6 @@ from mmengine.dist import all_reduce, barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
-from torch import Tensor
 
 from cris.io.atomic import remove
 
@@ -48,22 +48,18 @@ class PreemptionHook(Hook):
         if threading.current_thread() is not threading.main_thread():
             return  # Python handles signals only in the main thread
         self._previous = signal.signal(signal.SIGTERM, self._on_sigterm)
-        closing = torch.zeros((), dtype=torch.int32).share_memory_()
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             loader = loop.dataloader
-            loader.worker_init_fn = _IgnoreSigterm(loader.worker_init_fn,
-                                                   closing)
-        Finalize(None, _end_workers, (closing, ), exitpriority=1)
+            loader.worker_init_fn = partial(_ignore_sigterm,
+                                            loader.worker_init_fn)
+        Finalize(None, _end_workers, exitpriority=1)
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         if not self._any_rank_requested():
             return
         save_checkpoint(
-            runner,
-            runner.work_dir,
-            'preempted.pth',
-            meta=dict(epoch=runner.epoch, iter=runner.iter + 1),
-            by_epoch=False)
+            runner, runner.work_dir, 'preempted.pth', by_epoch=False,
+            meta=dict(epoch=runner.epoch, iter=runner.iter + 1))
         self._exit(runner, 'preempted.pth is saved')
 
     def before_val(self, runner: Runner) -> None:
@@ -105,34 +101,17 @@ class PreemptionHook(Hook):
         raise SystemExit(PREEMPTED)
 
 
-class _IgnoreSigterm:
-    """worker_init_fn that ignores SIGTERM.
-
-    Launchers signal the whole group, but this iteration still needs its
-    workers.
-    """
-
-    def __init__(self, init_fn: Callable | None, closing: Tensor):
-        self.init_fn = init_fn
-        self.closing = closing
-
-    def __call__(self, worker_id: int) -> None:
-        signal.signal(signal.SIGTERM, self._on_sigterm)
-        if self.init_fn is not None:
-            self.init_fn(worker_id)
-
-    def _on_sigterm(self, *_) -> None:
-        if self.closing:
-            os._exit(0)
+def _ignore_sigterm(init_fn: Callable | None, worker_id: int) -> None:
+    """For workers: launchers signal all, but the iteration needs them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if init_fn is not None:
+        init_fn(worker_id)
 
 
-def _end_workers(closing: Tensor) -> None:
+def _end_workers() -> None:
     """Called before Python sends its children SIGTERM and waits for them."""
-    closing.fill_(1)
-    workers = [c for c in multiprocessing.active_children() if c.daemon]
-    for worker in workers:
-        worker.terminate()
-    for worker in workers:
-        worker.join(2)
-        if worker.is_alive():
-            worker.kill()
+    # PyTorch's handler would report the workers as killed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

@@ -36,8 +36,7 @@ class SafeCheckpointHook(CheckpointHook):
     a full disk.
 
     mmengine removes the old checkpoint, then writes the new one. Here the new
-    one is complete and verified before the old one, or the best so far, is
-    removed. The arguments are mmengine's.
+    one is complete and verified before the old one, or the best so far, goes.
 
     Raises:
         OSError: While saving, if the disk is full or the written file cannot
@@ -72,16 +71,12 @@ class SafeCheckpointHook(CheckpointHook):
         self.last_ckpt = osp.join(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
-            self.out_dir,
-            name,
+            self.out_dir, name, meta=meta, by_epoch=self.by_epoch,
             save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            **self.args)
+            save_param_scheduler=self.save_param_scheduler, **self.args)
         if is_main_process():
-            write_text(
-                osp.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
+            write_text(osp.join(runner.work_dir, 'last_checkpoint'),
+                       self.last_ckpt)
             for old in kept[:-self.max_keep_ckpts]:
                 remove(osp.join(self.out_dir, self.filename_tmpl.format(old)))
 

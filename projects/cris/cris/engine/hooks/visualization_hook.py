@@ -18,13 +18,12 @@ _EXPRESSIONS = 7  # on a picture: with the image itself, two rows of tiles
 class ReferVisualizationHook(Hook):
     """Draws the same few images at every validation, to compare them.
 
-    mmseg's SegVisualizationHook chooses by iteration number: different images
-    each time, and more of them in a longer split. Here they are spread evenly
-    over the split (with several ranks, over the share of the first) and passed
-    to the visualizer and its backends: files, TensorBoard.
+    mmseg's SegVisualizationHook draws different ones, and more in a longer
+    split. Here they are spread evenly over the split (with several ranks, over
+    the share of the first) and passed to the visualizer and its backends.
 
     Args:
-        num_images (int): Images at most; 0 draws none. Defaults to 0.
+        num_images (int): Images at most; 0 draws none.
 
     Raises:
         ValueError: If num_images is negative.
@@ -38,18 +37,14 @@ class ReferVisualizationHook(Hook):
         self._seen = 0
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Choose the images."""
         last = len(runner.val_dataloader.sampler) - 1
         self._chosen = frozenset(
             np.linspace(0, last, self.num_images).round().astype(int).tolist())
         self._seen = 0
 
-    def after_val_iter(self,
-                       runner: Runner,
-                       batch_idx: int,
-                       data_batch: dict = None,
+    def after_val_iter(self, runner: Runner, batch_idx: int,
+                       data_batch: dict | None = None,
                        outputs: Sequence[SegDataSample] = ()) -> None:
-        """Draw the chosen images of a batch; the step is the iteration."""
         for sample in outputs:
             if self._seen in self._chosen:
                 content = read_bytes(sample.img_path)
@@ -62,7 +57,6 @@ class ReferVisualizationHook(Hook):
 
 
 def _shorten(sample: SegDataSample) -> SegDataSample:
-    """The sample with its first expressions only."""
     short = SegDataSample(
         metainfo=dict(expressions=sample.expressions[:_EXPRESSIONS]))
     for key in ('gt_sem_seg', 'pred_sem_seg'):

@@ -1,10 +1,14 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Several processes without a GPU, which mmengine's launcher refuses."""
+"""The processes of a launcher: their start on CPUs, their end."""
+import atexit
+import faulthandler
+import gc
 import os
 import subprocess
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # noqa: F401  later its defaults keep the group
 from mmengine.config import Config
 
 _ENVIRONMENT = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')
@@ -13,22 +17,30 @@ _LAUNCHERS = {
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
             'OMPI_COMM_WORLD_LOCAL_RANK'),
 }
+_PATIENCE = 30  # seconds that a process waits for the others at its end
 
 
-def init_cpu_process_group(cfg: Config) -> None:
-    """Let the ranks of a launcher train and test without a GPU.
+def init_ranks(cfg: Config) -> None:
+    """Let the ranks of a launcher train and test, without a GPU, too.
 
+    On GPUs the runner initialises the process group. On CPUs it is done here:
     mmengine's launcher calls ``torch.cuda.set_device`` with any backend, and
-    wraps the model with ``device_ids``. An existing process group is kept.
+    wraps the model with ``device_ids``. An existing group is kept. At the
+    exit of the process, after errors were printed, the group is destroyed.
 
     Args:
         cfg (Config): Of the run, with ``launcher``; ``model_wrapper_cfg`` is
-            set.
+            set on a CPU.
 
     Raises:
         ValueError: If the launcher has not set the environment variables of
             the ranks.
     """
+    if cfg.launcher == 'none':
+        return
+    atexit.register(_leave_group)
+    if torch.cuda.is_available():
+        return
     if not dist.is_initialized():
         _take_environment(cfg.launcher)
         # After a restart by torchrun the store still holds the addresses of
@@ -36,18 +48,25 @@ def init_cpu_process_group(cfg: Config) -> None:
         attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
         store, rank, world_size = next(dist.rendezvous('env://'))
         dist.init_process_group(
-            'gloo',
-            store=dist.PrefixStore(f'attempt_{attempt}', store),
-            rank=rank,
-            world_size=world_size)
+            'gloo', store=dist.PrefixStore(f'attempt_{attempt}', store),
+            rank=rank, world_size=world_size)
     cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
+        type='MMDistributedDataParallel', broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
         device_ids=None)
     cfg.sync_bn = None  # SyncBatchNorm has no CPU kernel
     if 'strategy' in cfg:  # FlexibleRunner wraps the model itself
         cfg.strategy.model_wrapper.device_id = torch.device('cpu')
+
+
+def _leave_group() -> None:
+    """Or PyTorch's threads run on while Python ends, which may abort."""
+    if dist.is_initialized():
+        # After an error the others may never come.
+        faulthandler.dump_traceback_later(_PATIENCE, exit=True)
+        dist.destroy_process_group()
+        gc.collect()  # of the model, which holds it, too: the threads end now
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _take_environment(launcher: str) -> None:
@@ -63,7 +82,5 @@ def _take_environment(launcher: str) -> None:
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
         hosts = subprocess.run(
             ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True).stdout
+            stdout=subprocess.PIPE, text=True, check=True).stdout
         os.environ['MASTER_ADDR'] = hosts.split()[0]
