@@ -156,12 +156,13 @@ def test_mask_files_count(tmp_path):
         DATASETS.build(config)
 
 
-def test_a_folder_that_cannot_be_written(refer_set, tmp_path):
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     notes = []
+    monkeypatch.setattr(
+        cache, 'print_log', lambda message, logger: notes.append(message))
     (tmp_path / 'file').write_text('')
     value = cache.cached(
-        str(tmp_path / 'file/cache'), ['x'], [], lambda: ([1], []),
-        notes.append)
+        str(tmp_path / 'file/cache'), ['x'], [], lambda: ([1], []))
     assert value == [1] and 'no cache is written' in notes[0]
 
 

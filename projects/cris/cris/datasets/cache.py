@@ -15,17 +15,16 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mmengine.logging import print_log
+
 from cris.io.files import dump_json, parse_json
 
 _FORMAT = 2  # raise it with every change of the records
 _MAX_HASHED = 4 << 30  # bytes; of larger files, size and times are compared
 
 
-def cached(folder: str | None,
-           request: Sequence,
-           files: Sequence[str],
-           compute: Callable[[], tuple[Any, Sequence[str] | None]],
-           note: Callable[[str], None] = lambda message: None) -> Any:
+def cached(folder: str | None, request: Sequence, files: Sequence[str],
+           compute: Callable[[], tuple[Any, Sequence[str] | None]]) -> Any:
     """The result of ``compute``, from the cache if possible.
 
     Args:
@@ -35,27 +34,24 @@ def cached(folder: str | None,
         files (Sequence[str]): Annotation files that are read.
         compute (Callable): Returns the result, of JSON's types, and further
             files on which it depends, or None if it must not be cached.
-        note (Callable): Called with a message if the cache cannot be used.
     """
     if folder is None:
         return compute()[0]
-    name = _digest(json.dumps([*request, *files]).encode())[:16]
+    name = _digest([*request, *files])[:16]
     path = osp.join(folder, f'{name}.json')
-    key = _digest(
-        json.dumps([_FORMAT, *request, [content_key(f) for f in files]
-                    ]).encode())
-    value = _read(path, key, note)
+    key = _digest([_FORMAT, *request, *map(_content_key, files)])
+    value = _read(path, key)
     if value is None:
         value, more = compute()
         if more is not None:
-            _write(path, key, value, more, note)
+            _write(path, key, value, more)
     return value
 
 
-def content_key(path: str) -> Any:
+def _content_key(path: str) -> Any:
     """A digest of a file; size and times of a very large or missing one."""
     if not osp.isfile(path) or osp.getsize(path) > _MAX_HASHED:
-        return state_key(path)
+        return _state_key(path)
     digest = hashlib.blake2b(digest_size=16)
     with open(path, 'rb') as file:
         while block := file.read(1 << 22):
@@ -63,7 +59,7 @@ def content_key(path: str) -> Any:
     return digest.hexdigest()
 
 
-def state_key(path: str) -> list | None:
+def _state_key(path: str) -> list | None:
     """Size and times of a file, None if it does not exist."""
     try:
         state = os.stat(path)
@@ -72,15 +68,17 @@ def state_key(path: str) -> list | None:
     return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
-def _digest(content: bytes) -> str:
+def _digest(content: bytes | list) -> str:
+    if isinstance(content, list):
+        content = json.dumps(content).encode()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _states(files: Sequence[str]) -> str:
-    return _digest(json.dumps([state_key(path) for path in files]).encode())
+    return _digest([_state_key(path) for path in files])
 
 
-def _read(path: str, key: str, note: Callable[[str], None]) -> Any:
+def _read(path: str, key: str) -> Any:
     try:
         with open(path, 'rb') as file:
             head = json.loads(file.readline())
@@ -94,22 +92,20 @@ def _read(path: str, key: str, note: Callable[[str], None]) -> Any:
         return None
     except (AttributeError, KeyError, TypeError, ValueError,
             RecursionError) as error:
-        note(f'the cache {path} is broken and is rewritten: {error!r}')
+        print_log(f'the cache {path} is broken and is rewritten: {error!r}',
+                  'current')
         return None
 
 
-def _write(path: str, key: str, value: Any, files: Sequence[str],
-           note: Callable[[str], None]) -> None:
+def _write(path: str, key: str, value: Any, files: Sequence[str]) -> None:
     try:
         body = dump_json(value)
         if parse_json(body) != value:
-            return note('not cached: ids that are not numbers or strings')
-        head = dict(
-            format=_FORMAT,
-            key=key,
-            files=list(files),
-            states=_states(files),
-            digest=_digest(body))
+            print_log('not cached: ids that are not numbers or strings',
+                      'current')
+            return
+        head = dict(format=_FORMAT, key=key, files=list(files),
+                    states=_states(files), digest=_digest(body))
         os.makedirs(osp.dirname(path), exist_ok=True)
         handle, part = tempfile.mkstemp(dir=osp.dirname(path))
         try:
@@ -121,5 +117,5 @@ def _write(path: str, key: str, value: Any, files: Sequence[str],
             os.unlink(part)
             raise
     except (OSError, TypeError, ValueError) as error:
-        note(f'no cache is written: {error}; give cache_dir a folder that '
-             'can be written, or cache_dir=False')
+        print_log(f'no cache is written: {error}; give cache_dir a folder '
+                  'that can be written, or cache_dir=False', 'current')

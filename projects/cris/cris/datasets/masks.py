@@ -7,7 +7,6 @@ list of any of these, meaning their union. ``None`` means that the expression
 has no target (gRefCOCO).
 """
 import reprlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,7 @@ def read_mask(path: str, height: int, width: int) -> np.ndarray:
 
     Args:
         path (str): The file.
-        height (int): Height of the image, in pixels.
-        width (int): Width of the image, in pixels.
+        height (int), width (int): Size of the image, in pixels.
 
     Returns:
         np.ndarray: uint8 ``(height, width)`` of 0 and 1.
@@ -68,8 +66,7 @@ def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict:
 
     Args:
         segmentation (list | dict): See the top of this file; not None.
-        height (int): Height of the image, in pixels.
-        width (int): Width of the image, in pixels.
+        height (int), width (int): Size of the image, in pixels.
 
     Returns:
         dict: Compressed RLE.
@@ -101,29 +98,8 @@ def mask_area(segmentation: Segmentation, height: int, width: int) -> int:
     return int(coco_mask.area(encode_mask(segmentation, height, width)))
 
 
-def union(segmentations: Iterable[Segmentation]) -> Segmentation:
-    """Join the segmentations of several annotations.
-
-    Returns:
-        list | dict: ``[]`` if one of them is empty, since a part of the
-        target is missing then.
-    """
-    segmentations = list(segmentations)
-    if not all(segmentations):
-        return []
-    if len(segmentations) == 1:
-        return segmentations[0]
-    return [part for item in segmentations for part in _parts(item)]
-
-
 def is_outside(segmentation: Segmentation, height: int, width: int) -> bool:
-    """Whether a point of a polygon is over 1 pixel outside the image.
-
-    Args:
-        segmentation (list | dict): See the top of this file.
-        height (int): Height of the image, in pixels.
-        width (int): Width of the image, in pixels.
-    """
+    """Whether a point of a polygon is over 1 pixel outside the image."""
     parts = segmentation if isinstance(segmentation, list) else []
     points = [_numbers(part) for part in parts if isinstance(part, list)]
     if not points:
@@ -141,18 +117,15 @@ def bounding_box(rle: dict) -> list[float]:
 
 def to_mask_files(paths: str | list[str]) -> Segmentation:
     """Segmentation of one or several mask files."""
-    if isinstance(paths, str):
-        return dict(mask_file=paths)
-    return [dict(mask_file=path) for path in paths]
+    return dict(mask_file=paths) if isinstance(paths, str) else [
+        dict(mask_file=path) for path in paths]
 
 
 def mask_files(segmentation: Segmentation) -> list[str]:
     """Paths of the mask files of a segmentation."""
     parts = segmentation if isinstance(segmentation, list) else [segmentation]
-    return [
-        part['mask_file'] for part in parts
-        if isinstance(part, dict) and 'mask_file' in part
-    ]
+    return [part['mask_file'] for part in parts
+            if isinstance(part, dict) and 'mask_file' in part]
 
 
 def _parts(segmentation: Segmentation) -> list:
@@ -174,9 +147,8 @@ def _encode_part(part: Any, height: int, width: int) -> dict:
 
 def _encode_rle(rle: dict, height: int, width: int) -> dict:
     size, counts = rle.get('size'), rle.get('counts')
-    if isinstance(size, tuple):
-        size = list(size)
-    _check_size('the RLE', size, [height, width])
+    _check_size('the RLE', list(size) if isinstance(size, tuple) else size,
+                [height, width])
     if isinstance(counts, (str, bytes)):
         runs = _decompress(counts)
     elif isinstance(counts, list):
@@ -190,9 +162,8 @@ def _encode_rle(rle: dict, height: int, width: int) -> dict:
         raise MaskError(f'the RLE counts {total:.0f} pixels, the image has '
                         f'{height * width}')
     rle = dict(size=[height, width], counts=counts)
-    if isinstance(counts, list):
-        return coco_mask.frPyObjects(rle, height, width)
-    return rle
+    return coco_mask.frPyObjects(rle, height, width) if isinstance(
+        counts, list) else rle
 
 
 def _encode_polygon(polygon: list, height: int, width: int) -> dict:
@@ -203,18 +174,17 @@ def _encode_polygon(polygon: list, height: int, width: int) -> dict:
     points = _numbers(polygon)
     farthest = np.abs(points).max()
     if not farthest <= _MAX_REACH * max(height, width):  # or NaN
-        raise MaskError(
-            f'a polygon has the coordinate {farthest}, far outside the '
-            f'image of {[height, width]} (height, width)')
+        raise MaskError(f'a polygon has the coordinate {farthest}, far '
+                        f'outside the image of {[height, width]} (height, '
+                        'width)')
     # A cheap upper bound; measure only if it exceeds the limit.
     if len(polygon) * farthest > _MAX_EDGES:
         corners = points.reshape(-1, 2)
         edges = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
         if edges > _MAX_EDGES:
-            raise MaskError(
-                f'a polygon of {len(corners)} points has edges of '
-                f'{edges:.0f} pixels in all, more than the limit of '
-                f'{_MAX_EDGES}')
+            raise MaskError(f'a polygon of {len(corners)} points has edges of '
+                            f'{edges:.0f} pixels in all, more than the limit '
+                            f'of {_MAX_EDGES}')
     return coco_mask.frPyObjects([points.tolist()], height, width)[0]
 
 

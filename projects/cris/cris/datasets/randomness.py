@@ -43,9 +43,6 @@ class WorkerState:
         that a resumed run draws the same. Otherwise seed once per worker, with
         PyTorch's seed: mmengine's is the same whenever workers start, so all
         their epochs would draw the same.
-
-        Args:
-            index (int): Index of the sample in its dataset.
         """
         seed, epoch = self._state[:2].tolist()
         if epoch >= 0:
@@ -58,20 +55,17 @@ class WorkerState:
     def reading(self, index: int) -> Iterator[None]:
         """Record the sample that this worker is reading."""
         worker = get_worker_info()
-        if worker is None or worker.id >= _MAX_WORKERS:
-            yield
-            return
-        self._state[2 + worker.id] = index
+        known = worker is not None and worker.id < _MAX_WORKERS
+        if known:
+            self._state[2 + worker.id] = index
         yield
-        self._state[2 + worker.id] = -1
+        if known:
+            self._state[2 + worker.id] = -1
 
     def samples_being_read(self) -> dict[int, int]:
         """Index of the sample that each worker is reading, by worker."""
-        indices = self._state[2:].tolist()
-        return {
-            worker: index
-            for worker, index in enumerate(indices) if index >= 0
-        }
+        return {worker: index for worker, index in enumerate(
+            self._state[2:].tolist()) if index >= 0}
 
 
 def _seed_generators(numbers: tuple) -> None:

@@ -19,11 +19,7 @@ _MAX_NESTED = 64  # lists and dicts around a sentence
 
 
 class ImageFolder:
-    """Images of a folder, each header read once.
-
-    Args:
-        folder (str): The folder.
-    """
+    """Images of a folder, each header read once."""
 
     def __init__(self, folder: str):
         self.folder = folder
@@ -45,14 +41,10 @@ class ImageFolder:
         try:
             height, width = self._size(path)
         except OSError as error:
-            raise EntryError(
-                f'image file {path} does not exist',
-                'missing-image') from error
-        return dict(
-            file_name=name,
-            img_id=name if img_id is None else img_id,
-            height=height,
-            width=width)
+            raise EntryError(f'image file {path} does not exist',
+                             'missing-image') from error
+        return dict(file_name=name, img_id=name if img_id is None else img_id,
+                    height=height, width=width)
 
 
 def inline_segmentation(segmentation: Any) -> Segmentation:
@@ -73,7 +65,7 @@ def require(entry: dict, *keys: str) -> None:
     """Refuse an entry that lacks a key."""
     missing = [key for key in keys if key not in entry]
     if missing:
-        raise EntryError(f'it has no {", ".join(missing)}', 'bad-entry')
+        raise EntryError(f'it has no {", ".join(missing)}')
 
 
 def flatten(value: Any, depth: int = 0) -> list[str]:
@@ -87,36 +79,24 @@ def flatten(value: Any, depth: int = 0) -> list[str]:
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, list) or depth > _MAX_NESTED:
-        raise EntryError(
-            f'{reprlib.repr(value)} among its sentences is not a string, list '
-            'or dict', 'bad-sentence')
+        raise EntryError(f'{reprlib.repr(value)} among its sentences is not a '
+                         'string, list or dict', 'bad-sentence')
     return [text for item in value for text in flatten(item, depth + 1)]
 
 
-def own_sent_ids(entry: dict) -> list | None:
-    """The ``sent_ids`` of an entry, if it has any."""
-    ids = entry.get('sent_ids')
-    if not isinstance(ids, list | None):
-        raise EntryError(
-            f'its sent_ids {reprlib.repr(ids)} are not a list', 'bad-sentence')
-    return ids
-
-
-def check_splits(entries: Sequence[dict], split: str | Sequence[str] | None,
-                 path: str) -> list[str] | None:
-    """The wanted splits as a list; None stays.
+def check_splits(entries: Sequence[dict], splits: Sequence[str] | None,
+                 path: str) -> None:
+    """Refuse a split that no entry has.
 
     Raises:
-        ValueError: If one does not exist; the message lists those that do.
+        ValueError: The message lists the splits that exist.
     """
-    splits = as_splits(split)
     present = Counter(short(entry.get('split')) for entry in entries)
     for name in splits or ():
         if name not in present:
             known = ', '.join(f'{k} ({n} refs)' for k, n in present.items())
             raise ValueError(f'{path} has no split {name!r}; it has '
                              f'{known or "no refs at all"}')
-    return splits
 
 
 def files_of_splits(
@@ -136,13 +116,13 @@ def files_of_splits(
     """
     splits = as_splits(split)
     if '{split}' not in ann_file:
-        name = splits[0] if splits and len(splits) == 1 else 'all'
-        pairs = [(ann_file, name)]
+        names = splits if splits and len(splits) == 1 else ['all']
     elif splits is None:
         raise ValueError(f'{ann_file} needs a split')
     else:
-        pairs = [(ann_file.replace('{split}', name), name) for name in splits]
-    for path, name in pairs:
+        names = splits
+    for name in names:
+        path = ann_file.replace('{split}', name)
         if not osp.isfile(path):
             there = ', '.join(splits_on_disk(ann_file))
             raise FileNotFoundError(
@@ -153,17 +133,12 @@ def files_of_splits(
 
 
 def splits_on_disk(ann_file: str) -> list[str]:
-    """Splits that have a file, training first.
-
-    Args:
-        ann_file (str): Path with ``{split}`` in it; without, there is none.
-    """
+    """Splits that have a file, training first; none without ``{split}``."""
     start, *rest = ann_file.split('{split}')
     if not rest:
         return []
     found = glob.glob('*'.join(map(glob.escape, [start, *rest])))
     pattern = re.escape(start) + '(.+)' + r'\1'.join(map(re.escape, rest))
     matches = (re.fullmatch(pattern, path) for path in found)
-    names = [match[1] for match in matches if match]
-    return sorted(
-        names, key=lambda s: (s != 'train', not s.startswith('val'), s))
+    return sorted((match[1] for match in matches if match),
+                  key=lambda s: (s != 'train', not s.startswith('val'), s))
