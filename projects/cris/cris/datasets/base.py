@@ -38,11 +38,11 @@ class ReferDataset(BaseDataset):
 
     Args:
         data_root (str): Root folder; relative paths below are under it.
-        ann_file (str): The annotations. ``{split}`` in it is replaced by the
+        ann_file (str): The annotations; ``{split}`` in it stands for the
             split.
         split (str | list[str]): One split or several.
-        data_prefix (dict): Folders, ``dict(img_path=..., mask_path=...)``;
-            those that are not given are ``images`` and ``masks``.
+        data_prefix (dict): ``img_path`` and ``mask_path``, folders; ``images``
+            and ``masks`` by default.
         num_expressions (int): Expressions of a training sample, K. The image
             is encoded once for all of them: a sample has up to K refs of an
             image, filled up with further sentences of the same refs.
@@ -50,17 +50,16 @@ class ReferDataset(BaseDataset):
             evaluation, as the official code does: the same predictions at a
             higher cost.
         on_error (str): 'raise' lists all faulty entries in an error; 'skip'
-            leaves them out (see ``faults``), and in training replaces a
-            sample that cannot be decoded with another.
+            leaves them out (see ``faults``); training then replaces a sample
+            that cannot be decoded with another.
         exclude (Sequence[int | str | dict]): Images to leave out: ids, file
             names, or configs of datasets none of whose images may be used
             (compared by file name), e.g. the val and test splits of datasets
             that are mixed.
-        check_images (bool): Whether to read the header of every image when
-            the dataset is built; False only checks that the files exist.
-        cache_dir (str | False, optional): Folder for the cache of annotations
-            and image headers; ``.cris_cache`` beside the annotations by
-            default, False for no cache.
+        check_images (bool): Whether to read the header of every image first;
+            False only checks that the files exist.
+        cache_dir (str | False, optional): Folder of the cache; by default
+            ``.cris_cache`` beside the annotations. False for no cache.
         pipeline (Sequence[dict | Callable]): Transforms of a sample.
         **kwargs: Of :class:`mmengine.dataset.BaseDataset`.
 
@@ -113,10 +112,8 @@ class ReferDataset(BaseDataset):
 
     def reader_args(self) -> dict:
         """Arguments of the reader, except the split."""
-        folders = {
-            key.replace('_path', '_folder'): self.data_prefix[key]
-            for key in self.folders
-        }
+        folders = {key.replace('_path', '_folder'): self.data_prefix[key]
+                   for key in self.folders}
         return dict(folders, ann_file=self.ann_file)
 
     def read(self) -> Records:
@@ -127,7 +124,7 @@ class ReferDataset(BaseDataset):
             records = READERS[self.reader](**args, split=splits)
             files = None if any(fault.kind in _FILE_FAULTS
                                 for fault in records.faults) else records.files
-            return [records.images, [list(f) for f in records.faults],
+            return [records.images, list(map(list, records.faults)),
                     records.notes], files
 
         files = [file for path in (self.ann_file, self.split_file) if path
@@ -169,9 +166,7 @@ class ReferDataset(BaseDataset):
         return samples
 
     def __getitem__(self, idx: int) -> dict:
-        if not self.test_mode:
-            self.worker_state.seed(idx)
-        with self.worker_state.reading(idx):
+        with self.worker_state.reading(idx, seeded=not self.test_mode):
             return super().__getitem__(idx)
 
     def prepare_data(self, idx: int) -> dict | None:
@@ -200,17 +195,16 @@ class ReferDataset(BaseDataset):
         folder = self.cache_dir
         if folder is None:
             folder = osp.join(osp.dirname(self.ann_file), '.cris_cache')
-        return cached(folder or None, request, files, compute)
+        return cached(folder, request, files, compute)
 
     def _handle_faults(self, faults: Sequence[Fault], where: str) -> None:
         """Raise the faults, or log and collect them."""
         if self.on_error == 'raise':
             raise_faults(faults, where)
-        if not faults:
-            return
-        self.faults += faults
-        _warn(f'{len(faults)} fault(s) in {where} are skipped, the first: '
-              f'{faults[0]}')
+        elif faults:
+            self.faults += faults
+            _warn(f'{len(faults)} fault(s) in {where} are skipped, the first: '
+                  f'{faults[0]}')
 
     def _drop_bad_images(self, images: list[dict]) -> list[dict]:
         """The images whose files exist and have the annotated size."""
@@ -222,7 +216,7 @@ class ReferDataset(BaseDataset):
 
         def compute() -> tuple[list, list[str]]:
             faults = check_headers(images, folder, self.check_images)
-            return [list(fault) for fault in faults], [
+            return list(map(list, faults)), [
                 osp.join(folder, image['file_name']) for image in images]
 
         sizes = [(i['file_name'], i['height'], i['width']) for i in images]

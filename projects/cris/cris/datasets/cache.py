@@ -3,16 +3,16 @@
 
 A cache file is a line of JSON, ``{format, key, files, states, digest}``, and a
 body of JSON. It is used only if the key (the request and the content of the
-annotation files), the state of the mask files (size and times) and the digest
-of the body agree. It is not a pickle, so a file from elsewhere cannot run
-code.
+annotation files), the states of the mask files (size and times) and the digest
+of the body agree. It is not a pickle, so that it cannot run code.
 """
 import hashlib
 import json
 import os
 import os.path as osp
-import tempfile
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mmengine.logging import print_log
@@ -20,7 +20,6 @@ from mmengine.logging import print_log
 from cris.io.files import dump_json, parse_json
 
 _FORMAT = 2  # raise it with every change of the records
-_MAX_HASHED = 4 << 30  # bytes; of larger files, size and times are compared
 
 
 def cached(folder: str | None, request: Sequence, files: Sequence[str],
@@ -28,18 +27,17 @@ def cached(folder: str | None, request: Sequence, files: Sequence[str],
     """The result of ``compute``, from the cache if possible.
 
     Args:
-        folder (str, optional): Folder of the cache files; None for no cache.
-        request (Sequence): Everything on which the result depends, except
-            the files: name of the reader, split, folders.
+        folder (str, optional): Folder of the cache files; '' for no cache.
+        request (Sequence): Everything else on which the result depends.
         files (Sequence[str]): Annotation files that are read.
         compute (Callable): Returns the result, of JSON's types, and further
             files on which it depends, or None if it must not be cached.
     """
-    if folder is None:
+    if not folder:
         return compute()[0]
     name = _digest([*request, *files])[:16]
     path = osp.join(folder, f'{name}.json')
-    key = _digest([_FORMAT, *request, *map(_content_key, files)])
+    key = _digest([_FORMAT, *request, *map(_content, files)])
     value = _read(path, key)
     if value is None:
         value, more = compute()
@@ -48,10 +46,16 @@ def cached(folder: str | None, request: Sequence, files: Sequence[str],
     return value
 
 
-def _content_key(path: str) -> Any:
-    """A digest of a file; size and times of a very large or missing one."""
-    if not osp.isfile(path) or osp.getsize(path) > _MAX_HASHED:
-        return _state_key(path)
+def _digest(content: bytes | list) -> str:
+    if isinstance(content, list):
+        content = json.dumps(content).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _content(path: str) -> str | None:
+    """A digest of a file, None if it does not exist."""
+    if not osp.isfile(path):
+        return None
     digest = hashlib.blake2b(digest_size=16)
     with open(path, 'rb') as file:
         while block := file.read(1 << 22):
@@ -59,23 +63,11 @@ def _content_key(path: str) -> Any:
     return digest.hexdigest()
 
 
-def _state_key(path: str) -> list | None:
-    """Size and times of a file, None if it does not exist."""
-    try:
-        state = os.stat(path)
-    except OSError:
-        return None
-    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-
-
-def _digest(content: bytes | list) -> str:
-    if isinstance(content, list):
-        content = json.dumps(content).encode()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
 def _states(files: Sequence[str]) -> str:
-    return _digest([_state_key(path) for path in files])
+    """A digest of the sizes and times of files."""
+    states = [os.stat(path) if osp.exists(path) else None for path in files]
+    return _digest([state and [state.st_size, state.st_mtime_ns,
+                               state.st_ctime_ns] for state in states])
 
 
 def _read(path: str, key: str) -> Any:
@@ -101,21 +93,20 @@ def _write(path: str, key: str, value: Any, files: Sequence[str]) -> None:
     try:
         body = dump_json(value)
         if parse_json(body) != value:
-            print_log('not cached: ids that are not numbers or strings',
-                      'current')
-            return
+            raise ValueError('there are ids that are not numbers or strings')
         head = dict(format=_FORMAT, key=key, files=list(files),
                     states=_states(files), digest=_digest(body))
         os.makedirs(osp.dirname(path), exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=osp.dirname(path))
+        part = f'{path}.{uuid.uuid4().hex}'  # other processes write it, too
         try:
-            with os.fdopen(handle, 'wb') as file:
+            with open(part, 'xb') as file:
                 file.write(json.dumps(head).encode() + b'\n' + body)
-            os.chmod(part, 0o644)
             os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
-    except (OSError, TypeError, ValueError) as error:
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(part)
+    except (TypeError, ValueError) as error:
+        print_log(f'not cached: {error}', 'current')
+    except OSError as error:
         print_log(f'no cache is written: {error}; give cache_dir a folder '
                   'that can be written, or cache_dir=False', 'current')

@@ -44,32 +44,29 @@ def read_mask(path: str, height: int, width: int) -> np.ndarray:
         FileNotFoundError: If there is no such file.
         FileError: If it is not an image, broken, a JPEG, or of another size.
     """
-    image = open_image(read_bytes(path), f'the mask {path}')
+    where = f'the mask {path}'
+    image = open_image(read_bytes(path), where)
     if image.format in ('JPEG', 'MPO'):
-        raise MaskError(f'the mask {path} is a JPEG, which blurs its edges; '
-                        'write it as PNG')
-    _check_size(f'the mask {path}', [image.height, image.width],
-                [height, width])
+        raise MaskError(f'{where} is a JPEG, which blurs its edges; write it '
+                        'as PNG')
+    _check_size(where, [image.height, image.width], [height, width])
     try:
         values = np.asarray(image)
     except Exception as error:  # Pillow raises any type for a broken file
-        raise MaskError(f'the mask {path} cannot be decoded: {error}. Get '
-                        'the file again.') from error
+        raise MaskError(f'{where} cannot be decoded: {error}. Get the file '
+                        'again.') from error
     if image.mode in ('LA', 'RGBA', 'PA'):
         values = values[..., :-1]
-    return (values.any(-1) if values.ndim == 3 else values != 0).astype(
-        np.uint8)
+    mask = values.any(-1) if values.ndim == 3 else values != 0
+    return mask.astype(np.uint8)
 
 
 def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict:
-    """Encode a segmentation as one RLE, the union of its parts.
+    """Encode a segmentation as one compressed RLE, the union of its parts.
 
     Args:
         segmentation (list | dict): See the top of this file; not None.
         height (int), width (int): Size of the image, in pixels.
-
-    Returns:
-        dict: Compressed RLE.
 
     Raises:
         FileNotFoundError: If a mask file is missing.
@@ -81,10 +78,9 @@ def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict:
 
 def decode_mask(segmentation: Segmentation, height: int,
                 width: int) -> np.ndarray:
-    """Rasterise a segmentation; arguments and errors as of encode_mask.
+    """Rasterise a segmentation: uint8 ``(height, width)`` of 0 and 1.
 
-    Returns:
-        np.ndarray: uint8 ``(height, width)`` of 0 and 1.
+    Arguments and errors are as of :func:`encode_mask`.
     """
     files, parts = mask_files(segmentation), _parts(segmentation)
     # Mask files alone need no RLE: encoding and decoding them takes longer.
@@ -149,12 +145,10 @@ def _encode_rle(rle: dict, height: int, width: int) -> dict:
     size, counts = rle.get('size'), rle.get('counts')
     _check_size('the RLE', list(size) if isinstance(size, tuple) else size,
                 [height, width])
-    if isinstance(counts, (str, bytes)):
-        runs = _decompress(counts)
-    elif isinstance(counts, list):
-        runs = _numbers(counts)
-    else:
+    if not isinstance(counts, (str, bytes, list)):
         raise MaskError(f'neither polygon nor RLE: {reprlib.repr(rle)}')
+    compressed = not isinstance(counts, list)
+    runs = _decompress(counts) if compressed else _numbers(counts)
     if not (runs >= 0).all():
         raise MaskError('the RLE has a negative run')
     total = sum(runs.tolist())
@@ -162,8 +156,7 @@ def _encode_rle(rle: dict, height: int, width: int) -> dict:
         raise MaskError(f'the RLE counts {total:.0f} pixels, the image has '
                         f'{height * width}')
     rle = dict(size=[height, width], counts=counts)
-    return coco_mask.frPyObjects(rle, height, width) if isinstance(
-        counts, list) else rle
+    return rle if compressed else coco_mask.frPyObjects(rle, height, width)
 
 
 def _encode_polygon(polygon: list, height: int, width: int) -> dict:
@@ -174,9 +167,8 @@ def _encode_polygon(polygon: list, height: int, width: int) -> dict:
     points = _numbers(polygon)
     farthest = np.abs(points).max()
     if not farthest <= _MAX_REACH * max(height, width):  # or NaN
-        raise MaskError(f'a polygon has the coordinate {farthest}, far '
-                        f'outside the image of {[height, width]} (height, '
-                        'width)')
+        raise MaskError(f'a polygon has the coordinate {farthest}, far outside'
+                        f' the image of {[height, width]} (height, width)')
     # A cheap upper bound; measure only if it exceeds the limit.
     if len(polygon) * farthest > _MAX_EDGES:
         corners = points.reshape(-1, 2)
@@ -208,9 +200,8 @@ def _numbers(values: list) -> np.ndarray:
 def _decompress(counts: str | bytes) -> np.ndarray:
     """Runs of COCO's compressed RLE; pycocotools does not check them.
 
-    Five bits per character, least significant first; the sixth is a
-    continuation flag. From the fourth run on, they are differences to the run
-    two before.
+    A character has five bits, least significant first, and a continuation
+    flag. From the fourth run on, they are differences to the run two before.
     """
     if isinstance(counts, str):
         counts = counts.encode('utf-8', 'surrogatepass')

@@ -73,13 +73,10 @@ class RecordBuilder:
 
     @contextmanager
     def entry(self, where: str) -> Iterator[None]:
-        """Record data errors raised in the block as a fault of this entry.
+        """Turn a data error in the block into a fault of the entry ``where``.
 
         Data errors are FileError (and so EntryError) and OSError. Any other
         error is a bug in the code and is not caught.
-
-        Args:
-            where (str): Name of the entry in messages.
         """
         try:
             yield
@@ -97,13 +94,10 @@ class RecordBuilder:
         Args:
             image (dict): ``file_name, img_id, height, width``.
             ref_id (int | str): Unique among all refs.
-            ann_id (int | str | list): The annotation, or several.
-            split (str): Name of the split.
-            segmentation (list | dict, optional): See masks.py.
-            sentences (list[str]): At least one.
             sent_ids (list, optional): One per sentence; counted up over all
                 refs by default.
-            category (str, optional): Name of the category.
+            **others: As in records. What is not text becomes text in split
+                and category.
 
         Raises:
             EntryError: If the ref cannot be used.

@@ -51,9 +51,8 @@ class LoadReferImage(BaseTransform):
     Added: img, img_shape, ori_shape.
 
     Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If :func:`cris.io.images.decode_image` refuses it, or it
-            is not of the annotated size.
+        OSError: If the file cannot be read.
+        ValueError: If it is not an image, or not of the annotated size.
     """
 
     def transform(self, results: dict) -> dict:
@@ -140,8 +139,7 @@ class Letterbox(BaseTransform):
     Args:
         size (int | tuple[int, int]): Side of the square, or (height, width),
             in pixels; multiples of 32 for CRIS.
-        border_value (Sequence[float]): Colour around the image, in the
-            channel order of img (BGR).
+        border_value (Sequence[float]): Colour around the image, BGR.
     """
 
     def __init__(self, size: Size, border_value: Sequence[float] = (0, 0, 0)):
@@ -149,24 +147,20 @@ class Letterbox(BaseTransform):
         self.border_value = tuple(border_value)
 
     def transform(self, results: dict) -> dict:
-        results['img'] = letterbox(
+        img = letterbox(
             results['img'], self.size, border_value=self.border_value)
-        results['img_shape'] = results['img'].shape[:2]
         if 'gt_masks' in results:
             results['gt_masks'] = np.stack([
                 letterbox(mask, self.size, cv2.INTER_LINEAR)
                 for mask in results['gt_masks']])
-        return results
+        return dict(results, img=img, img_shape=img.shape[:2])
 
 
 @TRANSFORMS.register_module()
 class TokenizeExpressions(BaseTransform):
-    """CLIP's token ids of the expressions.
+    """:func:`cris.datasets.tokenizer.tokenize` of the expressions.
 
     Required: expressions. Added: tokens, int64 (K, context_length).
-
-    Args:
-        context_length (int): See :func:`cris.datasets.tokenizer.tokenize`.
     """
 
     def __init__(self, context_length: int):

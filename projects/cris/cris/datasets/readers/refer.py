@@ -30,12 +30,7 @@ _NO_TARGET = [-1]
 
 
 def load_refer(ann_file: str, split_file: str, split: str) -> list[dict]:
-    """The records of one split, one per image that has a ref in it.
-
-    Args:
-        ann_file (str): Path of ``instances.json``.
-        split_file (str): Path of ``refs(<split_by>).p``, or ``.json``.
-        split (str): E.g. ``'train'``, ``'val'``, ``'testA'``.
+    """The records of one split; arguments as of :func:`read_refer`.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -56,16 +51,15 @@ def read_refer(ann_file: str, split_file: str,
     """Read the REFER layout; see the top of readers/__init__.py.
 
     Args:
+        ann_file (str): Path of ``instances.json``.
         split_file (str): Path of ``refs(<split_by>).p``, or ``.json``.
-        skip_images (Sequence[int | str]): Ids of images whose refs are left
-            out, without a fault.
+        skip_images (Sequence[int | str]): Ids of images to leave out.
     """
     for path, what in ((ann_file, 'instances (COCO annotations)'),
                        (split_file, 'refs (expressions and splits)')):
         if not osp.isfile(path):
-            raise FileNotFoundError(
-                f'{what} file {path} does not exist: check data_root, '
-                'ann_file and split_file')
+            raise FileNotFoundError(f'{what} file {path} does not exist: check'
+                                    ' data_root, ann_file and split_file')
     builder, splits = RecordBuilder(), as_splits(split)
     # The large file first: memory peaks while it is parsed.
     instances = Instances(ann_file, img_folder, builder)
@@ -73,8 +67,8 @@ def read_refer(ann_file: str, split_file: str,
     refs = (load_json if may_be_several else load_plain_pickle)(split_file)
     if not isinstance(refs, list) or not all(
             isinstance(ref, dict) for ref in refs):
-        raise ValueError(f'{split_file} does not contain a list of refs '
-                         '(dicts)')
+        raise ValueError(
+            f'{split_file} does not contain a list of refs (dicts)')
     check_splits(refs, splits, split_file)
     for ref in refs:
         if (splits is not None and ref.get('split') not in splits) or (

@@ -48,11 +48,7 @@ class ImageFolder:
 
 
 def inline_segmentation(segmentation: Any) -> Segmentation:
-    """A segmentation inside an annotation file, which names no other file.
-
-    Raises:
-        EntryError: If it does: the path has not been checked.
-    """
+    """Refuse a segmentation that names a file: its path was not checked."""
     if mask_files(segmentation):
         raise EntryError(
             'its mask has the key mask_file, which is not read from '
@@ -69,11 +65,7 @@ def require(entry: dict, *keys: str) -> None:
 
 
 def flatten(value: Any, depth: int = 0) -> list[str]:
-    """All strings in nested lists and dicts, in their order.
-
-    Raises:
-        EntryError: If there is anything else among them.
-    """
+    """All strings in nested lists and dicts, in their order."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
@@ -86,11 +78,7 @@ def flatten(value: Any, depth: int = 0) -> list[str]:
 
 def check_splits(entries: Sequence[dict], splits: Sequence[str] | None,
                  path: str) -> None:
-    """Refuse a split that no entry has.
-
-    Raises:
-        ValueError: The message lists the splits that exist.
-    """
+    """Refuse a split that no entry has; the message lists those that exist."""
     present = Counter(short(entry.get('split')) for entry in entries)
     for name in splits or ():
         if name not in present:
