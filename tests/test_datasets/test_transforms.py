@@ -78,22 +78,25 @@ def test_any_channels_become_three(tmp_path, channels, dtype):
     assert np.abs(img.astype(int) - expected).max() <= 1
 
 
+def run(results, *names):
+    options = dict(Letterbox=dict(size=32),
+                   TokenizeExpressions=dict(context_length=9))
+    for name in names:
+        results = build(name, **options.get(name, {}))(results)
+    return results
+
+
 @pytest.mark.parametrize('height, width', [(50, 1), (1, 50), (1, 1)])
 def test_one_pixel_wide_images_go_through(tmp_path, height, width):
     path = tmp_path / 'a.png'
     cv2.imwrite(str(path), np.full((height, width, 3), 200, np.uint8))
-    ref = dict(
-        ref_id=1,
-        ann_id=1,
-        segmentation=dict(size=[height, width], counts=[0, height * width]),
-        sentences=['it'],
-        sent_ids=[1])
-    results = dict(img_path=str(path), refs=[ref])
-    for name, kwargs in [('LoadReferImage', {}), ('ChooseExpressions', {}),
-                         ('LoadReferMasks', {}), ('Letterbox', dict(size=32)),
-                         ('TokenizeExpressions', dict(context_length=9)),
-                         ('PackReferInputs', {})]:
-        results = build(name, **kwargs)(results)
+    rle = dict(size=[height, width], counts=[0, height * width])
+    ref = dict(ref_id=1, ann_id=1, segmentation=rle, sentences=['it'],
+               sent_ids=[1])
+    results = run(
+        dict(img_path=str(path), refs=[ref]), 'LoadReferImage',
+        'ChooseExpressions', 'LoadReferMasks', 'Letterbox',
+        'TokenizeExpressions', 'PackReferInputs')
     assert results['inputs'].shape == (3, 32, 32)
     assert results['data_samples'].gt_sem_seg.data.max() > 0
 
@@ -110,21 +113,14 @@ def test_letterbox_warps_image_and_masks_alike():
 
 
 def test_masks_follow_their_expressions():
-    refs = [
-        dict(
-            ref_id=k,
-            ann_id=k,
-            segmentation=[[k * 10, 0, k * 10 + 9, 0, k * 10 + 9, 9, k * 10, 9]
-                          ],
-            sentences=['a', 'b'],
-            sent_ids=[2 * k, 2 * k + 1]) for k in range(2)
-    ]
-    results = dict(
-        img_path='x', img=picture(12, 22), ori_shape=(12, 22), refs=refs)
-    for name, kwargs in [('ChooseExpressions', {}), ('LoadReferMasks', {}),
-                         ('TokenizeExpressions', dict(context_length=9)),
-                         ('PackReferInputs', {})]:
-        results = build(name, **kwargs)(results)
+    refs = [dict(
+        ref_id=k, ann_id=k, sentences=['a', 'b'], sent_ids=[2 * k, 2 * k + 1],
+        segmentation=[[k * 10, 0, k * 10 + 9, 0, k * 10 + 9, 9, k * 10, 9]])
+        for k in range(2)]
+    results = run(
+        dict(img_path='x', img=picture(12, 22), ori_shape=(12, 22), refs=refs),
+        'ChooseExpressions', 'LoadReferMasks', 'TokenizeExpressions',
+        'PackReferInputs')
     masks = results['data_samples'].gt_sem_seg.data
     assert results['data_samples'].sent_ids == [0, 1, 2, 3]
     assert masks.unique().tolist() == [0, 1]
@@ -133,24 +129,19 @@ def test_masks_follow_their_expressions():
 
 
 def test_empty_mask_is_named():
-    ref = dict(
-        ref_id=7, ann_id=8, segmentation=dict(size=[4, 4], counts=[16]))
+    rle = dict(size=[4, 4], counts=[16])
     with pytest.raises(ValueError, match=r'ref 7 \(ann_id 8\) in x.jpg'):
-        build('LoadReferMasks')(
-            dict(img_path='x.jpg', ori_shape=(4, 4), refs=[ref]))
+        run(dict(img_path='x.jpg', ori_shape=(4, 4),
+                 refs=[dict(ref_id=7, ann_id=8, segmentation=rle)]),
+            'LoadReferMasks')
 
 
 def test_a_pipeline_without_its_loaders():
-    pipeline = [
-        dict(type='mmseg.LoadReferImage'),
-        dict(type='ChooseExpressions'),
-        dict(type='Letterbox', size=64),
-        dict(type=LoadReferMasks),
-        dict(type='UserTransform'),
-        dict(type='PackReferInputs')
-    ]
-    assert without_loading(pipeline) == [
-        pipeline[k] for k in (2, 4, 5)]
+    loaders = ('mmseg.LoadReferImage', 'ChooseExpressions', LoadReferMasks)
+    others = [dict(type='Letterbox', size=64), dict(type='UserTransform'),
+              dict(type='PackReferInputs')]
+    assert without_loading(
+        [*(dict(type=loader) for loader in loaders), *others]) == others
 
 
 @pytest.mark.parametrize('name, option', [
