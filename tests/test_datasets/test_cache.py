@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 from mmseg.registry import DATASETS
@@ -13,7 +14,7 @@ from cris.datasets import base, cache
 
 def build(data, type='RefCOCODataset', **kwargs):
     """A dataset of the files as they are; ReferSet or a folder."""
-    root = getattr(data, 'root', data)
+    root = data if isinstance(data, Path) else data.root
     return DATASETS.build(dict(type=type, data_root=str(root), **kwargs))
 
 

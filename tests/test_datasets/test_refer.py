@@ -175,9 +175,9 @@ class TestFiles:
 
     @pytest.mark.parametrize('name, message, contents', [
         ('instances.json', 'instances.json is not',
-         (b'{"images": [', b'[]', b'{}')),
-        ('refs(unc).p', r'refs\(unc\).p', (b'', b'abc', b'\x80\x04N.', b'(lp0'))
-    ])
+         (b'{"images": [', b'[]', b'{}', b'{"images": {}}')),
+        ('refs(unc).p', r'refs\(unc\).p',
+         (b'', b'abc', b'\x80\x04N.', b'(lp0'))])
     def test_broken_or_something_else(self, refer_set, name, message,
                                       contents):
         for content in contents:

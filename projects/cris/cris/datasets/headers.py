@@ -20,9 +20,8 @@ def check_headers(images: list[dict], folder: str,
         read (bool): Read the headers; False only checks that files exist.
 
     Returns:
-        list[Fault]: Missing files, files that are not images, truncated or
-        too large, other sizes than annotated, links out of the folder.
-        ``where`` is the file name of the image.
+        list[Fault]: Files that are missing, broken, not images, too large, of
+        another size, or outside the folder; ``where`` is the file name.
     """
 
     @cache  # listing a folder once is faster than checking every file

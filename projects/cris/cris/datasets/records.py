@@ -28,7 +28,7 @@ _MAX_SENTENCE = 5000  # characters; tokenizing longer texts takes seconds
 
 
 class Fault(NamedTuple):
-    """A fault of one entry: its kind, the entry and a message."""
+    """A fault of an entry; ``where`` names the entry."""
     kind: str
     where: str
     message: str
@@ -102,6 +102,9 @@ class RecordBuilder:
         Raises:
             EntryError: If the ref cannot be used.
         """
+        if not isinstance(sent_ids, list | None):
+            raise EntryError(f'its sent_ids {reprlib.repr(sent_ids)} are not '
+                             'a list', 'bad-sentence')
         self.files += mask_files(segmentation)
         if sent_ids is None:
             first = self._num_sent_ids
@@ -143,10 +146,7 @@ def check_id(name: str, value: Any) -> None:
                          'or string') from error
 
 
-def _check_sentences(sentences: list[str], sent_ids: Any) -> None:
-    if not isinstance(sent_ids, list):
-        raise EntryError(f'its sent_ids {reprlib.repr(sent_ids)} are not a '
-                         'list', 'bad-sentence')
+def _check_sentences(sentences: list[str], sent_ids: list) -> None:
     if not sentences:
         raise EntryError('it has no sentence', 'no-sentence')
     for sentence in sentences:
@@ -169,10 +169,9 @@ def _checked_area(segmentation: Segmentation, height: int, width: int,
     """Area of a mask in pixels, 0 only if there is no target."""
     if segmentation is None:
         return 0
-    if segmentation == []:
-        raise EntryError(f'{what} is empty', 'empty-mask')
     try:
-        area = mask_area(segmentation, height, width)
+        area = 0 if segmentation == [] else mask_area(
+            segmentation, height, width)
     except FileNotFoundError as error:
         raise EntryError(f'{what} is missing: the file {error.filename} does '
                          'not exist', 'missing-mask') from error

@@ -17,10 +17,7 @@ from .shared import files_of_splits, flatten
 
 def read_coco(ann_file: str, img_folder: str,
               split: str | Sequence[str] | None = None) -> Records:
-    """Read COCO instances; see the top of readers/__init__.py.
-
-    A file without ``{split}`` in its name is the whole split.
-    """
+    """Read COCO instances; see the top of readers/__init__.py."""
     builder = RecordBuilder()
     for path, name in files_of_splits(ann_file, split):
         instances = Instances(path, img_folder, builder)

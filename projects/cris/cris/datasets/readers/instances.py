@@ -14,13 +14,8 @@ from .shared import inline_segmentation
 class Instances:
     """A COCO file: images, annotations and categories by id.
 
-    If two entries have the same id, a ref to it is ambiguous: that is a fault,
-    and refs to them are left out.
-
-    Args:
-        path (str): The file.
-        img_folder (str): Folder of the images.
-        builder (RecordBuilder): Gets the faults.
+    That two entries have the same id is a fault, which the builder gets; refs
+    to them are ambiguous and left out.
 
     Raises:
         ValueError: If the file is broken or not in COCO format.
@@ -62,8 +57,8 @@ class Instances:
         """An image, as in records, without refs.
 
         Raises:
-            EntryError: If there is no such image, or its size is invalid.
-            FileError: If it is too large or its name leaves the folder.
+            FileError: If there is no such image, its size is invalid or too
+                large, or its name leaves the folder.
         """
         if image_id in self._checked:
             return self._checked[image_id]

@@ -28,14 +28,11 @@ class ImageFolder:
     def image(self, name: Any, img_id: Any = None) -> dict:
         """The image of an entry, as in records, without refs.
 
-        Args:
-            name (str): File name, relative to the folder.
-            img_id (int | str, optional): The name by default.
+        The id is the file name by default.
 
         Raises:
-            EntryError: If the file does not exist.
-            FileError: If the name leaves the folder, or the file is not an
-                image, broken or too large.
+            FileError: If the name leaves the folder, or the file does not
+                exist, is not an image, broken or too large.
         """
         path = safe_join(self.folder, name)
         try:
@@ -92,31 +89,26 @@ def files_of_splits(
         split: str | Sequence[str] | None) -> Iterator[tuple[str, str]]:
     """Annotation files, each with the name of its split.
 
-    Args:
-        ann_file (str): With ``{split}`` in its name there is one file per
-            split; otherwise all of it is the split.
-        split (str | list[str], optional): One split or several.
+    A file without ``{split}`` in its name is the whole split.
 
     Raises:
         FileNotFoundError: If one is missing; the message lists the splits
             that have files.
         ValueError: If the name needs a split and none is given.
     """
-    splits = as_splits(split)
+    names = as_splits(split)
     if '{split}' not in ann_file:
-        names = splits if splits and len(splits) == 1 else ['all']
-    elif splits is None:
+        names = names if names and len(names) == 1 else ['all']
+    elif names is None:
         raise ValueError(f'{ann_file} needs a split')
-    else:
-        names = splits
     for name in names:
         path = ann_file.replace('{split}', name)
         if not osp.isfile(path):
             there = ', '.join(splits_on_disk(ann_file))
+            advice = (f'there are files of the splits {there}' if there else
+                      'check data_root, ann_file and split')
             raise FileNotFoundError(
-                f'annotation file {path} does not exist: ' +
-                (f'there are files of the splits {there}'
-                 if there else 'check data_root, ann_file and split'))
+                f'annotation file {path} does not exist: {advice}')
         yield path, name
 
 
