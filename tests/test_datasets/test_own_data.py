@@ -11,7 +11,8 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS
 from preparation.convert import convert
 from preparation.locate import locate
-from test_refcoco import PIPELINE
+from test_preparation import own_jsonl
+from test_refcoco import PIPELINE, build
 
 DATA_CONFIGS = sorted((REPO / 'configs/_base_/datasets').glob('*.py'))
 TYPES = {
@@ -24,11 +25,10 @@ TYPES = {
 @pytest.mark.parametrize('form', TYPES)
 def test_every_form_gives_the_samples_of_refer(refer_set, tmp_path, form):
     convert(locate(str(refer_set.root), 'refer'), str(tmp_path / 'b'), form)
-    config = dict(pipeline=PIPELINE, num_expressions=2)
-    one = DATASETS.build(
-        dict(type='RefCOCODataset', data_root=str(refer_set.root), **config))
-    other = DATASETS.build(
-        dict(type=TYPES[form], data_root=str(tmp_path / 'b'), **config))
+    one = build(refer_set, num_expressions=2)
+    other = DATASETS.build(dict(
+        type=TYPES[form], data_root=str(tmp_path / 'b'), pipeline=PIPELINE,
+        num_expressions=2))
     assert len(one) == len(other) == 2
     for i in range(2):
         np.random.seed(i)
@@ -53,22 +53,14 @@ def test_no_image_that_is_held_out_by_any_member(tmp_path):
         roots.append(data)
     for ref in roots[1].refs:
         ref['split'] = 'testA' if ref['image_id'] == 101 else 'train'
-    configs = [
-        dict(type='RefCOCODataset', data_root=str(data.write()))
-        for data in roots
-    ]
-    held_out = [
-        dict(configs[0], split='val'),
-        dict(configs[1], split=['testA'])
-    ]
+    configs = [dict(type='RefCOCODataset', data_root=str(data.write()))
+               for data in roots]
+    held_out = [dict(configs[0], split='val'),
+                dict(configs[1], split=['testA'])]
     with DefaultScope.overwrite_default_scope('mmseg'):
-        mixed = DATASETS.build(
-            dict(
-                type='ConcatDataset',
-                datasets=[
-                    dict(config, pipeline=PIPELINE, exclude=held_out)
-                    for config in configs
-                ]))
+        mixed = DATASETS.build(dict(type='ConcatDataset', datasets=[
+            dict(config, pipeline=PIPELINE, exclude=held_out)
+            for config in configs]))
     # Image 0 is val of a, image 1 testA of b.
     names = [mixed.get_data_info(i)['img_path'] for i in range(len(mixed))]
     assert [n[len(str(tmp_path)):] for n in names] == (
@@ -77,15 +69,13 @@ def test_no_image_that_is_held_out_by_any_member(tmp_path):
 
 
 def test_exclude_by_id_and_by_name(refer_set):
-    config = dict(type='RefCOCODataset', data_root=str(refer_set.root))
-    assert len(DATASETS.build(dict(config, exclude=[1]))) == 2
-    assert len(DATASETS.build(dict(config, exclude=['2.jpg']))) == 2
+    assert len(build(refer_set, exclude=[1])) == 2
+    assert len(build(refer_set, exclude=['2.jpg'])) == 2
     with pytest.raises(ValueError, match='no image left .* excluded'):
-        DATASETS.build(dict(config, exclude=[1, '2.jpg']))
+        build(refer_set, exclude=[1, '2.jpg'])
 
 
 def test_excluded_images_of_one_folder_go_by_their_paths(tmp_path):
-    from test_preparation import own_jsonl
     root = own_jsonl(tmp_path / 'own', [
         dict(image='s1/0.jpg', mask='0.png', expressions='a', split='train'),
         dict(image='s2/0.jpg', mask='0.png', expressions='b', split='val')])
@@ -101,20 +91,15 @@ def test_excluded_images_of_one_folder_go_by_their_paths(tmp_path):
 
 
 def test_several_splits(refer_set):
-    config = dict(type='RefCOCODataset', data_root=str(refer_set.root))
-    assert len(DATASETS.build(dict(config, split=['val', 'train']))) == 6
+    assert len(build(refer_set, split=['val', 'train'])) == 6
     with pytest.raises(ValueError, match="no split 'testA'"):
-        DATASETS.build(dict(config, split=['val', 'testA']))
+        build(refer_set, split=['val', 'testA'])
 
 
 def test_an_image_that_breaks_later_is_replaced(refer_set):
-    refer_set.write()
-    config = dict(
-        type='RefCOCODataset', data_root=str(refer_set.root),
-        pipeline=PIPELINE)
-    raising = DATASETS.build(config)
-    skipping = DATASETS.build(dict(config, on_error='skip'))
-    testing = DATASETS.build(dict(config, on_error='skip', test_mode=True))
+    raising = build(refer_set)
+    skipping = build(refer_set, on_error='skip')
+    testing = build(refer_set, on_error='skip', test_mode=True)
     (refer_set.root / 'images/1.jpg').write_bytes(b'broken')
     for dataset in (raising, testing):
         with pytest.raises(ValueError, match='1.jpg cannot be decoded'):
@@ -123,35 +108,31 @@ def test_an_image_that_breaks_later_is_replaced(refer_set):
     assert skipping[0]['data_samples'].img_path.endswith('2.jpg')
     assert skipping.num_skipped >= 1
     with pytest.raises(ValueError, match="on_error='ignore' must be"):
-        DATASETS.build(dict(config, on_error='ignore'))
+        build(refer_set, on_error='ignore')
 
 
 def test_two_refs_with_one_id(refer_set):
     refer_set.refs[3]['ref_id'] = 2
-    config = dict(type='RefCOCODataset', data_root=str(refer_set.write()))
     with pytest.raises(ValueError, match='ref 2: two refs have this id'):
-        DATASETS.build(config)
-    dataset = DATASETS.build(dict(config, on_error='skip'))
+        build(refer_set)
+    dataset = build(refer_set, on_error='skip')
     assert len(dataset) == 3 and dataset.faults[0].kind == 'duplicate-ref'
 
 
 @pytest.mark.parametrize('path', DATA_CONFIGS, ids=lambda path: path.stem)
 def test_data_configs(path):
     cfg = Config.fromfile(path)
-    for loader in (cfg.train_dataloader, cfg.val_dataloader,
-                   cfg.test_dataloader):
-        members = loader.dataset.get('datasets', [loader.dataset])
-        for dataset in members:
-            assert dataset.type in {'RefCOCODataset', 'OfficialLMDBDataset',
-                                    *TYPES.values()}
-            with pytest.raises(FileNotFoundError):
-                DATASETS.build(dict(dataset, data_root='/nowhere'))
-    lengths = {
-        step.context_length
-        for loader in (cfg.train_dataloader, cfg.val_dataloader)
-        for d in loader.dataset.get('datasets', [loader.dataset])
-        for step in d.pipeline if step.type == 'TokenizeExpressions'
-    }
+    datasets = [
+        dataset for loader in (cfg.train_dataloader, cfg.val_dataloader,
+                               cfg.test_dataloader)
+        for dataset in loader.dataset.get('datasets', [loader.dataset])]
+    for dataset in datasets:
+        assert dataset.type in {'RefCOCODataset', *TYPES.values()}
+        with pytest.raises(FileNotFoundError):
+            DATASETS.build(dict(dataset, data_root='/nowhere'))
+    lengths = {step.context_length for dataset in datasets
+               for step in dataset.pipeline
+               if step.type == 'TokenizeExpressions'}
     long = path.stem.startswith(('refcocog', 'refcoco_mixed'))
     assert lengths == {22 if long else 17}
     generalized = cfg.val_evaluator.get('generalized', False)
@@ -168,8 +149,7 @@ def test_the_mixed_config_holds_out_every_evaluation_split():
         assert {(e.data_root, *e.split) for e in member.exclude} == {
             ('data/refcoco', 'val', 'testA', 'testB'),
             ('data/refcoco+', 'val', 'testA', 'testB'),
-            ('data/refcocog', 'val', 'test')
-        }
+            ('data/refcocog', 'val', 'test')}
 
 
 def test_documented_lines_of_json():

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from hostile import Call
 from pycocotools import mask as coco_mask
 
 from cris.datasets.masks import decode_mask
@@ -14,10 +15,15 @@ from cris.io.pickles import load_plain_pickle
 SQUARE = [2, 1, 6, 1, 6, 5, 2, 5]
 
 
+def load_files(refer_set, split='train', ann_file='instances.json',
+               split_file='refs(unc).p'):
+    return load_refer(str(refer_set.root / ann_file),
+                      str(refer_set.root / split_file), split)
+
+
 def load(refer_set, split='train'):
-    root = refer_set.write()
-    return load_refer(
-        str(root / 'instances.json'), str(root / 'refs(unc).p'), split)
+    refer_set.write()
+    return load_files(refer_set, split)
 
 
 def test_images_with_their_refs(refer_set):
@@ -34,29 +40,23 @@ class TestMasks:
     mask = np.zeros((8, 10), np.uint8)
     mask[1:5, 2:6] = 1
 
-    def check(self, segmentation, expected=None):
-        decoded = decode_mask(segmentation, 8, 10)
-        assert decoded.dtype == np.uint8
-        assert np.array_equal(decoded,
-                              self.mask if expected is None else expected)
-
-    def test_polygon(self):
-        self.check([SQUARE])
+    def test_polygons_and_rle_compressed_or_not(self):
+        rle = coco_mask.encode(np.asfortranarray(self.mask))
+        flat = self.mask.ravel(order='F')
+        edges = np.flatnonzero(np.diff(flat)) + 1
+        counts = np.diff([0, *edges, flat.size]).tolist()
+        for segmentation in (
+                [SQUARE], rle, dict(rle, counts=rle['counts'].decode()), [rle],
+                dict(size=[8, 10], counts=counts)):
+            decoded = decode_mask(segmentation, 8, 10)
+            assert decoded.dtype == np.uint8
+            assert np.array_equal(decoded, self.mask)
 
     def test_polygons_that_overlap_are_united(self):
         expected = self.mask.copy()
         expected[3:7, 4:9] = 1
-        self.check([SQUARE, [4, 3, 9, 3, 9, 7, 4, 7]], expected)
-
-    def test_rle_compressed_and_not(self):
-        rle = coco_mask.encode(np.asfortranarray(self.mask))
-        self.check(rle)
-        self.check(dict(rle, counts=rle['counts'].decode()))
-        self.check([rle])
-        flat = self.mask.ravel(order='F')
-        edges = np.flatnonzero(np.diff(flat)) + 1
-        counts = np.diff([0, *edges, flat.size]).tolist()
-        self.check(dict(size=[8, 10], counts=counts))
+        decoded = decode_mask([SQUARE, [4, 3, 9, 3, 9, 7, 4, 7]], 8, 10)
+        assert np.array_equal(decoded, expected)
 
     @pytest.mark.parametrize('segmentation, message', [
         ([], 'empty'),
@@ -77,11 +77,10 @@ class TestMasks:
         with pytest.raises(ValueError, match=message):
             decode_mask(segmentation, 8, 10)
 
-
-def test_edges_of_a_polygon_are_limited():
-    zigzag = [-10_000, 0, 10_000, 1] * 500
-    with pytest.raises(ValueError, match='edges of 20000000 pixels'):
-        decode_mask([zigzag], 1000, 1000)
+    def test_edges_of_a_polygon_are_limited(self):
+        zigzag = [-10_000, 0, 10_000, 1] * 500
+        with pytest.raises(ValueError, match='edges of 20000000 pixels'):
+            decode_mask([zigzag], 1000, 1000)
 
 
 class TestFaults:
@@ -125,20 +124,17 @@ class TestFaults:
 
     def test_a_sentence_that_is_not_unicode(self, refer_set):
         refer_set.refs[2]['sentences'][0]['sent'] = '\ud800'
-        root = refer_set.root  # a pickle cannot hold it
-        (root / 'refs(unc).json').write_text(json.dumps(refer_set.refs))
+        path = refer_set.root / 'refs.json'  # a pickle cannot hold it
+        path.write_text(json.dumps(refer_set.refs))
         with pytest.raises(ValueError, match='not Unicode text'):
-            load_refer(
-                str(root / 'instances.json'), str(root / 'refs(unc).json'),
-                'train')
+            load_files(refer_set, split_file='refs.json')
 
     def test_no_categories_and_a_ref_without_a_split(self, refer_set):
         del refer_set.refs[0]['split']
         path = refer_set.write() / 'instances.json'
         content = json.loads(path.read_text())
         path.write_text(json.dumps(dict(content, categories=1)))
-        assert load_refer(
-            str(path), str(refer_set.root / 'refs(unc).p'), 'train')
+        assert load_files(refer_set)
 
     @pytest.mark.parametrize('entries', ['images', 'anns'])
     def test_two_with_one_id(self, refer_set, entries):
@@ -156,11 +152,8 @@ class TestFaults:
             refer_set.add_ref(1, [], 'train')
         self.expect(refer_set, '16 fault(s)', 'ref 2:', 'and 6 more')
 
-    def test_faults_of_other_splits_do_not_matter(self, refer_set):
+    def test_other_splits_do_not_matter(self, refer_set):
         refer_set.refs[0]['ann_id'] = -1  # of val
-        assert len(load(refer_set)) == 2
-
-    def test_a_split_is_not_the_beginning_of_another(self, refer_set):
         refer_set.refs[4]['split'] = 'testA'
         refer_set.refs[5]['split'] = 'testAB'
         (image, ) = load(refer_set, 'testA')
@@ -175,42 +168,35 @@ class TestFaults:
 
 class TestFiles:
 
-    def test_missing(self, refer_set):
-        root = refer_set.root
-        for name in ('instances.json', 'refs(unc).p'):
-            paths = [str(root / n) for n in ('instances.json', 'refs(unc).p')]
-            paths = [p + 'x' if p.endswith(name) else p for p in paths]
-            with pytest.raises(FileNotFoundError, match='does not exist'):
-                load_refer(*paths, 'train')
+    @pytest.mark.parametrize('key', ['ann_file', 'split_file'])
+    def test_missing(self, refer_set, key):
+        with pytest.raises(FileNotFoundError, match='does not exist'):
+            load_files(refer_set, **{key: 'nothing'})
 
-    @pytest.mark.parametrize('content', ['{"images": [', '[]', '{}'])
-    def test_json_that_is_broken_or_something_else(self, refer_set, content):
-        path = refer_set.root / 'instances.json'
-        path.write_text(content)
-        with pytest.raises(ValueError, match='instances.json is not'):
-            load_refer(
-                str(path), str(refer_set.root / 'refs(unc).p'), 'train')
+    @pytest.mark.parametrize('name, message, contents', [
+        ('instances.json', 'instances.json is not',
+         (b'{"images": [', b'[]', b'{}', b'{"images": {}}')),
+        ('refs(unc).p', r'refs\(unc\).p',
+         (b'', b'abc', b'\x80\x04N.', b'(lp0'))])
+    def test_broken_or_something_else(self, refer_set, name, message,
+                                      contents):
+        for content in contents:
+            (refer_set.root / name).write_bytes(content)
+            with pytest.raises(ValueError, match=message):
+                load_files(refer_set)
 
-    @pytest.mark.parametrize('content', [b'', b'abc', b'\x80\x04N.', b'(lp0'])
-    def test_pickle_that_is_broken_or_something_else(self, refer_set,
-                                                     content):
-        path = refer_set.root / 'refs(unc).p'
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r'refs\(unc\).p'):
-            load_refer(
-                str(refer_set.root / 'instances.json'), str(path), 'train')
+
+class TestPickles:
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        return tmp_path / 'refs.p'
 
     @pytest.mark.parametrize('protocol', range(6))
-    def test_pickle_that_runs_code_is_refused(self, tmp_path, protocol):
-        marker = tmp_path / 'marker'
-
-        class Evil:
-
-            def __reduce__(self):
-                return os.mkdir, (str(marker), )
-
-        path = tmp_path / 'refs.p'
-        path.write_bytes(pickle.dumps([dict(ref_id=Evil())], protocol))
+    def test_code_is_refused(self, path, protocol):
+        marker = path.parent / 'marker'
+        call = Call(os.mkdir, str(marker))
+        path.write_bytes(pickle.dumps([dict(ref_id=call)], protocol))
         with pytest.raises(ValueError, match='mkdir'):
             load_plain_pickle(str(path))
         assert not marker.exists()
@@ -223,36 +209,29 @@ class TestFiles:
         (b'\x80\x02]' + b'q\0]h\0ah\0a' * 40 + b'.', 'over and over'),
         (b'\x80\x02]q\0h\0a.', 'over and over'),
     ])
-    def test_pickles_that_would_fill_the_memory(self, tmp_path, content,
-                                                message):
-        path = tmp_path / 'refs.p'
+    def test_what_would_fill_the_memory(self, path, content, message):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             load_plain_pickle(str(path))
 
-    def test_more_than_a_million_objects_of_protocol_0(self, tmp_path):
+    def test_more_than_a_million_objects_of_protocol_0(self, path):
         """As Python 2 wrote them."""
         data = [dict(t=[f'a{i}']) for i in range(340_000)]
-        path = tmp_path / 'refs.p'
         path.write_bytes(pickle.dumps(data, 0))
         assert b'p1019999\n' in path.read_bytes()
         assert load_plain_pickle(str(path)) == data
 
     @pytest.mark.parametrize('protocol', range(6))
-    def test_plain_data_of_any_protocol(self, tmp_path, protocol):
-        data = [dict(a=(1, 2.5, None, True), b=['é', b'x', -2**70])]
-        path = tmp_path / 'refs.p'
-        path.write_bytes(pickle.dumps(data, protocol))
+    def test_plain_data_of_any_protocol(self, path, protocol):
+        data = [dict(a=(1, 2.5, None, True), b=['é', -2**70, b'x'])]
         if protocol < 3:  # bytes need a global there
-            data[0]['b'].pop(1)
-            path.write_bytes(pickle.dumps(data, protocol))
+            data[0]['b'].pop()
+        path.write_bytes(pickle.dumps(data, protocol))
         assert load_plain_pickle(str(path)) == data
 
-    def test_pickle_written_by_python_2(self, tmp_path):
-        path = tmp_path / 'refs.p'
+    def test_written_by_python_2(self, path):
         # [{'sent': u'caf\xe9', 'split': 'caf\xc3\xa9'}], protocol 0
         path.write_bytes(b"(lp0\n(dp1\nS'sent'\np2\nVcaf\xe9\np3\nsS'split'\n"
                          b"p4\nS'caf\\xc3\\xa9'\np5\nsa.")
         assert load_plain_pickle(str(path)) == [
-            dict(sent='café', split='café')
-        ]
+            dict(sent='café', split='café')]

@@ -38,11 +38,11 @@ class ReferDataset(BaseDataset):
 
     Args:
         data_root (str): Root folder; relative paths below are under it.
-        ann_file (str): The annotations. ``{split}`` in it is replaced by the
+        ann_file (str): The annotations; ``{split}`` in it stands for the
             split.
         split (str | list[str]): One split or several.
-        data_prefix (dict): Folders, ``dict(img_path=..., mask_path=...)``;
-            those that are not given are ``images`` and ``masks``.
+        data_prefix (dict): ``img_path`` and ``mask_path``, folders; ``images``
+            and ``masks`` by default.
         num_expressions (int): Expressions of a training sample, K. The image
             is encoded once for all of them: a sample has up to K refs of an
             image, filled up with further sentences of the same refs.
@@ -50,17 +50,16 @@ class ReferDataset(BaseDataset):
             evaluation, as the official code does: the same predictions at a
             higher cost.
         on_error (str): 'raise' lists all faulty entries in an error; 'skip'
-            leaves them out (see ``faults``), and in training replaces a
-            sample that cannot be decoded with another.
+            leaves them out (see ``faults``); training then replaces a sample
+            that cannot be decoded with another.
         exclude (Sequence[int | str | dict]): Images to leave out: ids, file
             names, or configs of datasets none of whose images may be used
             (compared by file name), e.g. the val and test splits of datasets
             that are mixed.
-        check_images (bool): Whether to read the header of every image when
-            the dataset is built; False only checks that the files exist.
-        cache_dir (str | False, optional): Folder for the cache of annotations
-            and image headers; ``.cris_cache`` beside the annotations by
-            default, False for no cache.
+        check_images (bool): Whether to read the header of every image first;
+            False only checks that the files exist.
+        cache_dir (str | False, optional): Folder of the cache; by default
+            ``.cris_cache`` beside the annotations. False for no cache.
         pipeline (Sequence[dict | Callable]): Transforms of a sample.
         **kwargs: Of :class:`mmengine.dataset.BaseDataset`.
 
@@ -71,21 +70,18 @@ class ReferDataset(BaseDataset):
     """
     reader: str  # a key of READERS
     folders = dict(img_path='images')  # defaults of data_prefix
-    main_file = 'ann_file'  # attribute whose files messages name
+    default_ann_file = ''
+    split_file: str | None = None  # the file that messages name, if it exists
 
-    def __init__(self,
-                 data_root: str | None = '',
-                 ann_file: str = '',
+    def __init__(self, data_root: str | None = '',
+                 ann_file: str | None = None,
                  split: str | Sequence[str] = 'train',
-                 data_prefix: dict = {},
-                 num_expressions: int = 1,
-                 group_by_image: bool = True,
-                 on_error: str = 'raise',
+                 data_prefix: dict = {}, num_expressions: int = 1,
+                 group_by_image: bool = True, on_error: str = 'raise',
                  exclude: Sequence[int | str | dict] = (),
                  check_images: bool = True,
                  cache_dir: str | Literal[False] | None = None,
-                 pipeline: Sequence[dict | Callable] = (),
-                 **kwargs):
+                 pipeline: Sequence[dict | Callable] = (), **kwargs):
         if num_expressions < 1:
             raise ValueError(f'num_expressions={num_expressions} must be >= 1')
         if on_error not in ('raise', 'skip'):
@@ -107,21 +103,17 @@ class ReferDataset(BaseDataset):
         self.worker_state = WorkerState()
         super().__init__(
             data_root=data_root,
-            ann_file=ann_file,
+            ann_file=self.default_ann_file if ann_file is None else ann_file,
             data_prefix=dict(self.folders, **data_prefix),
             # mmengine finds mmseg's transforms only in mmseg's scope.
-            pipeline=[
-                TRANSFORMS.build(t) if isinstance(t, dict) else t
-                for t in pipeline
-            ],
+            pipeline=[TRANSFORMS.build(t) if isinstance(t, dict) else t
+                      for t in pipeline],
             **kwargs)
 
     def reader_args(self) -> dict:
         """Arguments of the reader, except the split."""
-        folders = {
-            key.replace('_path', '_folder'): self.data_prefix[key]
-            for key in self.folders
-        }
+        folders = {key.replace('_path', '_folder'): self.data_prefix[key]
+                   for key in self.folders}
         return dict(folders, ann_file=self.ann_file)
 
     def read(self) -> Records:
@@ -130,17 +122,13 @@ class ReferDataset(BaseDataset):
 
         def compute() -> tuple[list, list[str] | None]:
             records = READERS[self.reader](**args, split=splits)
-            has_file_faults = any(
-                fault.kind in _FILE_FAULTS for fault in records.faults)
-            return [
-                records.images, [list(f) for f in records.faults],
-                records.notes
-            ], None if has_file_faults else records.files
+            files = None if any(fault.kind in _FILE_FAULTS
+                                for fault in records.faults) else records.files
+            return [records.images, list(map(list, records.faults)),
+                    records.notes], files
 
-        files = [
-            file for key in ('ann_file', 'split_file') if key in args
-            for file in self._files(args[key])
-        ]
+        files = [file for path in (self.ann_file, self.split_file) if path
+                 for file in self._files(path)]
         images, faults, notes = self._cached(
             [self.reader, json.dumps(args), splits], files, compute)
         return Records(images, [Fault(*f) for f in faults], notes=notes)
@@ -169,20 +157,16 @@ class ReferDataset(BaseDataset):
                 samples += [
                     dict(image, refs=[dict(ref, sent_ids=[i], sentences=[s])])
                     for ref in refs for i, s in zip(
-                        ref['sent_ids'], ref['sentences'], strict=True)
-                ]
+                        ref['sent_ids'], ref['sentences'], strict=True)]
             else:
                 k = self.num_expressions
                 samples += [
                     dict(image, refs=refs[i:i + k], num_expressions=k)
-                    for i in range(0, len(refs), k)
-                ]
+                    for i in range(0, len(refs), k)]
         return samples
 
     def __getitem__(self, idx: int) -> dict:
-        if not self.test_mode:
-            self.worker_state.seed(idx)
-        with self.worker_state.reading(idx):
+        with self.worker_state.reading(idx, seeded=not self.test_mode):
             return super().__getitem__(idx)
 
     def prepare_data(self, idx: int) -> dict | None:
@@ -204,25 +188,23 @@ class ReferDataset(BaseDataset):
 
     def _source(self) -> str:
         """Names of the files and the split, for messages."""
-        files = ', '.join(self._files(getattr(self, self.main_file)))
+        files = ', '.join(self._files(self.split_file or self.ann_file))
         return f'{files}, split {self.split!r}'
 
     def _cached(self, request: list, files: list, compute: Callable) -> list:
         folder = self.cache_dir
         if folder is None:
             folder = osp.join(osp.dirname(self.ann_file), '.cris_cache')
-        return cached(folder or None, request, files, compute,
-                      lambda message: print_log(message, 'current'))
+        return cached(folder, request, files, compute)
 
     def _handle_faults(self, faults: Sequence[Fault], where: str) -> None:
         """Raise the faults, or log and collect them."""
         if self.on_error == 'raise':
             raise_faults(faults, where)
-        if not faults:
-            return
-        self.faults += faults
-        _warn(f'{len(faults)} fault(s) in {where} are skipped, the first: '
-              f'{faults[0]}')
+        elif faults:
+            self.faults += faults
+            _warn(f'{len(faults)} fault(s) in {where} are skipped, the first: '
+                  f'{faults[0]}')
 
     def _drop_bad_images(self, images: list[dict]) -> list[dict]:
         """The images whose files exist and have the annotated size."""
@@ -234,13 +216,12 @@ class ReferDataset(BaseDataset):
 
         def compute() -> tuple[list, list[str]]:
             faults = check_headers(images, folder, self.check_images)
-            return [list(f) for f in faults
-                    ], [osp.join(folder, i['file_name']) for i in images]
+            return list(map(list, faults)), [
+                osp.join(folder, image['file_name']) for image in images]
 
         sizes = [(i['file_name'], i['height'], i['width']) for i in images]
-        faults = self._cached(
-            ['images', folder, self.check_images, sizes], [], compute)
-        faults = [Fault(*fault) for fault in faults]
+        faults = [Fault(*fault) for fault in self._cached(
+            ['images', folder, self.check_images, sizes], [], compute)]
         self._handle_faults(faults, f'the images of {self._source()}')
         bad = {fault.where for fault in faults}
         return [i for i in images if i['file_name'] not in bad]

@@ -3,59 +3,59 @@
 
 A cache file is a line of JSON, ``{format, key, files, states, digest}``, and a
 body of JSON. It is used only if the key (the request and the content of the
-annotation files), the state of the mask files (size and times) and the digest
-of the body agree. It is not a pickle, so a file from elsewhere cannot run
-code.
+annotation files), the states of the mask files (size and times) and the digest
+of the body agree. It is not a pickle, so that it cannot run code.
 """
 import hashlib
 import json
 import os
 import os.path as osp
-import tempfile
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
+
+from mmengine.logging import print_log
 
 from cris.io.files import dump_json, parse_json
 
 _FORMAT = 2  # raise it with every change of the records
-_MAX_HASHED = 4 << 30  # bytes; of larger files, size and times are compared
 
 
-def cached(folder: str | None,
-           request: Sequence,
-           files: Sequence[str],
-           compute: Callable[[], tuple[Any, Sequence[str] | None]],
-           note: Callable[[str], None] = lambda message: None) -> Any:
+def cached(folder: str | None, request: Sequence, files: Sequence[str],
+           compute: Callable[[], tuple[Any, Sequence[str] | None]]) -> Any:
     """The result of ``compute``, from the cache if possible.
 
     Args:
-        folder (str, optional): Folder of the cache files; None for no cache.
-        request (Sequence): Everything on which the result depends, except
-            the files: name of the reader, split, folders.
+        folder (str, optional): Folder of the cache files; '' for no cache.
+        request (Sequence): Everything else on which the result depends.
         files (Sequence[str]): Annotation files that are read.
         compute (Callable): Returns the result, of JSON's types, and further
             files on which it depends, or None if it must not be cached.
-        note (Callable): Called with a message if the cache cannot be used.
     """
-    if folder is None:
+    if not folder:
         return compute()[0]
-    name = _digest(json.dumps([*request, *files]).encode())[:16]
+    name = _digest([*request, *files])[:16]
     path = osp.join(folder, f'{name}.json')
-    key = _digest(
-        json.dumps([_FORMAT, *request, [content_key(f) for f in files]
-                    ]).encode())
-    value = _read(path, key, note)
+    key = _digest([_FORMAT, *request, *map(_content, files)])
+    value = _read(path, key)
     if value is None:
         value, more = compute()
         if more is not None:
-            _write(path, key, value, more, note)
+            _write(path, key, value, more)
     return value
 
 
-def content_key(path: str) -> Any:
-    """A digest of a file; size and times of a very large or missing one."""
-    if not osp.isfile(path) or osp.getsize(path) > _MAX_HASHED:
-        return state_key(path)
+def _digest(content: bytes | list) -> str:
+    if isinstance(content, list):
+        content = json.dumps(content).encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _content(path: str) -> str | None:
+    """A digest of a file, None if it does not exist."""
+    if not osp.isfile(path):
+        return None
     digest = hashlib.blake2b(digest_size=16)
     with open(path, 'rb') as file:
         while block := file.read(1 << 22):
@@ -63,24 +63,14 @@ def content_key(path: str) -> Any:
     return digest.hexdigest()
 
 
-def state_key(path: str) -> list | None:
-    """Size and times of a file, None if it does not exist."""
-    try:
-        state = os.stat(path)
-    except OSError:
-        return None
-    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
 def _states(files: Sequence[str]) -> str:
-    return _digest(json.dumps([state_key(path) for path in files]).encode())
+    """A digest of the sizes and times of files."""
+    states = [os.stat(path) if osp.exists(path) else None for path in files]
+    return _digest([state and [state.st_size, state.st_mtime_ns,
+                               state.st_ctime_ns] for state in states])
 
 
-def _read(path: str, key: str, note: Callable[[str], None]) -> Any:
+def _read(path: str, key: str) -> Any:
     try:
         with open(path, 'rb') as file:
             head = json.loads(file.readline())
@@ -94,32 +84,29 @@ def _read(path: str, key: str, note: Callable[[str], None]) -> Any:
         return None
     except (AttributeError, KeyError, TypeError, ValueError,
             RecursionError) as error:
-        note(f'the cache {path} is broken and is rewritten: {error!r}')
+        print_log(f'the cache {path} is broken and is rewritten: {error!r}',
+                  'current')
         return None
 
 
-def _write(path: str, key: str, value: Any, files: Sequence[str],
-           note: Callable[[str], None]) -> None:
+def _write(path: str, key: str, value: Any, files: Sequence[str]) -> None:
     try:
         body = dump_json(value)
         if parse_json(body) != value:
-            return note('not cached: ids that are not numbers or strings')
-        head = dict(
-            format=_FORMAT,
-            key=key,
-            files=list(files),
-            states=_states(files),
-            digest=_digest(body))
+            raise ValueError('there are ids that are not numbers or strings')
+        head = dict(format=_FORMAT, key=key, files=list(files),
+                    states=_states(files), digest=_digest(body))
         os.makedirs(osp.dirname(path), exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=osp.dirname(path))
+        part = f'{path}.{uuid.uuid4().hex}'  # other processes write it, too
         try:
-            with os.fdopen(handle, 'wb') as file:
+            with open(part, 'xb') as file:
                 file.write(json.dumps(head).encode() + b'\n' + body)
-            os.chmod(part, 0o644)
             os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
-    except (OSError, TypeError, ValueError) as error:
-        note(f'no cache is written: {error}; give cache_dir a folder that '
-             'can be written, or cache_dir=False')
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(part)
+    except (TypeError, ValueError) as error:
+        print_log(f'not cached: {error}', 'current')
+    except OSError as error:
+        print_log(f'no cache is written: {error}; give cache_dir a folder '
+                  'that can be written, or cache_dir=False', 'current')

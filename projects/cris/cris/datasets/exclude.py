@@ -8,14 +8,7 @@ from mmseg.registry import DATASETS
 
 def without_excluded(images: list[dict], exclude: Sequence[int | str | dict],
                      img_folder: str) -> list[dict]:
-    """Leave out images, e.g. those of the val and test splits.
-
-    Args:
-        images (list[dict]): Records.
-        exclude (Sequence[int | str | dict]): Ids, file names, or configs of
-            datasets none of whose images may be used.
-        img_folder (str): Folder of the images.
-    """
+    """Leave out records; ``exclude`` is as of ReferDataset."""
     names = {item for item in exclude if not isinstance(item, dict)}
     basenames = set()
     for config in exclude:

@@ -2,6 +2,7 @@
 """Image files of records, checked by their headers."""
 import os
 import os.path as osp
+from functools import cache
 
 from cris.io.files import FileError, safe_join
 from cris.io.images import image_size
@@ -9,8 +10,7 @@ from cris.io.images import image_size
 from .records import Fault
 
 
-def check_headers(images: list[dict],
-                  folder: str,
+def check_headers(images: list[dict], folder: str,
                   read: bool = True) -> list[Fault]:
     """Faults of the image files of records, at most one per image.
 
@@ -20,41 +20,38 @@ def check_headers(images: list[dict],
         read (bool): Read the headers; False only checks that files exist.
 
     Returns:
-        list[Fault]: Missing files, files that are not images, truncated or
-        too large, other sizes than annotated, links out of the folder.
-        ``where`` is the file name of the image.
+        list[Fault]: Files that are missing, broken, not images, too large, of
+        another size, or outside the folder; ``where`` is the file name.
     """
-    # Listing a folder once is faster than checking every file.
-    listed: dict[str, set[str]] = {}
+
+    @cache  # listing a folder once is faster than checking every file
+    def files_in(parent: str) -> set[str]:
+        return set(os.listdir(parent) if osp.isdir(parent) else ())
+
     faults = []
     for image in images:
-        path = osp.join(folder, image['file_name'])
-        parent, name = osp.split(path)
-        if parent not in listed:
-            listed[parent] = set(
-                os.listdir(parent) if osp.isdir(parent) else ())
-        if name not in listed[parent]:
-            faults.append(
-                Fault('missing-image', image['file_name'],
-                      f'image file {path} does not exist'))
-        elif read and (fault := _header_fault(image, folder)):
-            faults.append(fault)
+        name = image['file_name']
+        path = osp.join(folder, name)
+        parent, base = osp.split(path)
+        try:
+            if base not in files_in(parent):
+                raise FileError(f'image file {path} does not exist',
+                                'missing-image')
+            if read:
+                _check_size(safe_join(folder, name), image)
+        except FileError as error:
+            faults.append(Fault(error.kind, name, str(error)))
+        except OSError as error:
+            faults.append(Fault(
+                'bad-image', name,
+                f'image file {path} cannot be opened: {error}'))
     return faults
 
 
-def _header_fault(image: dict, folder: str) -> Fault | None:
-    name, annotated = image['file_name'], (image['height'], image['width'])
-    try:
-        path = safe_join(folder, name)
-        size = image_size(path)
-    except FileError as error:
-        return Fault(error.kind, name, str(error))
-    except OSError as error:
-        return Fault('bad-image', name,
-                     f'image file {path} cannot be opened: {error}')
+def _check_size(path: str, image: dict) -> None:
+    size, annotated = image_size(path), (image['height'], image['width'])
     if size != annotated:
-        return Fault('image-size', name, size_message(path, size, annotated))
-    return None
+        raise FileError(size_message(path, size, annotated), 'image-size')
 
 
 def size_message(path: str, size: tuple, annotated: tuple) -> str:

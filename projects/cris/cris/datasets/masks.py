@@ -7,7 +7,6 @@ list of any of these, meaning their union. ``None`` means that the expression
 has no target (gRefCOCO).
 """
 import reprlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,7 @@ def read_mask(path: str, height: int, width: int) -> np.ndarray:
 
     Args:
         path (str): The file.
-        height (int): Height of the image, in pixels.
-        width (int): Width of the image, in pixels.
+        height (int), width (int): Size of the image, in pixels.
 
     Returns:
         np.ndarray: uint8 ``(height, width)`` of 0 and 1.
@@ -46,33 +44,29 @@ def read_mask(path: str, height: int, width: int) -> np.ndarray:
         FileNotFoundError: If there is no such file.
         FileError: If it is not an image, broken, a JPEG, or of another size.
     """
-    image = open_image(read_bytes(path), f'the mask {path}')
+    where = f'the mask {path}'
+    image = open_image(read_bytes(path), where)
     if image.format in ('JPEG', 'MPO'):
-        raise MaskError(f'the mask {path} is a JPEG, which blurs its edges; '
-                        'write it as PNG')
-    _check_size(f'the mask {path}', [image.height, image.width],
-                [height, width])
+        raise MaskError(f'{where} is a JPEG, which blurs its edges; write it '
+                        'as PNG')
+    _check_size(where, [image.height, image.width], [height, width])
     try:
         values = np.asarray(image)
     except Exception as error:  # Pillow raises any type for a broken file
-        raise MaskError(f'the mask {path} cannot be decoded: {error}. Get '
-                        'the file again.') from error
+        raise MaskError(f'{where} cannot be decoded: {error}. Get the file '
+                        'again.') from error
     if image.mode in ('LA', 'RGBA', 'PA'):
         values = values[..., :-1]
-    return (values.any(-1) if values.ndim == 3 else values != 0).astype(
-        np.uint8)
+    mask = values.any(-1) if values.ndim == 3 else values != 0
+    return mask.astype(np.uint8)
 
 
 def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict:
-    """Encode a segmentation as one RLE, the union of its parts.
+    """Encode a segmentation as one compressed RLE, the union of its parts.
 
     Args:
         segmentation (list | dict): See the top of this file; not None.
-        height (int): Height of the image, in pixels.
-        width (int): Width of the image, in pixels.
-
-    Returns:
-        dict: Compressed RLE.
+        height (int), width (int): Size of the image, in pixels.
 
     Raises:
         FileNotFoundError: If a mask file is missing.
@@ -84,10 +78,9 @@ def encode_mask(segmentation: Segmentation, height: int, width: int) -> dict:
 
 def decode_mask(segmentation: Segmentation, height: int,
                 width: int) -> np.ndarray:
-    """Rasterise a segmentation; arguments and errors as of encode_mask.
+    """Rasterise a segmentation: uint8 ``(height, width)`` of 0 and 1.
 
-    Returns:
-        np.ndarray: uint8 ``(height, width)`` of 0 and 1.
+    Arguments and errors are as of :func:`encode_mask`.
     """
     files, parts = mask_files(segmentation), _parts(segmentation)
     # Mask files alone need no RLE: encoding and decoding them takes longer.
@@ -101,29 +94,8 @@ def mask_area(segmentation: Segmentation, height: int, width: int) -> int:
     return int(coco_mask.area(encode_mask(segmentation, height, width)))
 
 
-def union(segmentations: Iterable[Segmentation]) -> Segmentation:
-    """Join the segmentations of several annotations.
-
-    Returns:
-        list | dict: ``[]`` if one of them is empty, since a part of the
-        target is missing then.
-    """
-    segmentations = list(segmentations)
-    if not all(segmentations):
-        return []
-    if len(segmentations) == 1:
-        return segmentations[0]
-    return [part for item in segmentations for part in _parts(item)]
-
-
 def is_outside(segmentation: Segmentation, height: int, width: int) -> bool:
-    """Whether a point of a polygon is over 1 pixel outside the image.
-
-    Args:
-        segmentation (list | dict): See the top of this file.
-        height (int): Height of the image, in pixels.
-        width (int): Width of the image, in pixels.
-    """
+    """Whether a point of a polygon is over 1 pixel outside the image."""
     parts = segmentation if isinstance(segmentation, list) else []
     points = [_numbers(part) for part in parts if isinstance(part, list)]
     if not points:
@@ -141,18 +113,15 @@ def bounding_box(rle: dict) -> list[float]:
 
 def to_mask_files(paths: str | list[str]) -> Segmentation:
     """Segmentation of one or several mask files."""
-    if isinstance(paths, str):
-        return dict(mask_file=paths)
-    return [dict(mask_file=path) for path in paths]
+    return dict(mask_file=paths) if isinstance(paths, str) else [
+        dict(mask_file=path) for path in paths]
 
 
 def mask_files(segmentation: Segmentation) -> list[str]:
     """Paths of the mask files of a segmentation."""
     parts = segmentation if isinstance(segmentation, list) else [segmentation]
-    return [
-        part['mask_file'] for part in parts
-        if isinstance(part, dict) and 'mask_file' in part
-    ]
+    return [part['mask_file'] for part in parts
+            if isinstance(part, dict) and 'mask_file' in part]
 
 
 def _parts(segmentation: Segmentation) -> list:
@@ -174,15 +143,12 @@ def _encode_part(part: Any, height: int, width: int) -> dict:
 
 def _encode_rle(rle: dict, height: int, width: int) -> dict:
     size, counts = rle.get('size'), rle.get('counts')
-    if isinstance(size, tuple):
-        size = list(size)
-    _check_size('the RLE', size, [height, width])
-    if isinstance(counts, (str, bytes)):
-        runs = _decompress(counts)
-    elif isinstance(counts, list):
-        runs = _numbers(counts)
-    else:
+    _check_size('the RLE', list(size) if isinstance(size, tuple) else size,
+                [height, width])
+    if not isinstance(counts, (str, bytes, list)):
         raise MaskError(f'neither polygon nor RLE: {reprlib.repr(rle)}')
+    compressed = not isinstance(counts, list)
+    runs = _decompress(counts) if compressed else _numbers(counts)
     if not (runs >= 0).all():
         raise MaskError('the RLE has a negative run')
     total = sum(runs.tolist())
@@ -190,9 +156,7 @@ def _encode_rle(rle: dict, height: int, width: int) -> dict:
         raise MaskError(f'the RLE counts {total:.0f} pixels, the image has '
                         f'{height * width}')
     rle = dict(size=[height, width], counts=counts)
-    if isinstance(counts, list):
-        return coco_mask.frPyObjects(rle, height, width)
-    return rle
+    return rle if compressed else coco_mask.frPyObjects(rle, height, width)
 
 
 def _encode_polygon(polygon: list, height: int, width: int) -> dict:
@@ -203,18 +167,16 @@ def _encode_polygon(polygon: list, height: int, width: int) -> dict:
     points = _numbers(polygon)
     farthest = np.abs(points).max()
     if not farthest <= _MAX_REACH * max(height, width):  # or NaN
-        raise MaskError(
-            f'a polygon has the coordinate {farthest}, far outside the '
-            f'image of {[height, width]} (height, width)')
+        raise MaskError(f'a polygon has the coordinate {farthest}, far outside'
+                        f' the image of {[height, width]} (height, width)')
     # A cheap upper bound; measure only if it exceeds the limit.
     if len(polygon) * farthest > _MAX_EDGES:
         corners = points.reshape(-1, 2)
         edges = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()
         if edges > _MAX_EDGES:
-            raise MaskError(
-                f'a polygon of {len(corners)} points has edges of '
-                f'{edges:.0f} pixels in all, more than the limit of '
-                f'{_MAX_EDGES}')
+            raise MaskError(f'a polygon of {len(corners)} points has edges of '
+                            f'{edges:.0f} pixels in all, more than the limit '
+                            f'of {_MAX_EDGES}')
     return coco_mask.frPyObjects([points.tolist()], height, width)[0]
 
 
@@ -238,9 +200,8 @@ def _numbers(values: list) -> np.ndarray:
 def _decompress(counts: str | bytes) -> np.ndarray:
     """Runs of COCO's compressed RLE; pycocotools does not check them.
 
-    Five bits per character, least significant first; the sixth is a
-    continuation flag. From the fourth run on, they are differences to the run
-    two before.
+    A character has five bits, least significant first, and a continuation
+    flag. From the fourth run on, they are differences to the run two before.
     """
     if isinstance(counts, str):
         counts = counts.encode('utf-8', 'surrogatepass')

@@ -36,42 +36,34 @@ class WorkerState:
         self.share()
         self._state[0], self._state[1] = seed, epoch
 
-    def seed(self, index: int) -> None:
-        """Seed the generators that transforms draw from.
+    @contextmanager
+    def reading(self, index: int, seeded: bool) -> Iterator[None]:
+        """Record the sample that this worker is reading.
 
-        After :meth:`set_epoch`, seed with the run's seed, epoch and sample, so
-        that a resumed run draws the same. Otherwise seed once per worker, with
-        PyTorch's seed: mmengine's is the same whenever workers start, so all
-        their epochs would draw the same.
-
-        Args:
-            index (int): Index of the sample in its dataset.
+        If ``seeded``, seed the generators that transforms draw from: after
+        :meth:`set_epoch` with the run's seed, epoch and sample, so that a
+        resumed run draws the same; otherwise once per worker, with PyTorch's
+        seed. (mmengine's is the same whenever workers start, so all their
+        epochs would draw the same.)
         """
+        worker = get_worker_info()
         seed, epoch = self._state[:2].tolist()
-        if epoch >= 0:
+        if seeded and epoch >= 0:
             _seed_generators((seed, epoch, index))
-        elif not self._seeded and (worker := get_worker_info()):
+        elif seeded and worker and not self._seeded:
             _seed_generators((worker.seed, self._rank))
             self._seeded = True
-
-    @contextmanager
-    def reading(self, index: int) -> Iterator[None]:
-        """Record the sample that this worker is reading."""
-        worker = get_worker_info()
-        if worker is None or worker.id >= _MAX_WORKERS:
-            yield
-            return
-        self._state[2 + worker.id] = index
+        known = worker is not None and worker.id < _MAX_WORKERS
+        if known:
+            self._state[2 + worker.id] = index
         yield
-        self._state[2 + worker.id] = -1
+        if known:
+            self._state[2 + worker.id] = -1
 
     def samples_being_read(self) -> dict[int, int]:
         """Index of the sample that each worker is reading, by worker."""
-        indices = self._state[2:].tolist()
-        return {
-            worker: index
-            for worker, index in enumerate(indices) if index >= 0
-        }
+        return {worker: index for worker, index in enumerate(
+            self._state[2:].tolist()) if index >= 0}
 
 
 def _seed_generators(numbers: tuple) -> None:

@@ -28,7 +28,7 @@ _MAX_SENTENCE = 5000  # characters; tokenizing longer texts takes seconds
 
 
 class Fault(NamedTuple):
-    """A fault of one entry: its kind, the entry and a message."""
+    """A fault of an entry; ``where`` names the entry."""
     kind: str
     where: str
     message: str
@@ -37,12 +37,11 @@ class Fault(NamedTuple):
         return f'{self.where}: {self.message}' if self.where else self.message
 
 
-class EntryError(ValueError):
+class EntryError(FileError):
     """An entry that cannot be used; ``kind`` is that of its fault."""
 
-    def __init__(self, message: str, kind: str):
-        super().__init__(message)
-        self.kind = kind
+    def __init__(self, message: str, kind: str = 'bad-entry'):
+        super().__init__(message, kind)
 
 
 class Records(NamedTuple):
@@ -74,53 +73,38 @@ class RecordBuilder:
 
     @contextmanager
     def entry(self, where: str) -> Iterator[None]:
-        """Record data errors raised in the block as a fault of this entry.
+        """Turn a data error in the block into a fault of the entry ``where``.
 
-        Data errors are EntryError, FileError and OSError. Any other error is
-        a bug in the code and is not caught.
-
-        Args:
-            where (str): Name of the entry in messages.
+        Data errors are FileError (and so EntryError) and OSError. Any other
+        error is a bug in the code and is not caught.
         """
         try:
             yield
-        except (EntryError, FileError) as error:
-            self.fault(error.kind, where, str(error))
-        except FileNotFoundError as error:
-            self.fault('missing-file', where,
-                       f'the file {error.filename} does not exist')
-        except OSError as error:
-            self.fault('bad-entry', where, str(error))
+        except (FileError, OSError) as error:
+            self.fault(getattr(error, 'kind', 'bad-entry'), where, str(error))
 
     def fault(self, kind: str, where: str, message: str) -> None:
         self.faults.append(Fault(kind, where, message))
 
-    def add(self,
-            image: dict,
-            *,
-            ref_id: int | str,
-            ann_id: Any,
-            split: str,
-            segmentation: Segmentation,
-            sentences: list[str],
-            sent_ids: list | None = None,
-            category: str | None = None) -> None:
+    def add(self, image: dict, *, ref_id: int | str, ann_id: Any, split: Any,
+            segmentation: Segmentation, sentences: list[str],
+            sent_ids: Any = None, category: Any = None) -> None:
         """Check a ref and add it to its image.
 
         Args:
             image (dict): ``file_name, img_id, height, width``.
             ref_id (int | str): Unique among all refs.
-            ann_id (int | str | list): The annotation, or several.
-            split (str): Name of the split.
-            segmentation (list | dict, optional): See masks.py.
-            sentences (list[str]): At least one.
             sent_ids (list, optional): One per sentence; counted up over all
                 refs by default.
-            category (str, optional): Name of the category.
+            **others: As in records. What is not text becomes text in split
+                and category.
 
         Raises:
             EntryError: If the ref cannot be used.
         """
+        if not isinstance(sent_ids, list | None):
+            raise EntryError(f'its sent_ids {reprlib.repr(sent_ids)} are not '
+                             'a list', 'bad-sentence')
         self.files += mask_files(segmentation)
         if sent_ids is None:
             first = self._num_sent_ids
@@ -130,30 +114,23 @@ class RecordBuilder:
         check_id('image_id', img_id)
         check_id('ref_id', ref_id)
         if ref_id in self._ref_ids:
-            raise EntryError(
-                'two refs have this id; give each a unique one',
-                'duplicate-ref')
-        known = self.images.get(img_id, image)
-        if known['file_name'] != name:
-            raise EntryError(
-                f'its image {name!r} has the id {img_id!r} of '
-                f'{known["file_name"]!r}; give each a unique one',
-                'duplicate-id')
+            raise EntryError('two refs have this id; give each a unique one',
+                             'duplicate-ref')
+        known = self.images.get(img_id, image)['file_name']
+        if known != name:
+            raise EntryError(f'its image {name!r} has the id {img_id!r} of '
+                             f'{known!r}; give each a unique one',
+                             'duplicate-id')
         _check_sentences(sentences, sent_ids)
         area = _checked_area(segmentation, image['height'], image['width'],
                              f'the mask of its ann_id {short(ann_id)}')
         self._ref_ids.add(ref_id)
-        known = self.images.setdefault(img_id, dict(image, refs=[]))
-        known['refs'].append(
-            dict(
-                ref_id=ref_id,
-                ann_id=ann_id,
-                split=split,
-                category=category,
-                segmentation=segmentation,
-                sent_ids=sent_ids,
-                sentences=sentences,
-                area=area))
+        image = self.images.setdefault(img_id, dict(image, refs=[]))
+        image['refs'].append(dict(
+            ref_id=ref_id, ann_id=ann_id, split=short(split),
+            category=None if category is None else short(category),
+            segmentation=segmentation, sent_ids=sent_ids, sentences=sentences,
+            area=area))
 
     def records(self) -> Records:
         return Records(
@@ -161,38 +138,30 @@ class RecordBuilder:
 
 
 def check_id(name: str, value: Any) -> None:
-    """Refuse unhashable ids.
-
-    Raises:
-        EntryError: With ``name`` in its message.
-    """
+    """Raise an EntryError that names an id which is not hashable."""
     try:
         hash(value)
     except TypeError as error:
-        raise EntryError(
-            f'its {name} {reprlib.repr(value)} is not a number '
-            'or string', 'bad-entry') from error
+        raise EntryError(f'its {name} {reprlib.repr(value)} is not a number '
+                         'or string') from error
 
 
-def _check_sentences(sentences: list, sent_ids: list) -> None:
+def _check_sentences(sentences: list[str], sent_ids: list) -> None:
     if not sentences:
         raise EntryError('it has no sentence', 'no-sentence')
     for sentence in sentences:
         if len(sentence) > _MAX_SENTENCE:
             raise EntryError(
-                f'its sentence {sentence[:60]!r}... has '
-                f'{len(sentence)} characters, more than {_MAX_SENTENCE}',
-                'bad-sentence')
+                f'its sentence {sentence[:60]!r}... has {len(sentence)} '
+                f'characters, more than {_MAX_SENTENCE}', 'bad-sentence')
         try:
             sentence.encode()
         except UnicodeEncodeError as error:
-            raise EntryError(
-                f'its sentence {sentence!r} is not Unicode '
-                f'text: {error}', 'bad-sentence') from error
+            raise EntryError(f'its sentence {sentence!r} is not Unicode '
+                             f'text: {error}', 'bad-sentence') from error
     if len(sent_ids) != len(sentences):
-        raise EntryError(
-            f'it has {len(sent_ids)} sent_ids for '
-            f'{len(sentences)} sentences', 'bad-sentence')
+        raise EntryError(f'it has {len(sent_ids)} sent_ids for '
+                         f'{len(sentences)} sentences', 'bad-sentence')
 
 
 def _checked_area(segmentation: Segmentation, height: int, width: int,
@@ -200,20 +169,18 @@ def _checked_area(segmentation: Segmentation, height: int, width: int,
     """Area of a mask in pixels, 0 only if there is no target."""
     if segmentation is None:
         return 0
-    if segmentation == []:
-        raise EntryError(f'{what} is empty', 'empty-mask')
     try:
-        area = mask_area(segmentation, height, width)
+        area = 0 if segmentation == [] else mask_area(
+            segmentation, height, width)
     except FileNotFoundError as error:
-        raise EntryError(
-            f'{what} is missing: the file {error.filename} does not exist',
-            'missing-mask') from error
+        raise EntryError(f'{what} is missing: the file {error.filename} does '
+                         'not exist', 'missing-mask') from error
     except (FileError, OSError) as error:
         kind = error.kind if isinstance(error, MaskError) else 'bad-mask'
         raise EntryError(f'{what} cannot be read: {error}', kind) from error
     if area == 0 and is_outside(segmentation, height, width):
-        raise EntryError(
-            f'{what} is empty: it lies outside the image', 'outside-image')
+        raise EntryError(f'{what} is empty: it lies outside the image',
+                         'outside-image')
     if area == 0:
         raise EntryError(f'{what} is empty', 'empty-mask')
     return area
@@ -221,10 +188,8 @@ def _checked_area(segmentation: Segmentation, height: int, width: int,
 
 def plain_rle(segmentation: Segmentation, height: int, width: int) -> dict:
     """Encode a segmentation as ``dict(size, counts)`` for JSON."""
-    counts = encode_mask(segmentation, height, width)['counts']
-    return dict(
-        size=[height, width],
-        counts=counts if isinstance(counts, str) else counts.decode())
+    rle = encode_mask(segmentation, height, width)
+    return dict(size=[height, width], counts=rle['counts'].decode())
 
 
 def as_splits(split: str | Iterable[str] | None) -> list[str] | None:
@@ -238,15 +203,7 @@ def short(value: Any) -> str:
 
 
 def raise_faults(faults: Iterable[Fault | str], where: str) -> None:
-    """Raise one error that lists all faults, if there are any.
-
-    Args:
-        faults (Iterable[Fault | str]): The faults.
-        where (str): Name of the files in the message.
-
-    Raises:
-        ValueError: If there is a fault.
-    """
+    """Raise a ValueError that lists all faults of files, if there are any."""
     faults = [str(fault) for fault in faults]
     if not faults:
         return

@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""The datasets by the names that configs use."""
+"""The datasets by the names that configs use; see base.py for all else."""
 import os.path as osp
 from collections.abc import Sequence
 
@@ -21,51 +21,33 @@ class RefCOCODataset(ReferDataset):
         **kwargs: Of :class:`cris.datasets.base.ReferDataset`.
     """
     reader = 'refer'
-    main_file = 'split_file'
 
-    def __init__(self,
-                 data_root: str | None = '',
+    def __init__(self, data_root: str | None = '',
                  ann_file: str = 'instances.json',
-                 split_file: str = 'refs(unc).p',
-                 **kwargs):
+                 split_file: str = 'refs(unc).p', **kwargs):
         self.split_file = osp.join(data_root or '', split_file)
         super().__init__(data_root=data_root, ann_file=ann_file, **kwargs)
 
     def reader_args(self) -> dict:
         return dict(
-            super().reader_args(),
-            split_file=self.split_file,
+            super().reader_args(), split_file=self.split_file,
             skip_images=[i for i in self.exclude if isinstance(i, int)])
 
 
 @DATASETS.register_module()
 class ReferJSONLDataset(ReferDataset):
-    """JSON lines, images and mask files, read by readers/jsonl.py.
-
-    Args:
-        ann_file (str): The lines.
-        **kwargs: Of :class:`cris.datasets.base.ReferDataset`.
-    """
+    """JSON lines, images and mask files, read by readers/jsonl.py."""
     reader = 'jsonl'
     folders = dict(img_path='images', mask_path='masks')
-
-    def __init__(self, ann_file: str = '{split}.jsonl', **kwargs):
-        super().__init__(ann_file=ann_file, **kwargs)
+    default_ann_file = '{split}.jsonl'
 
 
 @DATASETS.register_module()
 class ReferCOCODataset(ReferDataset):
     """COCO instances with expressions or category names as such, read by
-    readers/coco.py.
-
-    Args:
-        ann_file (str): The annotations.
-        **kwargs: Of :class:`cris.datasets.base.ReferDataset`.
-    """
+    readers/coco.py."""
     reader = 'coco'
-
-    def __init__(self, ann_file: str = '{split}.json', **kwargs):
-        super().__init__(ann_file=ann_file, **kwargs)
+    default_ann_file = '{split}.json'
 
 
 @DATASETS.register_module()
@@ -74,20 +56,17 @@ class OfficialCRISDataset(ReferDataset):
     readers/official_json.py.
 
     Args:
-        ann_file (str): The entries.
         prompt_keys (Sequence[str], optional): Which of the ``prompts`` of an
             entry are its sentences; all by default.
         **kwargs: Of :class:`cris.datasets.base.ReferDataset`.
     """
     reader = 'official-json'
     folders = dict(img_path='images', mask_path='masks')
+    default_ann_file = 'anns/{split}.json'
 
-    def __init__(self,
-                 ann_file: str = 'anns/{split}.json',
-                 prompt_keys: Sequence[str] | None = None,
-                 **kwargs):
+    def __init__(self, prompt_keys: Sequence[str] | None = None, **kwargs):
         self.prompt_keys = prompt_keys and list(prompt_keys)
-        super().__init__(ann_file=ann_file, **kwargs)
+        super().__init__(**kwargs)
 
     def reader_args(self) -> dict:
         return dict(super().reader_args(), prompt_keys=self.prompt_keys)

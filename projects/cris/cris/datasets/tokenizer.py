@@ -28,8 +28,8 @@ def tokenize(texts: str | list[str], context_length: int) -> Tensor:
 
     Args:
         texts (str | list[str]): One text or N of them.
-        context_length (int): L; the paper uses 17 for RefCOCO and RefCOCO+
-            and 22 for G-Ref.
+        context_length (int): The paper uses 17 for RefCOCO and RefCOCO+ and
+            22 for G-Ref.
 
     Returns:
         Tensor: int64 ``(N, context_length)``.
@@ -59,9 +59,6 @@ def count_tokens(text: str) -> int:
 
 def split_words(ids: Sequence[int]) -> list[tuple[str, slice]]:
     """Words of one row of :func:`tokenize`, and the tokens that make them.
-
-    Args:
-        ids (Sequence[int]): Token ids, with start and end, padded with 0.
 
     Returns:
         list[tuple[str, slice]]: ``<start>``, the words, punctuation on its

@@ -31,25 +31,16 @@ def without_loading(pipeline: Sequence[dict]) -> list[dict]:
     """The transforms of a test pipeline that work on a decoded image.
 
     Left out are ``ChooseExpressions``, which reads the refs of a dataset, and
-    every transform whose name starts with ``Load``.
-
-    Args:
-        pipeline (Sequence[dict]): Configs of transforms, e.g.
-            ``cfg.test_dataloader.dataset.pipeline``.
-
-    Returns:
-        list[dict]: Configs of the other transforms, in their order.
+    every transform whose name starts with ``Load``. Arguments and returned
+    are configs of transforms, e.g. ``cfg.test_dataloader.dataset.pipeline``.
     """
 
     def name(transform: dict) -> str:
         kind = transform['type']  # a name, perhaps with a scope, or a class
-        kind = kind if isinstance(kind, str) else kind.__name__
-        return kind.split('.')[-1]
+        return getattr(kind, '__name__', kind).split('.')[-1]
 
-    return [
-        transform for transform in pipeline
-        if not name(transform).startswith(('Load', 'ChooseExpressions'))
-    ]
+    return [transform for transform in pipeline if not name(
+        transform).startswith(('Load', 'ChooseExpressions'))]
 
 
 @TRANSFORMS.register_module()
@@ -60,9 +51,8 @@ class LoadReferImage(BaseTransform):
     Added: img, img_shape, ori_shape.
 
     Raises:
-        FileNotFoundError: If the file is missing.
-        ValueError: If :func:`cris.io.images.decode_image` refuses it, or it
-            is not of the annotated size.
+        OSError: If the file cannot be read.
+        ValueError: If it is not an image, or not of the annotated size.
     """
 
     def transform(self, results: dict) -> dict:
@@ -73,10 +63,7 @@ class LoadReferImage(BaseTransform):
                      results.get('width', shape[1]))
         if shape != annotated:
             raise ValueError(size_message(path, shape, annotated))
-        results['img'] = img
-        results['img_shape'] = shape
-        results['ori_shape'] = shape
-        return results
+        return dict(results, img=img, img_shape=shape, ori_shape=shape)
 
 
 @TRANSFORMS.register_module()
@@ -97,13 +84,14 @@ class ChooseExpressions(BaseTransform):
                  for j in range(len(ref['sentences']))]
         if 'num_expressions' in results:
             pairs = self._draw(pairs, results['num_expressions'])
-        results['expressions'] = [refs[i]['sentences'][j] for i, j in pairs]
-        results['sent_ids'] = [refs[i]['sent_ids'][j] for i, j in pairs]
-        results['ref_ids'] = [refs[i]['ref_id'] for i, _ in pairs]
-        results['ref_index'] = [i for i, _ in pairs]
-        return results
+        return dict(
+            results,
+            expressions=[refs[i]['sentences'][j] for i, j in pairs],
+            sent_ids=[refs[i]['sent_ids'][j] for i, j in pairs],
+            ref_ids=[refs[i]['ref_id'] for i, _ in pairs],
+            ref_index=[i for i, _ in pairs])
 
-    def _draw(self, pairs: Sequence[tuple[int, int]],
+    def _draw(self, pairs: list[tuple[int, int]],
               count: int) -> list[tuple[int, int]]:
         shuffled = [pairs[k] for k in np.random.permutation(len(pairs))]
         first = list(dict((pair[0], pair) for pair in shuffled).values())
@@ -139,8 +127,7 @@ class LoadReferMasks(BaseTransform):
                     f'{ref["ann_id"]}) in {results["img_path"]} is empty: '
                     'correct the annotation or remove the ref')
             masks.append(mask * 255)
-        results['gt_masks'] = np.stack(masks)
-        return results
+        return dict(results, gt_masks=np.stack(masks))
 
 
 @TRANSFORMS.register_module()
@@ -152,8 +139,7 @@ class Letterbox(BaseTransform):
     Args:
         size (int | tuple[int, int]): Side of the square, or (height, width),
             in pixels; multiples of 32 for CRIS.
-        border_value (Sequence[float]): Colour around the image, in the
-            channel order of img (BGR).
+        border_value (Sequence[float]): Colour around the image, BGR.
     """
 
     def __init__(self, size: Size, border_value: Sequence[float] = (0, 0, 0)):
@@ -161,34 +147,28 @@ class Letterbox(BaseTransform):
         self.border_value = tuple(border_value)
 
     def transform(self, results: dict) -> dict:
-        results['img'] = letterbox(
+        img = letterbox(
             results['img'], self.size, border_value=self.border_value)
-        results['img_shape'] = results['img'].shape[:2]
         if 'gt_masks' in results:
             results['gt_masks'] = np.stack([
                 letterbox(mask, self.size, cv2.INTER_LINEAR)
-                for mask in results['gt_masks']
-            ])
-        return results
+                for mask in results['gt_masks']])
+        return dict(results, img=img, img_shape=img.shape[:2])
 
 
 @TRANSFORMS.register_module()
 class TokenizeExpressions(BaseTransform):
-    """CLIP's token ids of the expressions.
+    """:func:`cris.datasets.tokenizer.tokenize` of the expressions.
 
     Required: expressions. Added: tokens, int64 (K, context_length).
-
-    Args:
-        context_length (int): See :func:`cris.datasets.tokenizer.tokenize`.
     """
 
     def __init__(self, context_length: int):
         self.context_length = context_length
 
     def transform(self, results: dict) -> dict:
-        results['tokens'] = tokenize(results['expressions'],
-                                     self.context_length)
-        return results
+        return dict(results, tokens=tokenize(
+            results['expressions'], self.context_length))
 
 
 @TRANSFORMS.register_module()

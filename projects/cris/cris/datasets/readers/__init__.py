@@ -23,7 +23,3 @@ READERS = {
     'coco': read_coco,
     'official-json': read_official_json,
 }
-
-__all__ = [
-    'READERS', 'read_coco', 'read_jsonl', 'read_official_json', 'read_refer'
-]

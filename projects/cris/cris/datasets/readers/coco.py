@@ -7,34 +7,25 @@ instances of one category in an image are one ref: the name refers to all of
 them.
 Further keys of an annotation: ``ref_id``, ``ann_id``, ``sent_ids``.
 """
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 from ..records import EntryError, RecordBuilder, Records, check_id, short
 from .instances import Instances, joint_segmentation
-from .shared import files_of_splits, flatten, own_sent_ids
+from .shared import files_of_splits, flatten
 
 
-def read_coco(ann_file: str,
-              img_folder: str,
+def read_coco(ann_file: str, img_folder: str,
               split: str | Sequence[str] | None = None) -> Records:
-    """Read COCO instances; see the top of readers/__init__.py.
-
-    A file without ``{split}`` in its name is the whole split.
-    """
+    """Read COCO instances; see the top of readers/__init__.py."""
     builder = RecordBuilder()
     for path, name in files_of_splits(ann_file, split):
         instances = Instances(path, img_folder, builder)
         anns = list(instances.annotations.values())
-        with_expressions = [ann for ann in anns if 'expressions' in ann]
-        builder.notes += [
-            f'{path}: {note}'
-            for note in _notes(instances, with_expressions or anns)
-        ]
-        if with_expressions:
-            groups = [[ann] for ann in with_expressions]
-        else:
-            groups = _by_category(anns)
-        for group in groups:
+        asked = [ann for ann in anns if 'expressions' in ann]
+        builder.notes += [f'{path}: {note}'
+                          for note in _notes(instances, asked or anns)]
+        for group in [[ann] for ann in asked] or _by_category(anns):
             first = group[0]
             image_id, category_id = map(first.get, ('image_id', 'category_id'))
             with builder.entry(f'{path}, annotation {first["id"]}'):
@@ -44,34 +35,28 @@ def read_coco(ann_file: str,
                                           (ann['id'] for ann in group)):
                     continue  # reported as a fault of the id
                 category = instances.category(category_id)
-                if with_expressions:
-                    sentences = flatten(first['expressions'])
-                elif category is None:
+                if not asked and category is None:
                     raise EntryError(
-                        'it has neither expressions nor a '
-                        'category with a name: category_id '
-                        f'{short(category_id)}', 'no-sentence')
-                else:
-                    sentences = [category]
+                        'it has neither expressions nor a category with a '
+                        f'name: category_id {short(category_id)}',
+                        'no-sentence')
                 builder.add(
                     instances.image(image_id),
                     ref_id=first.get('ref_id', first['id']),
-                    ann_id=first.get('ann_id', first['id']),
-                    split=name,
-                    category=category,
-                    segmentation=joint_segmentation(group),
-                    sent_ids=own_sent_ids(first),
-                    sentences=sentences)
+                    ann_id=first.get('ann_id', first['id']), split=name,
+                    category=category, segmentation=joint_segmentation(group),
+                    sent_ids=first.get('sent_ids'),
+                    sentences=flatten(first.get('expressions', category)))
     return builder.records()
 
 
 def _by_category(anns: list[dict]) -> list[list[dict]]:
-    groups: dict[Hashable, list[dict]] = {}
+    groups = defaultdict(list)
     for ann in anns:
         key = ann.get('image_id'), ann.get('category_id')
         if not all(isinstance(part, Hashable) for part in key):
             key = ann['id']  # a fault
-        groups.setdefault(key, []).append(ann)
+        groups[key].append(ann)
     return list(groups.values())
 
 
@@ -81,15 +66,11 @@ def _notes(instances: Instances, used: list[dict]) -> list[str]:
     number, images = len(instances.annotations), instances.images
     if len(used) < number:
         what = 'annotation with expressions'
-        notes.append(
-            f'{number - len(used)} of {number} annotations have no '
-            'expressions')
-    with_any = {
-        image_id for image_id in (ann.get('image_id') for ann in used)
-        if isinstance(image_id, Hashable)
-    }
-    without = sum(image_id not in with_any for image_id in images)
+        notes.append(f'{number - len(used)} of {number} annotations have no '
+                     'expressions')
+    image_ids = [ann.get('image_id') for ann in used]
+    without = images.keys() - {i for i in image_ids if isinstance(i, Hashable)}
     if without:
-        notes.append(f'{without} of {len(images)} images have no {what} and '
-                     'are not used')
+        notes.append(f'{len(without)} of {len(images)} images have no {what} '
+                     'and are not used')
     return notes

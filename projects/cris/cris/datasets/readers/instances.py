@@ -6,7 +6,7 @@ from typing import Any
 from cris.io.files import load_json, safe_join
 from cris.io.images import check_pixels
 
-from ..masks import Segmentation, union
+from ..masks import Segmentation
 from ..records import EntryError, RecordBuilder, short
 from .shared import inline_segmentation
 
@@ -14,17 +14,11 @@ from .shared import inline_segmentation
 class Instances:
     """A COCO file: images, annotations and categories by id.
 
-    If two entries have the same id, a ref to it is ambiguous: that is a fault,
-    and refs to them are left out.
-
-    Args:
-        path (str): The file.
-        img_folder (str): Folder of the images.
-        builder (RecordBuilder): Gets the faults.
+    That two entries have the same id is a fault, which the builder gets; refs
+    to them are ambiguous and left out.
 
     Raises:
-        FileError: If the file is broken.
-        ValueError: If it is not in COCO format.
+        ValueError: If the file is broken or not in COCO format.
     """
 
     def __init__(self, path: str, img_folder: str, builder: RecordBuilder):
@@ -50,8 +44,8 @@ class Instances:
 
     def is_ambiguous(self, image_id: Any, ann_ids: Iterable) -> bool:
         """Whether one of the ids belongs to two entries."""
-        return image_id in self._twice_images or any(
-            ann_id in self._twice_anns for ann_id in ann_ids)
+        return image_id in self._twice_images or not (
+            self._twice_anns.isdisjoint(ann_ids))
 
     def category(self, category_id: Any) -> str | None:
         """Name of a category, if it has one."""
@@ -63,36 +57,30 @@ class Instances:
         """An image, as in records, without refs.
 
         Raises:
-            EntryError: If there is no such image, or its size is invalid.
-            FileError: If it is too large or its name leaves the folder.
+            FileError: If there is no such image, its size is invalid or too
+                large, or its name leaves the folder.
         """
-        if image_id not in self._checked:
-            self._checked[image_id] = self._check(image_id)
-        return self._checked[image_id]
-
-    def _check(self, image_id: Any) -> dict:
+        if image_id in self._checked:
+            return self._checked[image_id]
         image = self.images.get(image_id)
         if image is None:
-            raise EntryError(
-                f'its image_id {image_id!r} does not exist',
-                'missing-image-entry')
+            raise EntryError(f'its image_id {image_id!r} does not exist',
+                             'missing-image-entry')
+        where = f'its image {image_id!r}'
         for key in ('height', 'width'):
             if not isinstance(image.get(key), int) or image[key] < 1:
-                raise EntryError(
-                    f'its image {image_id!r} has {key} '
-                    f'{short(image.get(key))}, not a positive integer',
-                    'bad-size')
-        check_pixels(image['height'], image['width'],
-                     f'its image {image_id!r}')
+                raise EntryError(f'{where} has {key} {short(image.get(key))}, '
+                                 'not a positive integer', 'bad-size')
+        check_pixels(image['height'], image['width'], where)
         safe_join(self._folder, image.get('file_name'))
-        return dict(
-            file_name=image['file_name'],
-            img_id=image_id,
-            height=image['height'],
-            width=image['width'])
+        self._checked[image_id] = dict(
+            file_name=image['file_name'], img_id=image_id,
+            height=image['height'], width=image['width'])
+        return self._checked[image_id]
 
 
-def _by_id(entries: list, where: str, builder: RecordBuilder) -> tuple:
+def _by_id(entries: list, where: str,
+           builder: RecordBuilder) -> tuple[dict, set]:
     """Entries by id, and the ids that are not unique."""
     found, twice = {}, set()
     for entry in entries:
@@ -110,6 +98,11 @@ def _by_id(entries: list, where: str, builder: RecordBuilder) -> tuple:
 
 
 def joint_segmentation(anns: list[dict]) -> Segmentation:
-    """Union of the segmentations of annotations; empty if one is missing."""
-    return inline_segmentation(
-        union(ann.get('segmentation', []) for ann in anns))
+    """Union of the masks of annotations; ``[]`` if a part is missing."""
+    masks = [ann.get('segmentation') for ann in anns]
+    if not all(masks):
+        return []
+    joint = masks[0] if len(masks) == 1 else [
+        part for mask in masks for part in (
+            mask if isinstance(mask, list) else [mask])]
+    return inline_segmentation(joint)

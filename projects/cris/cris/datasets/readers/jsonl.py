@@ -16,21 +16,18 @@ from typing import Any
 from cris.io.files import safe_join
 
 from ..masks import Segmentation, to_mask_files
-from ..records import RecordBuilder, Records, as_splits, short
+from ..records import RecordBuilder, Records, as_splits
 from .shared import (
     ImageFolder,
     check_splits,
     files_of_splits,
     flatten,
     inline_segmentation,
-    own_sent_ids,
     require,
 )
 
 
-def read_jsonl(ann_file: str,
-               img_folder: str,
-               mask_folder: str,
+def read_jsonl(ann_file: str, img_folder: str, mask_folder: str,
                split: str | Sequence[str] | None = None) -> Records:
     """Read JSON lines; see the top of readers/__init__.py.
 
@@ -38,52 +35,51 @@ def read_jsonl(ann_file: str,
     belong to every split.
     """
     builder, images = RecordBuilder(), ImageFolder(img_folder)
-    next_id = count()
+    ref_ids = count()
     splits = None if '{split}' in ann_file else as_splits(split)
     for path, name in files_of_splits(ann_file, split):
         entries = list(_lines(builder, path))
         with_split = [entry for _, entry in entries if 'split' in entry]
-        if splits and with_split:
+        if with_split:
             check_splits(with_split, splits, path)
-        for number, entry in entries:
-            ref_id, in_split = next(next_id), entry.get('split')
+        for where, entry in entries:
+            ref_id, in_split = next(ref_ids), entry.get('split')
             if splits and in_split is not None and in_split not in splits:
                 continue
-            with builder.entry(f'{path}, line {number}'):
+            with builder.entry(where):
                 require(entry, 'image', 'mask', 'expressions')
                 ref_id = entry.get('ref_id', ref_id)
-                category = entry.get('category')
                 builder.add(
                     images.image(entry['image'], entry.get('image_id')),
-                    ref_id=ref_id,
-                    ann_id=entry.get('ann_id', ref_id),
-                    split=name if in_split is None else short(in_split),
-                    category=None if category is None else short(category),
+                    ref_id=ref_id, ann_id=entry.get('ann_id', ref_id),
+                    split=name if in_split is None else in_split,
+                    category=entry.get('category'),
                     segmentation=_segmentation(entry['mask'], mask_folder),
-                    sent_ids=own_sent_ids(entry),
+                    sent_ids=entry.get('sent_ids'),
                     sentences=flatten(entry['expressions']))
     return builder.records()
 
 
-def _lines(builder: RecordBuilder, path: str) -> Iterator[tuple[int, dict]]:
-    """Number (from 1) and entry of every line that has an entry."""
+def _lines(builder: RecordBuilder, path: str) -> Iterator[tuple[str, dict]]:
+    """Every line that has an entry: its name in messages, and the entry."""
     with open(path, encoding='utf-8-sig') as file:
         try:
             for number, line in enumerate(file, 1):
                 where = f'{path}, line {number}'
+                if not line.strip():
+                    continue
                 try:
-                    entry = json.loads(line) if line.strip() else None
+                    entry = json.loads(line)
                 except (ValueError, RecursionError) as error:
                     builder.fault('bad-entry', where,
                                   f'it is not valid JSON: {error}')
                     continue
                 if isinstance(entry, dict):
-                    yield number, entry
-                elif line.strip():
-                    builder.fault(
-                        'bad-entry', where,
-                        f'it is {reprlib.repr(entry)}, not a JSON object with '
-                        'image, mask and expressions')
+                    yield where, entry
+                else:
+                    builder.fault('bad-entry', where, 'it is '
+                                  f'{reprlib.repr(entry)}, not a JSON object '
+                                  'with image, mask and expressions')
         except UnicodeDecodeError as error:
             raise ValueError(f'{path} is not UTF-8 text: {error}') from error
 

@@ -13,13 +13,11 @@ from itertools import count
 from cris.io.files import load_json, safe_join
 
 from ..masks import to_mask_files
-from ..records import EntryError, RecordBuilder, Records, short
+from ..records import EntryError, RecordBuilder, Records
 from .shared import ImageFolder, files_of_splits, flatten
 
 
-def read_official_json(ann_file: str,
-                       img_folder: str,
-                       mask_folder: str,
+def read_official_json(ann_file: str, img_folder: str, mask_folder: str,
                        split: str | Sequence[str] | None = None,
                        prompt_keys: Sequence[str] | None = None) -> Records:
     """Read the official JSON; see the top of readers/__init__.py.
@@ -29,7 +27,7 @@ def read_official_json(ann_file: str,
             where an entry has them; all by default.
     """
     builder, images = RecordBuilder(), ImageFolder(img_folder)
-    next_id = count()
+    ref_ids = count()
     for path, name in files_of_splits(ann_file, split):
         entries = load_json(path)
         if not isinstance(entries, list):
@@ -37,23 +35,19 @@ def read_official_json(ann_file: str,
                 f'{path} contains a {type(entries).__name__}, not the list of '
                 'entries of the official format')
         for number, entry in enumerate(entries):
-            ref_id = next(next_id)
+            ref_id = next(ref_ids)
             with builder.entry(f'{path}, entry {number}'):
                 if not isinstance(entry, dict):
-                    raise EntryError(
-                        f'{reprlib.repr(entry)} is not a dict', 'bad-entry')
+                    raise EntryError(f'{reprlib.repr(entry)} is not a dict')
                 mask = safe_join(mask_folder, _mask_name(entry))
-                category = entry.get('cat')
                 sentences, sent_ids = _sentences(entry, prompt_keys)
                 builder.add(
                     images.image(
                         entry.get('img_name'), entry.get('image_id')),
                     ref_id=entry.get('ref_id', ref_id),
                     ann_id=entry.get('ann_id', entry.get('segment_id')),
-                    split=name,
-                    category=None if category is None else short(category),
-                    segmentation=to_mask_files(mask),
-                    sent_ids=sent_ids,
+                    split=name, category=entry.get('cat'),
+                    segmentation=to_mask_files(mask), sent_ids=sent_ids,
                     sentences=sentences)
     return builder.records()
 
@@ -63,15 +57,13 @@ def _mask_name(entry: dict) -> str:
         return entry['mask_name']
     if not isinstance(entry.get('segment_id'), (int, str)):
         raise EntryError(
-            'it has neither mask_name nor segment_id (a '
-            f'number or string): {reprlib.repr(entry.get("segment_id"))}',
-            'missing-mask')
+            'it has neither mask_name nor segment_id (a number or string): '
+            f'{reprlib.repr(entry.get("segment_id"))}', 'missing-mask')
     return f'{entry["segment_id"]}.png'
 
 
-def _sentences(entry: dict,
-               prompt_keys: Sequence[str] | None) -> tuple[list[str],
-                                                           list | None]:
+def _sentences(entry: dict, prompt_keys: Sequence[str] | None
+               ) -> tuple[list[str], list | None]:
     """Sentences of an entry and their ids, where all have one."""
     if 'sentences' in entry and not prompt_keys:
         sentences = entry['sentences']
@@ -88,9 +80,8 @@ def _sentences(entry: dict,
         chosen = {key: prompts[key] for key in prompt_keys if key in prompts}
         if not chosen:
             raise EntryError(
-                f'its prompts have none of prompt_keys='
-                f'{list(prompt_keys)}; they have '
-                f'{", ".join(map(repr, prompts)) or "none at all"}',
+                f'its prompts have none of prompt_keys={list(prompt_keys)}; '
+                f'they have {", ".join(map(repr, prompts)) or "none at all"}',
                 'no-sentence')
         prompts = chosen
     return flatten(prompts), None

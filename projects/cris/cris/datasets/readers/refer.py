@@ -18,6 +18,7 @@ from ..records import (
     EntryError,
     RecordBuilder,
     Records,
+    as_splits,
     check_id,
     raise_faults,
     short,
@@ -29,12 +30,7 @@ _NO_TARGET = [-1]
 
 
 def load_refer(ann_file: str, split_file: str, split: str) -> list[dict]:
-    """The records of one split, one per image that has a ref in it.
-
-    Args:
-        ann_file (str): Path of ``instances.json``.
-        split_file (str): Path of ``refs(<split_by>).p``, or ``.json``.
-        split (str): E.g. ``'train'``, ``'val'``, ``'testA'``.
+    """The records of one split; arguments as of :func:`read_refer`.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -48,30 +44,32 @@ def load_refer(ann_file: str, split_file: str, split: str) -> list[dict]:
 
 
 @without_gc()
-def read_refer(ann_file: str,
-               split_file: str,
+def read_refer(ann_file: str, split_file: str,
                split: str | Sequence[str] | None = None,
                img_folder: str = 'images',
                skip_images: Sequence[int | str] = ()) -> Records:
     """Read the REFER layout; see the top of readers/__init__.py.
 
     Args:
+        ann_file (str): Path of ``instances.json``.
         split_file (str): Path of ``refs(<split_by>).p``, or ``.json``.
-        skip_images (Sequence[int | str]): Ids of images whose refs are left
-            out, without a fault.
+        skip_images (Sequence[int | str]): Ids of images to leave out.
     """
     for path, what in ((ann_file, 'instances (COCO annotations)'),
                        (split_file, 'refs (expressions and splits)')):
         if not osp.isfile(path):
-            raise FileNotFoundError(
-                f'{what} file {path} does not exist: check data_root, '
-                'ann_file and split_file')
-    builder = RecordBuilder()
+            raise FileNotFoundError(f'{what} file {path} does not exist: check'
+                                    ' data_root, ann_file and split_file')
+    builder, splits = RecordBuilder(), as_splits(split)
     # The large file first: memory peaks while it is parsed.
     instances = Instances(ann_file, img_folder, builder)
-    refs = _load_refs(split_file)
-    splits = check_splits(refs, split, split_file)
     may_be_several = split_file.endswith('.json')
+    refs = (load_json if may_be_several else load_plain_pickle)(split_file)
+    if not isinstance(refs, list) or not all(
+            isinstance(ref, dict) for ref in refs):
+        raise ValueError(
+            f'{split_file} does not contain a list of refs (dicts)')
+    check_splits(refs, splits, split_file)
     for ref in refs:
         if (splits is not None and ref.get('split') not in splits) or (
                 ref.get('image_id') in skip_images):
@@ -85,53 +83,36 @@ def read_refer(ann_file: str,
                 continue  # the fault is that of the id
             image = instances.image(image_id)
             anns = [_annotation(instances, i, image_id) for i in ann_ids]
-            entries = _sentences(ref['sentences'])
+            sentences = _sentences(ref['sentences'])
             category = ref.get(
                 'category_id', anns[0].get('category_id') if anns else None)
             builder.add(
-                image,
-                ref_id=ref['ref_id'],
-                ann_id=ref['ann_id'],
-                split=short(ref['split']),
-                category=instances.category(category),
+                image, ref_id=ref['ref_id'], ann_id=ref['ann_id'],
+                split=ref['split'], category=instances.category(category),
                 segmentation=joint_segmentation(anns) if anns else None,
-                sent_ids=[entry['sent_id'] for entry in entries],
-                sentences=[entry['sent'] for entry in entries])
+                sent_ids=[sentence['sent_id'] for sentence in sentences],
+                sentences=[sentence['sent'] for sentence in sentences])
     return builder.records()
 
 
-def _load_refs(path: str) -> list[dict]:
-    refs = (load_json if path.endswith('.json') else load_plain_pickle)(path)
-    if not isinstance(refs, list) or not all(
-            isinstance(ref, dict) for ref in refs):
-        raise ValueError(f'{path} does not contain a list of refs (dicts)')
-    return refs
-
-
 def _ann_ids(ann_id: Any, may_be_several: bool) -> list:
-    if isinstance(ann_id, list) and may_be_several:
-        if not ann_id:
-            raise EntryError(
-                'its ann_id is an empty list; [-1] '
-                'means that there is no target', 'bad-entry')
-        ann_ids = [] if ann_id == _NO_TARGET else ann_id
-    elif isinstance(ann_id, list):
-        raise EntryError(
-            f'its ann_id {reprlib.repr(ann_id)} is a list, which '
-            'only grefs(<split_by>).json may have', 'bad-entry')
-    else:
-        ann_ids = [ann_id]
+    ann_ids = ann_id if isinstance(ann_id, list) else [ann_id]
+    if ann_ids is ann_id and not may_be_several:
+        raise EntryError(f'its ann_id {reprlib.repr(ann_id)} is a list, which '
+                         'only grefs(<split_by>).json may have')
+    if not ann_ids:
+        raise EntryError('its ann_id is an empty list; [-1] means that there '
+                         'is no target')
     for number in ann_ids:
         check_id('ann_id', number)
-    return ann_ids
+    return [] if ann_id == _NO_TARGET else ann_ids
 
 
 def _annotation(instances: Instances, ann_id: Any, image_id: Any) -> dict:
     ann = instances.annotations.get(ann_id)
     if ann is None:
-        raise EntryError(
-            f'its ann_id {reprlib.repr(ann_id)} does not exist',
-            'missing-annotation')
+        raise EntryError(f'its ann_id {reprlib.repr(ann_id)} does not exist',
+                         'missing-annotation')
     if ann.get('image_id') != image_id:
         raise EntryError(
             f'its ann_id {ann_id} lies in image '
@@ -141,13 +122,12 @@ def _annotation(instances: Instances, ann_id: Any, image_id: Any) -> dict:
 
 def _sentences(entries: Any) -> Sequence[dict]:
     if not isinstance(entries, (list, tuple)):
-        raise EntryError(
-            f'its sentences {reprlib.repr(entries)} are not a list',
-            'bad-sentence')
+        raise EntryError(f'its sentences {reprlib.repr(entries)} are not a '
+                         'list', 'bad-sentence')
     for entry in entries:
         if not isinstance(entry, dict) or 'sent_id' not in entry or (
                 not isinstance(entry.get('sent'), str)):
-            raise EntryError(
-                f'its sentence {reprlib.repr(entry)} is not a '
-                'dict with sent_id and the string sent', 'bad-sentence')
+            raise EntryError(f'its sentence {reprlib.repr(entry)} is not a '
+                             'dict with sent_id and the string sent',
+                             'bad-sentence')
     return entries

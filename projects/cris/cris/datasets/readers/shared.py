@@ -19,11 +19,7 @@ _MAX_NESTED = 64  # lists and dicts around a sentence
 
 
 class ImageFolder:
-    """Images of a folder, each header read once.
-
-    Args:
-        folder (str): The folder.
-    """
+    """Images of a folder, each header read once."""
 
     def __init__(self, folder: str):
         self.folder = folder
@@ -32,35 +28,24 @@ class ImageFolder:
     def image(self, name: Any, img_id: Any = None) -> dict:
         """The image of an entry, as in records, without refs.
 
-        Args:
-            name (str): File name, relative to the folder.
-            img_id (int | str, optional): The name by default.
+        The id is the file name by default.
 
         Raises:
-            EntryError: If the file does not exist.
-            FileError: If the name leaves the folder, or the file is not an
-                image, broken or too large.
+            FileError: If the name leaves the folder, or the file does not
+                exist, is not an image, broken or too large.
         """
         path = safe_join(self.folder, name)
         try:
             height, width = self._size(path)
         except OSError as error:
-            raise EntryError(
-                f'image file {path} does not exist',
-                'missing-image') from error
-        return dict(
-            file_name=name,
-            img_id=name if img_id is None else img_id,
-            height=height,
-            width=width)
+            raise EntryError(f'image file {path} does not exist',
+                             'missing-image') from error
+        return dict(file_name=name, img_id=name if img_id is None else img_id,
+                    height=height, width=width)
 
 
 def inline_segmentation(segmentation: Any) -> Segmentation:
-    """A segmentation inside an annotation file, which names no other file.
-
-    Raises:
-        EntryError: If it does: the path has not been checked.
-    """
+    """Refuse a segmentation that names a file: its path was not checked."""
     if mask_files(segmentation):
         raise EntryError(
             'its mask has the key mask_file, which is not read from '
@@ -73,50 +58,30 @@ def require(entry: dict, *keys: str) -> None:
     """Refuse an entry that lacks a key."""
     missing = [key for key in keys if key not in entry]
     if missing:
-        raise EntryError(f'it has no {", ".join(missing)}', 'bad-entry')
+        raise EntryError(f'it has no {", ".join(missing)}')
 
 
 def flatten(value: Any, depth: int = 0) -> list[str]:
-    """All strings in nested lists and dicts, in their order.
-
-    Raises:
-        EntryError: If there is anything else among them.
-    """
+    """All strings in nested lists and dicts, in their order."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, list) or depth > _MAX_NESTED:
-        raise EntryError(
-            f'{reprlib.repr(value)} among its sentences is not a string, list '
-            'or dict', 'bad-sentence')
+        raise EntryError(f'{reprlib.repr(value)} among its sentences is not a '
+                         'string, list or dict', 'bad-sentence')
     return [text for item in value for text in flatten(item, depth + 1)]
 
 
-def own_sent_ids(entry: dict) -> list | None:
-    """The ``sent_ids`` of an entry, if it has any."""
-    ids = entry.get('sent_ids')
-    if not isinstance(ids, list | None):
-        raise EntryError(
-            f'its sent_ids {reprlib.repr(ids)} are not a list', 'bad-sentence')
-    return ids
-
-
-def check_splits(entries: Sequence[dict], split: str | Sequence[str] | None,
-                 path: str) -> list[str] | None:
-    """The wanted splits as a list; None stays.
-
-    Raises:
-        ValueError: If one does not exist; the message lists those that do.
-    """
-    splits = as_splits(split)
+def check_splits(entries: Sequence[dict], splits: Sequence[str] | None,
+                 path: str) -> None:
+    """Refuse a split that no entry has; the message lists those that exist."""
     present = Counter(short(entry.get('split')) for entry in entries)
     for name in splits or ():
         if name not in present:
             known = ', '.join(f'{k} ({n} refs)' for k, n in present.items())
             raise ValueError(f'{path} has no split {name!r}; it has '
                              f'{known or "no refs at all"}')
-    return splits
 
 
 def files_of_splits(
@@ -124,46 +89,36 @@ def files_of_splits(
         split: str | Sequence[str] | None) -> Iterator[tuple[str, str]]:
     """Annotation files, each with the name of its split.
 
-    Args:
-        ann_file (str): With ``{split}`` in its name there is one file per
-            split; otherwise all of it is the split.
-        split (str | list[str], optional): One split or several.
+    A file without ``{split}`` in its name is the whole split.
 
     Raises:
         FileNotFoundError: If one is missing; the message lists the splits
             that have files.
         ValueError: If the name needs a split and none is given.
     """
-    splits = as_splits(split)
+    names = as_splits(split)
     if '{split}' not in ann_file:
-        name = splits[0] if splits and len(splits) == 1 else 'all'
-        pairs = [(ann_file, name)]
-    elif splits is None:
+        names = names if names and len(names) == 1 else ['all']
+    elif names is None:
         raise ValueError(f'{ann_file} needs a split')
-    else:
-        pairs = [(ann_file.replace('{split}', name), name) for name in splits]
-    for path, name in pairs:
+    for name in names:
+        path = ann_file.replace('{split}', name)
         if not osp.isfile(path):
             there = ', '.join(splits_on_disk(ann_file))
+            advice = (f'there are files of the splits {there}' if there else
+                      'check data_root, ann_file and split')
             raise FileNotFoundError(
-                f'annotation file {path} does not exist: ' +
-                (f'there are files of the splits {there}'
-                 if there else 'check data_root, ann_file and split'))
+                f'annotation file {path} does not exist: {advice}')
         yield path, name
 
 
 def splits_on_disk(ann_file: str) -> list[str]:
-    """Splits that have a file, training first.
-
-    Args:
-        ann_file (str): Path with ``{split}`` in it; without, there is none.
-    """
+    """Splits that have a file, training first; none without ``{split}``."""
     start, *rest = ann_file.split('{split}')
     if not rest:
         return []
     found = glob.glob('*'.join(map(glob.escape, [start, *rest])))
     pattern = re.escape(start) + '(.+)' + r'\1'.join(map(re.escape, rest))
     matches = (re.fullmatch(pattern, path) for path in found)
-    names = [match[1] for match in matches if match]
-    return sorted(
-        names, key=lambda s: (s != 'train', not s.startswith('val'), s))
+    return sorted((match[1] for match in matches if match),
+                  key=lambda s: (s != 'train', not s.startswith('val'), s))
