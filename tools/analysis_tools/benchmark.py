@@ -43,6 +43,7 @@ def parse_args() -> argparse.Namespace:
         help='images of a training step; 0 skips training')
     add('--train-expressions', type=int, default=1,
         help='expressions of each image in training')
+    add('--compile', action='store_true', help='use torch.compile')
     add('--api', type=int, metavar='N', help='instead, time CRISInferencer '
         'with N expressions of one picture against N calls with one')
 

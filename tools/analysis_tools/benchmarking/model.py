@@ -36,7 +36,8 @@ def measure_inference(args: Namespace, precision: str,
     ``flops`` are those of the official code for one expression.
     """
     cfg = load_config(args.config, args.cfg_options)
-    model = optimize_for_inference(measuring.random_model(cfg), precision)
+    model = optimize_for_inference(
+        measuring.random_model(cfg), precision, args.compile)
     clock = Clock(args.runs)
     rows = []
     for count in args.expressions or [1, 7, 20, 30]:
@@ -81,6 +82,7 @@ def measure_training(args: Namespace, precision: str, flops: int) -> dict:
     if DEVICE == 'cpu':
         optimize_for_cpu_training(model)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    loss = torch.compile(model.loss) if args.compile else model.loss
     batch, count = args.train_batch, args.train_expressions
     images, tokens, _ = measuring.make_inputs(cfg, batch, count)
     masks = (torch.rand(count, *images.shape[2:], device=DEVICE) > .5).float()
@@ -92,7 +94,7 @@ def measure_training(args: Namespace, precision: str, flops: int) -> dict:
 
     def step():
         with optimizer.optim_context(model):
-            losses = model.loss(images, samples)
+            losses = loss(images, samples)
         optimizer.update_params(model.parse_losses(losses)[0])
 
     measuring.reset_peak()
