@@ -94,7 +94,7 @@ def test_training_steps(model, inputs):
     with torch.no_grad():
         logits = model.eval().predict_logits(inputs['img'], inputs['tokens'])
     (expected, ) = load_file(GOLDEN / 'after_training.safetensors').values()
-    torch.testing.assert_close(logits, expected, atol=2e-2, rtol=1e-2)
+    assert (logits - expected).norm() < 5e-2 * expected.norm()
 
 
 def test_loss_is_the_papers_formula():

@@ -45,7 +45,8 @@ def test_train_writes_checkpoints_and_validates(trained):
     assert re.search(r'Epoch\(val\) .*mIoU: [\d.]+ .*Pr@90', log)
     dumped = (work / CONFIG.name).read_text()
     assert ('BFloat16OptimWrapper' in dumped) == has_bfloat16()
-    lines = log.splitlines()
+    lines = [line for line in log.splitlines()
+             if 'only emulate bfloat16' not in line]  # some processors
     assert f'INFO - {CONFIG.stem}' in lines[0] and 'train' in lines[1]
     assert len(lines) < 20 and 'deprecated' not in log
 
