@@ -387,6 +387,17 @@ def test_an_image_of_two_splits_is_missing_once(refer_set, tmp_path):
                                                'leaking-image']
 
 
+def test_val_and_test_may_share_images(refer_set):
+    for i, ref in enumerate(refer_set.refs):
+        ref['split'] = ('val', 'testA')[i % 2]
+    assert checked(refer_set.write(), 'refer').findings == []
+
+
+def test_grefcoco_has_its_own_refs(grefs):
+    (grefs / 'refs(unc).p').write_bytes(b'of RefCOCO')
+    assert checked(grefs, 'grefcoco').usable
+
+
 def test_the_named_set_inside_the_root(refer_set, tmp_path):
     refer_set.root.rename(tmp_path / 'refclef')
     assert checked(tmp_path, 'refclef').usable
