@@ -80,6 +80,9 @@ def test_maps_have_the_size_of_the_image_and_add_up_to_one(model, shape):
     assert attention.maps.dtype == np.float32
     assert attention.maps.min() >= 0
     np.testing.assert_allclose(attention.maps.sum(0), 1, atol=0.02)
+    # A word of several tokens.
+    attention_of_pieces = word_attention(model, image, 'zebrafishlike circle')
+    np.testing.assert_allclose(attention_of_pieces.maps.sum(0), 1, atol=0.02)
     circle = cv2.circle(np.zeros(shape), (35, 45), 20, 1, -1) > 0
     if shape == (90, 140):  # the prediction is the model's
         both, either = attention.pred & circle, attention.pred | circle
