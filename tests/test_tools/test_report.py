@@ -116,6 +116,12 @@ def test_missing_pictures_are_said(records, tmp_path):
     assert 'the results hold no masks' in fault
 
 
+def test_samples_are_of_other_images_and_the_most_confident_first(tmp_path):
+    found = [record(tmp_path, 'a dog', 0.1, image) for image in (0, 0, 1)]
+    found[2]['score'] = 0.9
+    assert choose_samples(found, 3)['worst'] == [2, 0]
+
+
 def test_figures(records, tmp_path):
     results = tmp_path / 'results.json'
     results.write_text(json.dumps(records))
