@@ -27,7 +27,7 @@ def measure(tmp_path, *args):
         for row in rows:
             assert f'| {" | ".join(rows[0])} |' in out
             words = [v for v in row.values() if isinstance(v, (str, int))]
-            assert f'| {" | ".join(map(str, words))} | ' in out
+            assert re.search('.*'.join(rf'\| {w} ' for w in words), out)
             assert min(v for v in row.values() if isinstance(v, float)) > 0
     return out, tables
 
@@ -115,4 +115,4 @@ def test_index_of_the_true_size(tmp_path):
     _, tables = measure(tmp_path, 'data', '--index', tmp_path)
     for row in tables['index']:
         assert (row['train, samples'], row['val, samples']) == (42404, 3811)
-        assert row['peak memory, GiB'] < 2e9 / 2**30
+        assert row['peak memory, GiB'] - row['after the imports, GiB'] < 1
