@@ -157,7 +157,8 @@ def test_data_configs_have_an_evaluator(path):
     cfg = Config.fromfile(path)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         metric = METRICS.build(evaluator)
-        assert metric.scoring['generalized'] == (path.stem == 'grefcoco')
+        assert metric.scoring['generalized'] == (
+            path.stem in ('grefcoco', 'saco'))
 
 
 TINY = str(REPO / 'configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py')

@@ -127,7 +127,7 @@ def test_data_configs(path):
                                cfg.test_dataloader)
         for dataset in loader.dataset.get('datasets', [loader.dataset])]
     for dataset in datasets:
-        assert dataset.type in {'RefCOCODataset', *TYPES.values()}
+        assert dataset.type in DATASETS
         with pytest.raises(FileNotFoundError):
             DATASETS.build(dict(dataset, data_root='/nowhere'))
     lengths = {step.context_length for dataset in datasets
@@ -136,7 +136,7 @@ def test_data_configs(path):
     long = path.stem.startswith(('refcocog', 'refcoco_mixed'))
     assert lengths == {22 if long else 17}
     generalized = cfg.val_evaluator.get('generalized', False)
-    assert generalized == (path.stem == 'grefcoco')
+    assert generalized == (path.stem in ('grefcoco', 'saco'))
     assert not cfg.train_dataloader.dataset.get('test_mode')
     assert cfg.test_dataloader.dataset.test_mode
 

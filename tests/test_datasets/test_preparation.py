@@ -71,15 +71,15 @@ def test_all_forms_in_a_ring(refer_set, tmp_path):
     source = (refer_set.write(), 'refer')
     expected = records(*source)
     assert len(expected) == 8
-    for form in FORMS:
-        dst = converted(*source, tmp_path / f'as {form}', form)
-        found = records(dst, form)
+    for i, form in enumerate((*FORMS, 'refer')):
+        dst = converted(*source, tmp_path / f'{i} {form}', form)
+        source = dst, 'hub' if form == 'parquet' else form
+        found = records(*source)
         assert found == expected
         for split in ('train', 'val', 'testA'):
             assert [k for k, ref in found.items() if ref[0] == split] == [
                 k for k, ref in expected.items() if ref[0] == split]
-        assert checked(dst, form).usable
-        source = (dst, form)
+        assert checked(*source).usable
     (dst / 'images' / name).write_bytes(b'')  # a copy, not a link
     assert (images / name).read_bytes() == content
 
@@ -132,6 +132,7 @@ def test_by_image_and_by_seed(refer_set, tmp_path, form):
     root = refer_set.write()
     if form != 'refer':
         root = converted(root, 'refer', tmp_path / 'own', form)
+    form = 'hub' if form == 'parquet' else form
     located = locate(str(root), form)
     for name, seed in (('a', 3), ('b', 3), ('c', 4)):
         counts = split_dataset(located, str(tmp_path / name), 0.3, seed)
@@ -150,7 +151,8 @@ def test_by_image_and_by_seed(refer_set, tmp_path, form):
     assert a == b != c
     assert not any(path.suffix == '.jpg' for path in a)
     split_dataset(located, str(tmp_path / 'd'), 0.5, 0, True)
-    assert len(list((tmp_path / 'd/images').iterdir())) == 10
+    if form != 'hub':  # the pictures are inside its files
+        assert len(list((tmp_path / 'd/images').iterdir())) == 10
     assert checked(tmp_path / 'd', form).usable
 
 
@@ -241,7 +243,7 @@ def plant(data: ReferSet):
 
     refs[3]['ann_id'] = 9999  # 1
     refs[4]['image_id'] = 7777  # 2
-    refs[5]['sentences'] = []  # 3
+    refs[5]['sentences'] = 'a dog'  # 3
     anns[6]['segmentation'] = [[50, 60, 90, 60, 90, 90]]  # 4: all outside
     anns[7]['segmentation'] = dict(size=[48, 48], counts=[48 * 48])  # 5
     anns[8]['segmentation'] = dict(size=[40, 48], counts=[0, 1920])  # 6
@@ -258,7 +260,7 @@ def plant(data: ReferSet):
                           sentences=[dict(sent_id=9000, sent='alone')]))
     data.anns.append(dict(anns[18], id=901))  # 15: its image leaks
     return {
-        'missing-annotation', 'missing-image-entry', 'no-sentence',
+        'missing-annotation', 'missing-image-entry', 'bad-sentence',
         'outside-image', 'empty-mask', 'mask-size', 'bad-mask',
         'missing-image', 'bad-image', 'image-size', 'unsafe-name',
         'duplicate-ref', 'tiny-mask', 'long-sentence', 'leaking-image'}
@@ -332,7 +334,7 @@ def test_what_is_left_out(refer_set, tmp_path, capsys):
     assert '3 of 4 annotations have no expressions' in summary(result)
     assert '1 of 2 images have no annotation' in summary(result)
     converted(root, 'coco', tmp_path / 'a', 'jsonl')
-    assert 'left out: ' in capsys.readouterr().out
+    assert 'note: ' in capsys.readouterr().out
 
 
 def test_missing_files_and_where_they_come_from(tmp_path):
@@ -429,23 +431,23 @@ def test_refclef_without_its_bad_images(refer_set):
 
 def test_report(refer_set, tmp_path):
     refer_set.refs[2]['sentences'][0]['sent'] = '<b>' + 'word ' * 20
-    refer_set.refs[3]['sentences'] = []
+    refer_set.refs[3]['sentences'] = 'a dog'
     result = checked(refer_set.write(), 'refer')
     text = summary(result)
-    assert text.index('ERROR no-sent') < text.index('warning long-sentence')
+    assert text.index('ERROR bad-sent') < text.index('warning long-sentence')
     page = open(write_report(result, str(tmp_path / 'out'))).read()
-    assert page.index('error no-sent') < page.index('warning long-sentence')
+    assert page.index('error bad-sent') < page.index('warning long-sentence')
     assert page.count('<img src="data:image/jpeg;base64,') == 6
     assert '<b>word' not in page and '&lt;b&gt;word' in page
     report = json.loads((tmp_path / 'out/report.json').read_text())
-    assert report['kinds'] == {'no-sentence': 1, 'long-sentence': 1}
+    assert report['kinds'] == {'bad-sentence': 1, 'long-sentence': 1}
     assert [f['level'] for f in report['findings']] == ['error', 'warning']
     assert report['usable'] is False
     assert report['counts']['val'] == dict(refs=2, sentences=8, images=1)
 
 
 def test_stats(refer_set, tmp_path):
-    refer_set.refs[5]['sentences'] = []
+    refer_set.refs[5]['sentences'] = 'a dog'
     records = locate(str(refer_set.write()), 'refer').read()
     text = write_stats(records, str(tmp_path / 'out'))
     assert text.startswith('1 faulty entries are left out; see check\n')

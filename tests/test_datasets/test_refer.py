@@ -97,7 +97,6 @@ class TestFaults:
         ('refs', dict(ann_id='102'), "ref 2: its ann_id '102' does not"),
         ('refs', dict(ann_id=[102]), 'ref 2: its ann_id [102] is a list'),
         ('refs', dict(image_id=77), 'ref 2: its image_id 77 does not exist'),
-        ('refs', dict(sentences=[]), 'ref 2: it has no sentence'),
         ('refs', dict(sentences=5), 'ref 2: its sentences 5 are not a list'),
         ('refs', dict(sentences=['left']), 'ref 2: its sentence'),
         ('refs', dict(sentences=[dict(sent='left')]), 'ref 2: its sentence'),

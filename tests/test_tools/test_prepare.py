@@ -52,11 +52,11 @@ def test_help_imports_nothing_heavy(file):
 
 
 def test_status_of_what_is_not_usable(refer_set, tmp_path):
-    refer_set.refs[2]['sentences'] = []
+    refer_set.refs[2]['sentences'] = 'a dog'
     command = (PREPARE, 'check', refer_set.write(), '--dataset', 'refer',
                '--out', tmp_path)
     out = tool(*command, ok=False)
-    assert 'ERROR no-sentence: 1\n  ref 2: it has no sentence' in out
+    assert "ERROR bad-sentence: 1\n  ref 2: its sentences 'a dog'" in out
     assert 'NOT usable: 1 errors, 0 warnings' in out
     out = tool(PREPARE, 'check', tmp_path / 'nowhere', '--dataset', 'refer',
                ok=False)

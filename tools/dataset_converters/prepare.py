@@ -29,6 +29,9 @@ def parse_args() -> argparse.Namespace:
     add('--masks', help='folder of the masks, relative to the root')
     add('--prompt-keys', nargs='+', metavar='KEY',
         help='official-json: which of the prompts to take')
+    add('--size-mismatch', choices=['error', 'resize_image', 'resize_mask'],
+        help='pictures that are not of the annotated size (default: error; '
+        'resize_image for rrsis-d, resize_mask for refcocog)')
 
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
@@ -60,6 +63,7 @@ def parse_args() -> argparse.Namespace:
     add = convert.add_argument
     add('--to', required=True, choices=FORMS)
     add('--no-images', action='store_true', help='do not copy the images')
+    add('--shards', type=int, default=1, help='parquet: files per split')
     args = parser.parse_args()
     args.out = args.out or osp.join('work_dirs', 'prepare', args.dataset)
     return args
@@ -69,7 +73,7 @@ def run(args: argparse.Namespace, scratch: str) -> int:
     """Run the command; return the exit status."""
     from preparation.locate import locate
     located = locate(args.root, args.dataset, args.split_by, args.images,
-                     args.masks, args.prompt_keys, scratch)
+                     args.masks, args.prompt_keys, scratch, args.size_mismatch)
     if args.command == 'check':
         from preparation.check import check
         from preparation.report import summary, write_report
@@ -85,9 +89,10 @@ def run(args: argparse.Namespace, scratch: str) -> int:
     from preparation.convert import convert, split_dataset
     if args.command == 'convert':
         copied = not args.no_images
-        counts = convert(located, args.out, args.to, copied)
+        counts = convert(located, args.out, args.to, copied, args.shards)
     else:
-        copied = args.copy_images or bool(located.lmdb)
+        copied = (args.copy_images or bool(located.lmdb)
+                  or located.info.reader == 'parquet')
         counts = split_dataset(located, args.out, args.val_fraction,
                                args.seed, copied)
     for split, n in counts.items():

@@ -23,7 +23,10 @@ test_pipeline = [
     dict(type='TokenizeExpressions', context_length=context_length),
     dict(type='PackReferInputs')
 ]
-dataset = dict(data_root='data/refcocog', split_file='refs(umd).p')
+dataset = dict(
+    data_root='data/refcocog',
+    split_file='refs(umd).p',
+    size_mismatch='resize_mask')  # of some pictures in some copies
 train_dataloader = dict(dataset=dict(**dataset, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = dict(

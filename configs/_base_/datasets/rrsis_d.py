@@ -2,6 +2,7 @@
 _base_ = './refcoco.py'
 dataset = dict(
     data_root='data/rrsisd',
+    size_mismatch='resize_image',  # some are not 800 x 800, as annotated
     data_prefix=dict(img_path='images/rrsisd/JPEGImages'))
 train_dataloader = dict(dataset=dataset)
 val_dataloader = dict(dataset=dataset)

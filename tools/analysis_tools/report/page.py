@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from cris.datasets.masks import decode_mask
 from cris.evaluation.refseg_metric import COUNTS, compute_scores
 from cris.evaluation.results import read_results_file
-from cris.io.files import safe_join
+from cris.io.files import read_bytes, safe_join
 from cris.io.images import check_pixels
 from cris.version import __version__
 from cris.visualization.draw import cut, thumbnail
@@ -127,7 +127,7 @@ def _picture(record: dict, img_root: str | None,
         if not osp.isfile(path):
             raise FileNotFoundError(f'the image {path} does not exist: give '
                                     'its folder with --img-root')
-        return thumbnail(path, size, gt, pred)
+        return thumbnail(read_bytes(path), path, size, gt, pred)
     except (OSError, ValueError) as error:
         faults[str(error)] = None
         return None

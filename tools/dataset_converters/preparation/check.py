@@ -5,13 +5,13 @@ import os.path as osp
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
-from cris.datasets.headers import check_headers
+from cris.datasets.headers import check_headers, image_content
 from cris.datasets.masks import is_outside
 from cris.datasets.records import Fault
 from cris.datasets.tokenizer import count_tokens
-from cris.io.files import read_bytes
 from cris.io.images import open_image
 
 from .locate import Located
@@ -31,6 +31,9 @@ WARNINGS = {
     'long-sentence': 'a sentence that is cut at the context length',
     'partly-outside':
     'a polygon with points outside the image; that part is lost',
+    'resized-image':
+    'a picture that is not of the annotated size: the picture, or in training '
+    'the mask, is resized',
     'tiny-mask': f'a mask of fewer than {TINY} pixels',
 }
 _KINDS_OF_IMAGES = ('bad-image', 'image-size', 'image-too-large',
@@ -77,12 +80,17 @@ def check(located: Located, context_length: int | None = None,
         except (ImportError, OSError, ValueError) as error:
             findings.append(Fault('broken-file', '', str(error)))
     if osp.isdir(located.img_folder):
-        findings += _once_per_image(check_headers(images, located.img_folder))
+        faults = _once_per_image(check_headers(images, located.img_folder))
+        if located.size_mismatch != 'error':
+            faults = [fault._replace(kind='resized-image')
+                      if fault.kind == 'image-size' else fault
+                      for fault in faults]
+        findings += faults
     if decode_images:
-        bad = {fault.where for fault in findings}
+        bad = {f.where for f in findings if f.kind not in WARNINGS}
         findings += _decode_all(
-            [name for name in dict.fromkeys(i['file_name'] for i in images)
-             if name not in bad], located.img_folder, workers)
+            {image['file_name']: image for image in images
+             if image['file_name'] not in bad}, located.img_folder, workers)
     findings += _check_refs(
         images, context_length or located.info.context_length)
     counts = count_splits(images)
@@ -183,16 +191,16 @@ def _check_sentences(ref: dict, where: str,
                 f'than the context length of {context_length}')
 
 
-def _decode_all(names: list[str], folder: str,
+def _decode_all(images: dict[str, dict], folder: str,
                 workers: int) -> Iterator[Fault]:
-    paths = [osp.join(folder, name) for name in names]
+    decode = partial(_decode, folder=folder)
     if workers:
         with ProcessPoolExecutor(workers) as pool:
-            results = list(pool.map(_decode, paths, chunksize=16))
+            results = list(pool.map(decode, images.values(), chunksize=16))
     else:
-        results = map(_decode, paths)
+        results = map(decode, images.values())
     seen: dict[str, str] = {}
-    for name, (digest, message) in zip(names, results, strict=True):
+    for name, (digest, message) in zip(images, results, strict=True):
         if message:
             yield Fault('bad-image', name, message)
         elif seen.setdefault(digest, name) != name:
@@ -200,11 +208,12 @@ def _decode_all(names: list[str], folder: str,
                         f'it is the same file as {seen[digest]}')
 
 
-def _decode(path: str) -> tuple[str, str]:
+def _decode(image: dict, folder: str) -> tuple[str, str]:
     """Digest of an image file and, if it cannot be decoded, why."""
+    name = image['file_name']
     try:
-        content = read_bytes(path)
-        open_image(content, path).load()
+        content = image_content(image, folder)
+        open_image(content, name).load()
     except Exception as error:  # decoders raise all kinds of errors
-        return '', f'{path} cannot be decoded: {error}'
+        return '', f'{name} cannot be decoded: {error}'
     return hashlib.sha256(content).hexdigest(), ''

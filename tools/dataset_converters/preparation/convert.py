@@ -3,18 +3,23 @@
 import hashlib
 import os
 import os.path as osp
-import shutil
+from functools import partial
 from itertools import chain, count
 
+import cv2
+
+from cris.datasets.headers import check_headers, image_content
 from cris.datasets.records import raise_faults
+from cris.io.images import decode_image
 
 from .check import Counts, count_splits
+from .known_sets import FORMS
 from .locate import Located
 from .writers import WRITERS, Splits, check_new_folder
 
 
 def convert(located: Located, dst: str, form: str,
-            with_images: bool = True) -> Counts:
+            with_images: bool = True, shards: int = 1) -> Counts:
     """Write a dataset in a form of ``known_sets.FORMS``.
 
     These are kept: file names of images, sentences, ids of refs and
@@ -32,7 +37,7 @@ def convert(located: Located, dst: str, form: str,
     """
     check_new_folder(dst)
     images = located.read_strictly(with_images)
-    return _write(images, located, dst, form, with_images)
+    return _write(images, located, dst, form, with_images, shards)
 
 
 def split_dataset(located: Located, dst: str, val_fraction: float,
@@ -49,6 +54,8 @@ def split_dataset(located: Located, dst: str, val_fraction: float,
                          'between 0 and 1')
     check_new_folder(dst)
     images = located.read_strictly(with_images)
+    # What is inside parquet files cannot be pointed to.
+    with_images = with_images or any('picture' in image for image in images)
     known = list(count_splits(images))
     source = known[0] if len(known) == 1 else 'train'
     if source not in known or (len(known) > 1 and 'val' in known):
@@ -66,11 +73,13 @@ def split_dataset(located: Located, dst: str, val_fraction: float,
     val = set(names[:number])
     for name, ref in refs:
         ref['split'] = 'val' if name in val else 'train'
-    return _write(images, located, dst, located.info.reader, with_images)
+    form = located.info.reader
+    return _write(images, located, dst, form if form in FORMS else 'jsonl',
+                  with_images)
 
 
 def _write(images: list[dict], located: Located, dst: str, form: str,
-           with_images: bool) -> Counts:
+           with_images: bool, shards: int = 1) -> Counts:
     counts = count_splits(images)
     splits: Splits = {split: [] for split in counts}
     for image in images:
@@ -87,16 +96,48 @@ def _write(images: list[dict], located: Located, dst: str, form: str,
             f'ref {ref["ref_id"]}: it has no target, which the form {form} '
             'cannot express; choose refer or jsonl'
             for ref in refs if ref['segmentation'] is None], 'the conversion')
+    ignored = sum('ignore' in ref for ref in refs)
+    if ignored and form not in ('jsonl', 'parquet'):
+        print(f'note: the regions to ignore of {ignored} refs are left out; '
+              'only jsonl and parquet have them')
     _make_ids_unique(images, refs)
     os.makedirs(dst, exist_ok=True)
+    read = partial(_picture, located, _of_another_size(images, located))
+    if form == 'parquet':
+        from .parquet import write_shards
+        for split, rows in splits.items():
+            write_shards(rows, dst, split, shards,
+                         read if with_images else None)
+        return counts
     if with_images:
-        for name in {image['file_name'] for image in images}:
-            to = osp.join(dst, 'images', name)
+        for image in {i['file_name']: i for i in images}.values():
+            to = osp.join(dst, 'images', image['file_name'])
             os.makedirs(osp.dirname(to), exist_ok=True)
-            # Not a link: changes of the copy must not reach the original.
-            shutil.copyfile(osp.join(located.img_folder, name), to)
+            with open(to, 'wb') as file:
+                file.write(read(image))
     WRITERS[form](splits, dst)
     return counts
+
+
+def _of_another_size(images: list[dict], located: Located) -> set[str]:
+    """Names of the pictures that are to be resized."""
+    if located.size_mismatch == 'error':
+        return set()
+    return {fault.where for fault in check_headers(images, located.img_folder)
+            if fault.kind == 'image-size'}
+
+
+def _picture(located: Located, resized: set[str], image: dict) -> bytes:
+    """The content of an image's file, of the annotated size."""
+    name = image['file_name']
+    content = image_content(image, located.img_folder)
+    if name not in resized:
+        return content
+    picture = cv2.resize(
+        decode_image(content, name), (image['width'], image['height']),
+        interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode(osp.splitext(name)[1], picture,
+                        [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
 
 
 def _make_ids_unique(images: list[dict], refs: list[dict]) -> None:

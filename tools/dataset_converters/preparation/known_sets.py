@@ -6,7 +6,7 @@ Plain data without heavy imports: ``prepare.py --help`` lists it.
 from typing import NamedTuple
 
 #: Forms of annotation files that can be written; see docs/en/data.md.
-FORMS = ('refer', 'jsonl', 'coco', 'official-json')
+FORMS = ('refer', 'jsonl', 'coco', 'official-json', 'parquet')
 #: Refs, sentences and images (None: not published) by split.
 Counts = dict[str, tuple[int | None, int | None, int | None]]
 YOURS = 'you: see docs/en/data.md for the layout'
@@ -23,6 +23,7 @@ class DatasetInfo(NamedTuple):
     context_length: int = 17  # tokens of a sentence that models use
     skip_images: tuple[int, ...] = ()  # ids that are usually left out
     ann_file: str = 'instances.json'
+    size_mismatch: str = 'error'  # see ReferDataset
 
 
 _REFER = 'the REFER page, https://github.com/lichengunc/refer'
@@ -53,7 +54,7 @@ DATASETS = {
             'test': (5023, 9602, None)},
          'google': {
             'train': (44822, 85474, None), 'val': (5000, 9536, None)}},
-        context_length=22),
+        context_length=22, size_mismatch='resize_mask'),
     'refclef': DatasetInfo(
         'refer', f'refclef.zip of {_REFER}',
         f'saiapr_tc-12.zip (the "selected" 20,000 images) of {_REFER}',
@@ -67,7 +68,8 @@ DATASETS = {
     'rrsis-d': DatasetInfo(
         'refer', 'https://github.com/Lsan2401/RMSIN', 'the same place',
         ('images/rrsisd/JPEGImages', 'JPEGImages', 'images',
-         '../images/rrsisd/JPEGImages'), {'unc': {}}),
+         '../images/rrsisd/JPEGImages'), {'unc': {}},
+        size_mismatch='resize_image'),
     'refer': DatasetInfo('refer', image_folders=('images', *_COCO_FOLDERS)),
     'jsonl': DatasetInfo('jsonl', ann_file='{split}.jsonl'),
     'coco': DatasetInfo(
@@ -76,5 +78,15 @@ DATASETS = {
     'official-json': DatasetInfo(
         'official-json', ann_file='anns/{split}.json',
         image_folders=('images/train2014', 'images', '../images/train2014')),
+    'hub': DatasetInfo('parquet', 'https://huggingface.co/datasets', _COCO,
+                       ('.', ), ann_file='data/*.parquet'),
+    'refcoco-m': DatasetInfo(
+        'parquet', 'https://huggingface.co/datasets/moondream/refcoco-m',
+        image_folders=('.', ), ann_file='data/*.parquet',
+        counts={'m': {'validation': (2080, 5598, 1190)}}),
+    'labelme': DatasetInfo('labelme', image_folders=('.', ),
+                           ann_file='{split}'),
+    'saco': DatasetInfo('saco', image_folders=('images', '.'),
+                        ann_file='{split}.json'),
     'official-lmdb': DatasetInfo('official-json', ann_file='{split}.lmdb'),
 }

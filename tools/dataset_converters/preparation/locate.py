@@ -6,8 +6,10 @@ from itertools import chain
 from typing import NamedTuple
 
 from cris.datasets.readers import READERS
-from cris.datasets.readers.shared import splits_on_disk
+from cris.datasets.readers.parquet import split_of_name
+from cris.datasets.readers.shared import sort_splits, splits_on_disk
 from cris.datasets.records import Fault, Records, raise_faults
+from cris.io.parquet import open_parquet
 
 from .known_sets import DATASETS, DatasetInfo
 from .official_lmdb import convert_lmdb
@@ -23,6 +25,7 @@ class Located(NamedTuple):
     missing: list[Fault]  # files and folders
     # Folder of official LMDB files, from which read() makes those in args.
     lmdb: str | None = None
+    size_mismatch: str = 'error'  # see ReferDataset
 
     @property
     def img_folder(self) -> str:
@@ -74,13 +77,14 @@ class Located(NamedTuple):
         if not records.images:
             raise ValueError(f'{self.source} holds no refs')
         for note in records.notes:
-            print(f'left out: {note}')
+            print(f'note: {note}')
         return records.images
 
 
 def locate(root: str, name: str, split_by: str | None = None,
            images: str | None = None, masks: str | None = None,
-           prompt_keys: list[str] | None = None, scratch: str = '') -> Located:
+           prompt_keys: list[str] | None = None, scratch: str = '',
+           size_mismatch: str | None = None) -> Located:
     """Find the files of a dataset and list missing ones.
 
     Args:
@@ -92,6 +96,8 @@ def locate(root: str, name: str, split_by: str | None = None,
         masks (str, optional): Folder of the masks, relative to the root.
         prompt_keys (list[str], optional): For the official JSON.
         scratch (str): An empty folder for the files made from an LMDB.
+        size_mismatch (str, optional): See ReferDataset. Defaults to what the
+            dataset needs.
 
     Raises:
         FileNotFoundError: If the root is not a folder.
@@ -151,7 +157,8 @@ def locate(root: str, name: str, split_by: str | None = None,
             'missing-folder', folders[0],
             f'there is no folder of images{tried}; they come from '
             f'{info.image_source}. --images names another folder'))
-    return Located(info, name, split_by, args, splits, missing)
+    return Located(info, name, split_by, args, splits, missing,
+                   size_mismatch=size_mismatch or info.size_mismatch)
 
 
 def _only_split(root: str) -> str:
@@ -168,7 +175,14 @@ def _only_split(root: str) -> str:
 def _own_files(root: str, name: str) -> tuple[str, list[str], str]:
     """Annotation files, splits, and the subfolder of anns and masks."""
     ann_file = osp.join(root, DATASETS[name].ann_file)
+    if DATASETS[name].reader == 'parquet':
+        return _parquet_files(root)
     splits = splits_on_disk(ann_file)
+    if name == 'labelme':
+        splits = [s for s in splits if glob.glob(
+            f'{glob.escape(osp.join(root, s))}/*.json')]
+        if not splits and glob.glob(f'{glob.escape(root)}/*.json'):
+            return root, ['all'], ''
     if splits or name != 'official-json':
         return ann_file, splits, ''
     # The official code keeps several datasets side by side.
@@ -181,3 +195,22 @@ def _own_files(root: str, name: str) -> tuple[str, list[str], str]:
     inner = ''.join(inners)
     ann_file = osp.join(root, 'anns', inner, '{split}.json')
     return ann_file, splits_on_disk(ann_file), inner
+
+
+def _parquet_files(root: str) -> tuple[str, list[str], str]:
+    """A pattern of files in the root, and their splits."""
+    for folder in ('data', '.', '*'):
+        ann_file = osp.normpath(osp.join(root, folder, '*.parquet'))
+        paths = sorted(glob.glob(ann_file))
+        if paths:
+            break
+    else:
+        return osp.join(root, 'data/*.parquet'), [], ''
+    names = {split_of_name(path) for path in paths}
+    # A column "split" says more than the names of the files.
+    found = [open_parquet(path) for path in paths]
+    if all('split' in file.schema_arrow.names for file in found):
+        names = {
+            str(split) for file in found
+            for split in file.read(['split'])['split'].unique().to_pylist()}
+    return ann_file, sort_splits(names), ''

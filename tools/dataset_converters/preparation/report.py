@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
+from cris.datasets.headers import image_content
 from cris.datasets.masks import decode_mask
 from cris.datasets.records import Fault
 from cris.visualization.draw import thumbnail
@@ -87,7 +88,7 @@ def _picture(image: dict, ref: dict, folder: str) -> dict[str, str]:
     try:
         if ref['segmentation'] is not None:
             mask = decode_mask(ref['segmentation'], *size)
-        path = osp.join(folder, image['file_name'])
-        return dict(uri=thumbnail(path, size, mask))
+        return dict(uri=thumbnail(image_content(image, folder),
+                                  image['file_name'], size, mask))
     except (OSError, ValueError) as error:
         return dict(error=str(error)[:200])

@@ -80,6 +80,9 @@ def write_jsonl(splits: Splits, dst: str) -> None:
                     expressions=ref['sentences'], image_id=image['img_id'],
                     **_pick(ref, 'split', 'ref_id', 'ann_id', 'sent_ids',
                             'category'))
+                if 'ignore' in ref:
+                    line['ignore'] = plain_rle(
+                        ref['ignore'], image['height'], image['width'])
                 file.write(json.dumps(line, ensure_ascii=False) + '\n')
 
 

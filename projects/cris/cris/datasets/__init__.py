@@ -5,6 +5,9 @@ from .refcoco import (
     RefCOCODataset,
     ReferCOCODataset,
     ReferJSONLDataset,
+    ReferLabelmeDataset,
+    ReferParquetDataset,
+    ReferSaCoDataset,
 )
 from .transforms import (
     ChooseExpressions,
@@ -19,5 +22,6 @@ __all__ = [
     'ChooseExpressions', 'Letterbox', 'LoadReferImage', 'LoadReferMasks',
     'OfficialCRISDataset', 'PackReferInputs',
     'RefCOCODataset', 'ReferCOCODataset', 'ReferJSONLDataset',
+    'ReferLabelmeDataset', 'ReferParquetDataset', 'ReferSaCoDataset',
     'ResumableSampler', 'TokenizeExpressions'
 ]

@@ -24,7 +24,8 @@ _FILE_FAULTS = {
     'bad-file', 'bad-image', 'file-too-large', 'image-too-large',
     'missing-image', 'missing-mask', 'unsafe-name'
 }
-_REF_KEYS = ('ref_id', 'ann_id', 'segmentation', 'sent_ids', 'sentences')
+_REF_KEYS = ('ref_id', 'ann_id', 'segmentation', 'ignore', 'sent_ids',
+             'sentences')
 
 
 class ReferDataset(BaseDataset):
@@ -56,6 +57,10 @@ class ReferDataset(BaseDataset):
             names, or configs of datasets none of whose images may be used
             (compared by file name), e.g. the val and test splits of datasets
             that are mixed.
+        size_mismatch (str): What to do about a picture that is not of the
+            annotated size. 'error' is a fault; 'resize_image' resizes the
+            picture; 'resize_mask' the masks in training, and the picture in
+            evaluation: scores are always at the annotated size.
         check_images (bool): Whether to read the header of every image first;
             False only checks that the files exist.
         cache_dir (str | False, optional): Folder of the cache; by default
@@ -79,7 +84,7 @@ class ReferDataset(BaseDataset):
                  data_prefix: dict = {}, num_expressions: int = 1,
                  group_by_image: bool = True, on_error: str = 'raise',
                  exclude: Sequence[int | str | dict] = (),
-                 check_images: bool = True,
+                 size_mismatch: str = 'error', check_images: bool = True,
                  cache_dir: str | Literal[False] | None = None,
                  pipeline: Sequence[dict | Callable] = (), **kwargs):
         if num_expressions < 1:
@@ -87,6 +92,9 @@ class ReferDataset(BaseDataset):
         if on_error not in ('raise', 'skip'):
             raise ValueError(f"on_error={on_error!r} must be 'raise' or "
                              "'skip'")
+        if size_mismatch not in ('error', 'resize_image', 'resize_mask'):
+            raise ValueError(f'size_mismatch={size_mismatch!r} must be '
+                             "'error', 'resize_image' or 'resize_mask'")
         if cache_dir is True:
             raise ValueError('cache_dir=True must be a folder, None for '
                              '.cris_cache beside the annotations, or False '
@@ -96,6 +104,7 @@ class ReferDataset(BaseDataset):
         self.group_by_image = group_by_image
         self.on_error = on_error
         self.exclude = exclude
+        self.size_mismatch = size_mismatch
         self.check_images = check_images
         self.cache_dir = cache_dir
         self.faults: list[Fault] = []
@@ -149,7 +158,7 @@ class ReferDataset(BaseDataset):
             image = dict(image)
             image['img_path'] = osp.join(self.data_prefix['img_path'],
                                          image.pop('file_name'))
-            refs = [{key: ref[key] for key in _REF_KEYS}
+            refs = [{key: ref[key] for key in _REF_KEYS if key in ref}
                     for ref in image['refs']]
             if self.test_mode and self.group_by_image:
                 samples.append(dict(image, refs=refs))
@@ -164,6 +173,10 @@ class ReferDataset(BaseDataset):
                     dict(image, refs=refs[i:i + k], num_expressions=k)
                     for i in range(0, len(refs), k)]
         return samples
+
+    def get_data_info(self, idx: int) -> dict:
+        return dict(super().get_data_info(idx),
+                    size_mismatch=self.size_mismatch)
 
     def __getitem__(self, idx: int) -> dict:
         with self.worker_state.reading(idx, seeded=not self.test_mode):
@@ -188,8 +201,10 @@ class ReferDataset(BaseDataset):
 
     def _source(self) -> str:
         """Names of the files and the split, for messages."""
-        files = ', '.join(self._files(self.split_file or self.ann_file))
-        return f'{files}, split {self.split!r}'
+        files = self._files(self.split_file or self.ann_file)
+        if len(files) > 3:
+            files = [f'{files[0]} and {len(files) - 1} others']
+        return f'{", ".join(files)}, split {self.split!r}'
 
     def _cached(self, request: list, files: list, compute: Callable) -> list:
         folder = self.cache_dir
@@ -209,7 +224,8 @@ class ReferDataset(BaseDataset):
     def _drop_bad_images(self, images: list[dict]) -> list[dict]:
         """The images whose files exist and have the annotated size."""
         folder = self.data_prefix['img_path']
-        if not osp.isdir(folder):
+        in_folder = any('picture' not in image for image in images)
+        if in_folder and not osp.isdir(folder):
             raise FileNotFoundError(
                 f'the image folder {folder} does not exist: check data_root '
                 'and data_prefix=dict(img_path=...)')
@@ -222,6 +238,12 @@ class ReferDataset(BaseDataset):
         sizes = [(i['file_name'], i['height'], i['width']) for i in images]
         faults = [Fault(*fault) for fault in self._cached(
             ['images', folder, self.check_images, sizes], [], compute)]
+        if self.size_mismatch != 'error':
+            other = sum(fault.kind == 'image-size' for fault in faults)
+            faults = [f for f in faults if f.kind != 'image-size']
+            if other:
+                _warn(f'{other} of {len(images)} pictures are not of the '
+                      f'annotated size: size_mismatch={self.size_mismatch!r}')
         self._handle_faults(faults, f'the images of {self._source()}')
         bad = {fault.where for fault in faults}
         return [i for i in images if i['file_name'] not in bad]

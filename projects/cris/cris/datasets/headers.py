@@ -4,15 +4,31 @@ import os
 import os.path as osp
 from functools import cache
 
-from cris.io.files import FileError, safe_join
+from cris.io.files import FileError, read_bytes, safe_join
 from cris.io.images import image_size
+from cris.io.parquet import read_picture
 
 from .records import Fault
+
+
+def image_content(image: dict, folder: str) -> bytes:
+    """Content of the file of a record's image.
+
+    Raises:
+        OSError: If the file cannot be read.
+        FileError: If it is too large, outside the folder, or in a parquet
+            file that is broken.
+    """
+    if 'picture' in image:
+        return read_picture(*image['picture'])
+    return read_bytes(safe_join(folder, image['file_name']))
 
 
 def check_headers(images: list[dict], folder: str,
                   read: bool = True) -> list[Fault]:
     """Faults of the image files of records, at most one per image.
+
+    Pictures in parquet files are not among them: the reader checks those.
 
     Args:
         images (list[dict]): Records.
@@ -30,6 +46,8 @@ def check_headers(images: list[dict], folder: str,
 
     faults = []
     for image in images:
+        if 'picture' in image:
+            continue
         name = image['file_name']
         path = osp.join(folder, name)
         parent, base = osp.split(path)
@@ -57,6 +75,7 @@ def _check_size(path: str, image: dict) -> None:
 def size_message(path: str, size: tuple, annotated: tuple) -> str:
     """Message about an image whose size is not the annotated one."""
     return (f'{path} is of size {size}, but its annotations are for '
-            f'{annotated} (height, width)' +
+            f"{annotated} (height, width); size_mismatch='resize_image' or "
+            "'resize_mask' of the dataset resizes one of them" +
             ('; the two are swapped: its EXIF orientation was applied when '
              'one of them was made' if size == annotated[::-1] else ''))

@@ -5,9 +5,12 @@ A record is an image with its refs:
 ``dict(file_name, img_id, height, width, refs)``. A ref is
 ``dict(ref_id, ann_id, split, category, segmentation, area, sent_ids,
 sentences)``: no, one or several objects, and the sentences that refer to
-them. See masks.py for the segmentation; the area is in pixels.
+them. See masks.py for the segmentation; the area is in pixels. A ref may have
+``ignore``, a region that counts neither as target nor as background. An image
+whose picture is in a parquet file has ``picture``, ``[path, row]``.
 """
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -68,6 +71,7 @@ class RecordBuilder:
         self.faults: list[Fault] = []
         self.files: list[str] = []
         self.notes: list[str] = []
+        self.dropped: Counter[str] = Counter()  # what was left out, how often
         self._ref_ids: set[int | str] = set()
         self._num_sent_ids = 0
 
@@ -88,7 +92,8 @@ class RecordBuilder:
 
     def add(self, image: dict, *, ref_id: int | str, ann_id: Any, split: Any,
             segmentation: Segmentation, sentences: list[str],
-            sent_ids: Any = None, category: Any = None) -> None:
+            sent_ids: Any = None, category: Any = None,
+            ignore: Segmentation = None) -> None:
         """Check a ref and add it to its image.
 
         Args:
@@ -124,17 +129,23 @@ class RecordBuilder:
         _check_sentences(sentences, sent_ids)
         area = _checked_area(segmentation, image['height'], image['width'],
                              f'the mask of its ann_id {short(ann_id)}')
-        self._ref_ids.add(ref_id)
-        image = self.images.setdefault(img_id, dict(image, refs=[]))
-        image['refs'].append(dict(
+        ref = dict(
             ref_id=ref_id, ann_id=ann_id, split=short(split),
             category=None if category is None else short(category),
             segmentation=segmentation, sent_ids=sent_ids, sentences=sentences,
-            area=area))
+            area=area)
+        if ignore is not None:
+            _checked_area(ignore, image['height'], image['width'],
+                          'its region to ignore')
+            ref['ignore'] = ignore
+        self._ref_ids.add(ref_id)
+        image = self.images.setdefault(img_id, dict(image, refs=[]))
+        image['refs'].append(ref)
 
     def records(self) -> Records:
-        return Records(
-            list(self.images.values()), self.faults, self.files, self.notes)
+        notes = [f'{n} {what}' for what, n in self.dropped.items()]
+        return Records(list(self.images.values()), self.faults, self.files,
+                       self.notes + notes)
 
 
 def check_id(name: str, value: Any) -> None:

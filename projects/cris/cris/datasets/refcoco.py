@@ -1,11 +1,13 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """The datasets by the names that configs use; see base.py for all else."""
+import glob
 import os.path as osp
 from collections.abc import Sequence
 
 from mmseg.registry import DATASETS
 
 from .base import ReferDataset
+from .readers.parquet import find_shards
 
 
 @DATASETS.register_module()
@@ -47,6 +49,39 @@ class ReferCOCODataset(ReferDataset):
     """COCO instances with expressions or category names as such, read by
     readers/coco.py."""
     reader = 'coco'
+    default_ann_file = '{split}.json'
+
+
+@DATASETS.register_module()
+class ReferParquetDataset(ReferDataset):
+    """Parquet files in a form of the Hub or our own, read by
+    readers/parquet.py; ``ann_file`` is a path or glob."""
+    reader = 'parquet'
+    folders = dict(img_path='')
+    default_ann_file = 'data/*.parquet'
+
+    def _files(self, path: str) -> list[str]:
+        return [file for file, _ in find_shards(path, self.split)]
+
+
+@DATASETS.register_module()
+class ReferLabelmeDataset(ReferDataset):
+    """LabelMe folders, as ReasonSeg has them, read by readers/labelme.py;
+    ``ann_file`` is the folder of a split."""
+    reader = 'labelme'
+    folders = dict(img_path='')
+    default_ann_file = '{split}'
+
+    def _files(self, path: str) -> list[str]:
+        return [file for folder in super()._files(path)
+                for file in sorted(glob.glob(f'{glob.escape(folder)}/*.json'))]
+
+
+@DATASETS.register_module()
+class ReferSaCoDataset(ReferDataset):
+    """SA-Co, COCO with a phrase in each image entry, read by
+    readers/saco.py."""
+    reader = 'saco'
     default_ann_file = '{split}.json'
 
 

@@ -18,9 +18,10 @@ from mmseg.structures import SegDataSample
 from cris.geometry import Size, letterbox
 from cris.io.files import read_bytes
 from cris.io.images import decode_image
+from cris.io.parquet import read_picture
 
 from .headers import size_message
-from .masks import decode_mask
+from .masks import Segmentation, decode_mask
 from .tokenizer import tokenize
 
 _META_KEYS = ('img_path', 'img_id', 'ori_shape', 'img_shape', 'expressions',
@@ -47,8 +48,10 @@ def without_loading(pipeline: Sequence[dict]) -> list[dict]:
 class LoadReferImage(BaseTransform):
     """Load an image file as BGR, uint8 (h, w, 3).
 
-    Required: img_path; height, width (optional, the annotated size).
-    Added: img, img_shape, ori_shape.
+    Required: img_path; height, width (optional, the annotated size),
+    size_mismatch (optional, see ReferDataset), picture (optional, where it
+    is in a parquet file). Added: img, img_shape, ori_shape. In evaluation,
+    which has no num_expressions, ori_shape is the annotated size.
 
     Raises:
         OSError: If the file cannot be read.
@@ -57,12 +60,20 @@ class LoadReferImage(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         path = results['img_path']
-        img = decode_image(read_bytes(path), path)
+        content = read_picture(*results['picture']) if (
+            'picture' in results) else read_bytes(path)
+        img = decode_image(content, path)
         shape = img.shape[:2]
         annotated = (results.get('height', shape[0]),
                      results.get('width', shape[1]))
         if shape != annotated:
-            raise ValueError(size_message(path, shape, annotated))
+            mismatch = results.get('size_mismatch', 'error')
+            if mismatch == 'error':
+                raise ValueError(size_message(path, shape, annotated))
+            if mismatch == 'resize_image' or 'num_expressions' not in results:
+                img = cv2.resize(img, annotated[::-1],
+                                 interpolation=cv2.INTER_CUBIC)
+                shape = annotated
         return dict(results, img=img, img_shape=shape, ori_shape=shape)
 
 
@@ -105,8 +116,10 @@ class ChooseExpressions(BaseTransform):
 class LoadReferMasks(BaseTransform):
     """Rasterise the masks of the refs, at the image's original size.
 
-    Required: refs, ori_shape. Added: gt_masks, uint8 (R, h, w) of 0 and 255.
-    A ref whose segmentation is None has no target: its mask is empty.
+    Required: refs, ori_shape; height, width (optional, the annotated size,
+    from which masks are resized). Added: gt_masks, uint8 (R, h, w) of 0 and
+    255. A ref whose segmentation is None has no target: its mask is empty.
+    gt_ignore is of the same form, if a ref has a region to ignore.
 
     Raises:
         ValueError: If the mask of a ref that has a target is empty or cannot
@@ -114,27 +127,41 @@ class LoadReferMasks(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
-        height, width = results['ori_shape']
+        shape = results['ori_shape']
+        annotated = (results.get('height', shape[0]),
+                     results.get('width', shape[1]))
+
+        def load(segmentation: Segmentation) -> np.ndarray:
+            if segmentation is None:
+                return np.zeros(shape, np.uint8)
+            mask = decode_mask(segmentation, *annotated) * 255
+            if shape == annotated:
+                return mask
+            return cv2.resize(mask, shape[::-1],
+                              interpolation=cv2.INTER_NEAREST_EXACT)
+
         masks = []
         for ref in results['refs']:
-            if ref['segmentation'] is None:
-                masks.append(np.zeros((height, width), np.uint8))
-                continue
-            mask = decode_mask(ref['segmentation'], height, width)
-            if not mask.any():
+            mask = load(ref['segmentation'])
+            if ref['segmentation'] is not None and shape == annotated and (
+                    not mask.any()):
                 raise ValueError(
                     f'the mask of ref {ref["ref_id"]} (ann_id '
                     f'{ref["ann_id"]}) in {results["img_path"]} is empty: '
                     'correct the annotation or remove the ref')
-            masks.append(mask * 255)
-        return dict(results, gt_masks=np.stack(masks))
+            masks.append(mask)
+        results = dict(results, gt_masks=np.stack(masks))
+        if any('ignore' in ref for ref in results['refs']):
+            results['gt_ignore'] = np.stack([
+                load(ref.get('ignore')) for ref in results['refs']])
+        return results
 
 
 @TRANSFORMS.register_module()
 class Letterbox(BaseTransform):
     """Letterbox the image, cubic, and the masks loaded so far, linear.
 
-    Required: img; gt_masks (optional). Modified: img, img_shape, gt_masks.
+    Required: img; gt_masks, gt_ignore (optional). Modified: these, img_shape.
 
     Args:
         size (int | tuple[int, int]): Side of the square, or (height, width),
@@ -149,11 +176,11 @@ class Letterbox(BaseTransform):
     def transform(self, results: dict) -> dict:
         img = letterbox(
             results['img'], self.size, border_value=self.border_value)
-        if 'gt_masks' in results:
-            results['gt_masks'] = np.stack([
-                letterbox(mask, self.size, cv2.INTER_LINEAR)
-                for mask in results['gt_masks']])
-        return dict(results, img=img, img_shape=img.shape[:2])
+        masks = {
+            key: np.stack([letterbox(mask, self.size, cv2.INTER_LINEAR)
+                           for mask in results[key]])
+            for key in ('gt_masks', 'gt_ignore') if key in results}
+        return dict(results, **masks, img=img, img_shape=img.shape[:2])
 
 
 @TRANSFORMS.register_module()
@@ -175,10 +202,11 @@ class TokenizeExpressions(BaseTransform):
 class PackReferInputs(BaseTransform):
     """Pack a sample for the model.
 
-    Required: img, expressions, tokens, ref_index; gt_masks (optional).
-    Returns ``dict(inputs, data_samples)``: the image, uint8 (3, H, W), and
-    a SegDataSample with ``tokens (K, L)``, ``gt_sem_seg.data``, float32
-    (K, H, W) in [0, 1], and the metainfo img_path, img_id, ori_shape,
+    Required: img, expressions, tokens, ref_index; gt_masks, gt_ignore
+    (optional). Returns ``dict(inputs, data_samples)``: the image, uint8 (3, H,
+    W), and a SegDataSample with ``tokens (K, L)``, ``gt_sem_seg.data``,
+    float32 (K, H, W) in [0, 1], perhaps ``gt_ignore.data``, bool (K, H, W),
+    pixels that do not count, and the metainfo img_path, img_id, ori_shape,
     img_shape, expressions, ref_ids and sent_ids, if present.
     """
 
@@ -191,4 +219,7 @@ class PackReferInputs(BaseTransform):
             masks = results['gt_masks'][results['ref_index']]
             masks = torch.from_numpy(masks).float().div_(255)
             sample.gt_sem_seg = PixelData(data=masks)
+        if 'gt_ignore' in results:
+            ignore = results['gt_ignore'][results['ref_index']]
+            sample.gt_ignore = PixelData(data=torch.from_numpy(ignore > 0))
         return dict(inputs=torch.from_numpy(img), data_samples=sample)

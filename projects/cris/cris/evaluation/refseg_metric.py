@@ -156,7 +156,8 @@ class RefSegMetric(BaseMetric):
             data_batch (dict): Not used.
             data_samples (Sequence[dict]): With ``gt_sem_seg`` and
                 ``pred_sem_seg`` or, for the option threshold, the
-                probabilities ``seg_logits``; all (K, h, w).
+                probabilities ``seg_logits``; all (K, h, w). Pixels in
+                ``gt_ignore`` count neither way.
 
         Raises:
             ValueError: If prediction and ground truth differ in shape, or
@@ -171,6 +172,9 @@ class RefSegMetric(BaseMetric):
                     f'{target.shape} of {sample.get("img_path")} differ in '
                     'shape: load the masks after the letterbox, so that they '
                     'keep the original size')
+            if 'gt_ignore' in sample:
+                counted = ~sample['gt_ignore']['data'].cpu().numpy()
+                pred, target = pred & counted, target & counted
             chosen = self._chosen(sample, len(pred))
             pred, target = pred[chosen], target[chosen]
             if self.gt_size is None:

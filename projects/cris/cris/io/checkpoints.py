@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .archives import check_checkpoint_file, is_torchscript, read_torchscript
+from .pickles import number_dtype
 
 try:
     from numpy._core.multiarray import _reconstruct, scalar
@@ -35,14 +36,6 @@ def _method_of_history_buffer(owner: type, name: str):
     return getattr(HistoryBuffer, name)
 
 
-def _number_dtype(code: str, *_) -> np.dtype:
-    """In place of np.dtype, whose other types can hold objects."""
-    if not re.fullmatch('[fiu][48]', str(code)):
-        raise pickle.UnpicklingError(f'it asks for numpy.dtype({code!r})')
-    # A copy: a pickle could change the byte order of NumPy's dtype.
-    return np.dtype(code, copy=True)
-
-
 # Tensors, and the history of its log, which mmengine stores with them. Keys
 # are the names in the pickle; numpy._core was numpy.core before NumPy 2.
 _OBJECTS = {
@@ -53,7 +46,7 @@ _OBJECTS = {
     'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
     'builtins.getattr': _method_of_history_buffer,
     'numpy.ndarray': np.ndarray,
-    'numpy.dtype': _number_dtype,
+    'numpy.dtype': number_dtype,
     **{f'numpy.dtypes.{kind.__name__}': kind
        for kind in map(type, map(np.dtype, 'f4 f8 i4 i8 u4 u8'.split()))},
     **{f'numpy.{core}.multiarray.{function.__name__}': function

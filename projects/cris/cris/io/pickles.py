@@ -1,15 +1,19 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Pickles of plain data, read without running anything.
 
-An unpickler that refuses every global cannot run code. Still, a few bytes can
-make it allocate gigabytes (a large memo index) or crash the process (nested
-tuples overflow the stack when they are hashed). The opcodes are checked first.
+An unpickler that refuses or replaces every global cannot run code. Still, a
+few bytes can make it allocate gigabytes (a large memo index) or crash the
+process (nested tuples overflow the stack when they are hashed). The opcodes
+are checked first.
 """
+import codecs
 import pickle
 import re
 from io import BytesIO
 from itertools import chain, islice
 from typing import Any
+
+import numpy as np
 
 from .files import FileError, without_gc
 
@@ -89,13 +93,56 @@ def _check_tree(value: Any, most: int) -> None:
     raise ValueError(f'its lists are nested deeper than {_MAX_DEPTH}')
 
 
+def number_dtype(code: Any, *_) -> np.dtype:
+    """In place of np.dtype, whose other types can hold objects."""
+    if not re.fullmatch(r'[fiu][1248]|b1|U[0-9]{1,4}', str(code)):
+        raise pickle.UnpicklingError(f'it asks for numpy.dtype({code!r})')
+    # A copy: a pickle could change the byte order of NumPy's dtype.
+    return np.dtype(code, copy=True)
+
+
+def _scalar(dtype: Any, content: Any) -> int | float | bool | str:
+    """A NumPy scalar as a number or string of Python."""
+    if not isinstance(dtype, np.dtype) or not isinstance(content, bytes):
+        raise pickle.UnpicklingError('its NumPy numbers are not readable')
+    (value, ) = np.frombuffer(content, dtype).tolist()
+    return value
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """In place of codecs.encode, by which protocols 0 to 2 write bytes."""
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'it asks for the codec {encoding!r}')
+    return text.encode('latin1')
+
+
+_FUNCTIONS = {
+    'numpy.dtype': number_dtype,
+    'numpy.core.multiarray.scalar': _scalar,
+    'numpy._core.multiarray.scalar': _scalar,
+    '_codecs.encode': _encode,
+}
+
+
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses every global, so that nothing can run."""
+    """Refuses every global but NumPy's scalars, so that nothing can run."""
 
     def find_class(self, module, name):
+        if f'{module}.{name}' in _FUNCTIONS:
+            return _FUNCTIONS[f'{module}.{name}']
         raise pickle.UnpicklingError(
             f'it asks for {module}.{name}, but only lists, dicts, tuples, '
             'numbers and strings are read')
+
+
+def _latin_1(error: UnicodeError) -> tuple[str, int]:
+    """Python 2 wrote bytes: UTF-8, else Latin-1."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return error.object[error.start:error.end].decode('latin-1'), error.end
+
+
+codecs.register_error('cris-latin-1', _latin_1)
 
 
 def parse_plain_pickle(content: bytes, where: str) -> Any:
@@ -110,7 +157,8 @@ def parse_plain_pickle(content: bytes, where: str) -> Any:
         with without_gc():
             # Python 2 wrote the files of RefCOCO.
             value = _PlainUnpickler(
-                BytesIO(content), encoding='utf-8', errors='replace').load()
+                BytesIO(content), encoding='utf-8',
+                errors='cris-latin-1').load()
         _check_tree(value, len(content))
         return value
     except Exception as error:  # broken bytes can raise anything

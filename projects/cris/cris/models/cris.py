@@ -119,7 +119,8 @@ class CRIS(BaseSegmentor):
         Args:
             inputs (Tensor): Normalised images, ``(B, 3, H, W)``.
             data_samples (list[SegDataSample]): With ``tokens (K, L)`` and
-                ``gt_sem_seg.data (K, H, W)`` in [0, 1].
+                ``gt_sem_seg.data (K, H, W)`` in [0, 1]; perhaps with
+                ``gt_ignore.data``, bool, pixels that do not count.
 
         Returns:
             dict: Losses by name.
@@ -135,8 +136,14 @@ class CRIS(BaseSegmentor):
                 'train_dataloader.batch_size or '
                 'train_dataloader.dataset.num_expressions must be 2 or more')
         logits = self._forward(inputs, data_samples)
-        return self.decode_head.loss(
-            logits, [sample.gt_sem_seg.data for sample in data_samples])
+        masks = [sample.gt_sem_seg.data for sample in data_samples]
+        if not any('gt_ignore' in sample for sample in data_samples):
+            return self.decode_head.loss(logits, masks)
+        ignore = [
+            sample.gt_ignore.data if 'gt_ignore' in sample
+            else torch.zeros_like(mask, dtype=torch.bool)
+            for sample, mask in zip(data_samples, masks, strict=True)]
+        return self.decode_head.loss(logits, masks, ignore)
 
     def predict(self, inputs: Tensor,
                 data_samples: list[SegDataSample]) -> list[SegDataSample]:

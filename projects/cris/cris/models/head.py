@@ -99,15 +99,24 @@ class VisionLanguageDecoderHead(nn.Module):
             fused = self.decoder(fused, words=words, padding_mask=padding_mask)
         return self.projector(fused, sentence)
 
-    def loss(self, logits: Tensor, masks: list[Tensor]) -> dict[str, Tensor]:
+    def loss(self, logits: Tensor, masks: list[Tensor],
+             ignore: list[Tensor] | None = None) -> dict[str, Tensor]:
         """Loss of a batch, a scalar under its name.
 
         Args:
             logits (Tensor): ``(E, 1, H/4, W/4)``.
             masks (list[Tensor]): Masks of each image's expressions,
                 ``(K, H, W)`` in [0, 1]; the K add up to E.
+            ignore (list[Tensor], optional): Pixels that do not count, bool,
+                of the same shapes.
         """
         target = torch.cat(masks)[:, None].float()  # (E, 1, H, W)
         target = F.interpolate(
             target, logits.shape[-2:], mode=self.target_resize)
-        return {self.loss_decode.loss_name: self.loss_decode(logits, target)}
+        options = {}
+        if ignore is not None:
+            options['ignore'] = F.interpolate(
+                torch.cat(ignore)[:, None].float(), logits.shape[-2:],
+                mode='nearest') > 0
+        return {self.loss_decode.loss_name: self.loss_decode(
+            logits, target, **options)}

@@ -22,13 +22,18 @@ class TextToPixelContrastiveLoss(nn.Module):
         super().__init__()
         self.loss_weight = loss_weight
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor,
+                ignore: Tensor | None = None) -> Tensor:
         """Loss of a batch, a scalar.
 
         Args:
             logits (Tensor): z, ``(E, 1, h, w)``.
             target (Tensor): The referent's share of each pixel, in [0, 1], of
                 the same shape.
+            ignore (Tensor, optional): Pixels that do not count, bool, of the
+                same shape.
         """
+        if ignore is not None:
+            logits, target = logits[~ignore], target[~ignore]
         return self.loss_weight * F.binary_cross_entropy_with_logits(
             logits.float(), target.float())

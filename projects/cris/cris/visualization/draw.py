@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from cris.io.files import read_bytes
 from cris.io.images import open_image
 
 PREDICTION = (0, 230, 235)
@@ -183,21 +182,21 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f'{text[:length - 1]}…'
 
 
-def thumbnail(path: str, size: tuple[int, int], gt: np.ndarray | None = None,
+def thumbnail(content: bytes, path: str, size: tuple[int, int],
+              gt: np.ndarray | None = None,
               pred: np.ndarray | None = None) -> str:
     """An image of 260 x 390 pixels at most, with masks, as a JPEG's URI.
 
     Args:
-        path (str): Image file.
+        content (bytes): Of an image file.
+        path (str): Its name in messages.
         size (tuple[int, int]): Height and width that the image must have.
         gt (np.ndarray, optional): Ground truth, ``(h, w)``, nonzero inside.
         pred (np.ndarray, optional): Prediction, likewise.
 
     Raises:
-        OSError: If the file cannot be opened.
         ValueError: If it is not an image, is too large, or has another size.
     """
-    content = read_bytes(path)
     open_image(content, path)
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if image is None or image.shape[:2] != tuple(size):

@@ -14,12 +14,18 @@ broken or has no such split. What is wrong with an entry is a fault.
 """
 from .coco import read_coco
 from .jsonl import read_jsonl
+from .labelme import read_labelme
 from .official_json import read_official_json
+from .parquet import read_parquet
 from .refer import read_refer
+from .saco import read_saco
 
 READERS = {
     'refer': read_refer,
     'jsonl': read_jsonl,
     'coco': read_coco,
     'official-json': read_official_json,
+    'parquet': read_parquet,
+    'labelme': read_labelme,
+    'saco': read_saco,
 }

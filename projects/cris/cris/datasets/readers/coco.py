@@ -44,7 +44,8 @@ def read_coco(ann_file: str, img_folder: str,
                     instances.image(image_id),
                     ref_id=first.get('ref_id', first['id']),
                     ann_id=first.get('ann_id', first['id']), split=name,
-                    category=category, segmentation=joint_segmentation(group),
+                    category=category,
+                    segmentation=joint_segmentation(group, builder),
                     sent_ids=first.get('sent_ids'),
                     sentences=flatten(first.get('expressions', category)))
     return builder.records()

@@ -67,15 +67,11 @@ class Instances:
             raise EntryError(f'its image_id {image_id!r} does not exist',
                              'missing-image-entry')
         where = f'its image {image_id!r}'
-        for key in ('height', 'width'):
-            if not isinstance(image.get(key), int) or image[key] < 1:
-                raise EntryError(f'{where} has {key} {short(image.get(key))}, '
-                                 'not a positive integer', 'bad-size')
-        check_pixels(image['height'], image['width'], where)
+        height, width = image_size_of(image, where)
         safe_join(self._folder, image.get('file_name'))
         self._checked[image_id] = dict(
-            file_name=image['file_name'], img_id=image_id,
-            height=image['height'], width=image['width'])
+            file_name=image['file_name'], img_id=image_id, height=height,
+            width=width)
         return self._checked[image_id]
 
 
@@ -97,12 +93,41 @@ def _by_id(entries: list, where: str,
     return found, twice
 
 
-def joint_segmentation(anns: list[dict]) -> Segmentation:
-    """Union of the masks of annotations; ``[]`` if a part is missing."""
-    masks = [ann.get('segmentation') for ann in anns]
+def image_size_of(entry: dict, where: str) -> tuple[int, int]:
+    """Height and width that an entry states; integral floats become int.
+
+    Raises:
+        FileError: If they are invalid or too large.
+    """
+    sizes = []
+    for key in ('height', 'width'):
+        size = entry.get(key)
+        if isinstance(size, float) and size.is_integer():
+            size = int(size)
+        if not isinstance(size, int) or size < 1:
+            raise EntryError(f'{where} has {key} {short(size)}, not a '
+                             'positive integer', 'bad-size')
+        sizes.append(size)
+    check_pixels(*sizes, where)
+    return sizes[0], sizes[1]
+
+
+def joint_segmentation(anns: list[dict],
+                       builder: RecordBuilder) -> Segmentation:
+    """Union of the masks of annotations; ``[]`` if a part is missing.
+
+    Crowds beside other annotations are left out, as gRefCOCO's own reader
+    and ReLA's do.
+    """
+    single = [ann for ann in anns if not ann.get('iscrowd')]
+    if single and len(single) < len(anns):
+        builder.dropped['crowd annotations, beside others of the same ref, '
+                        'are left out'] += len(anns) - len(single)
+        anns = single
+    masks = [inline_segmentation(ann.get('segmentation'), builder)
+             for ann in anns]
     if not all(masks):
         return []
-    joint = masks[0] if len(masks) == 1 else [
+    return masks[0] if len(masks) == 1 else [
         part for mask in masks for part in (
             mask if isinstance(mask, list) else [mask])]
-    return inline_segmentation(joint)

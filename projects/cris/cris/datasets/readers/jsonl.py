@@ -5,7 +5,8 @@ A line is ``{"image": "a.jpg", "mask": "a_1.png", "expressions": ["the dog",
 ...]}``. The mask is a file (every pixel that is not 0), a list of files (their
 union), polygons or RLE as in COCO, or null (no target). Further keys:
 ``ref_id`` (by default the number of the line over all files, from 0),
-``sent_ids``, ``image_id``, ``ann_id``, ``category``, ``split``.
+``sent_ids``, ``image_id``, ``ann_id``, ``category``, ``split``, and
+``ignore``, a mask of pixels that count neither as target nor as background.
 """
 import json
 import reprlib
@@ -54,7 +55,10 @@ def read_jsonl(ann_file: str, img_folder: str, mask_folder: str,
                     ref_id=ref_id, ann_id=entry.get('ann_id', ref_id),
                     split=name if in_split is None else in_split,
                     category=entry.get('category'),
-                    segmentation=_segmentation(entry['mask'], mask_folder),
+                    segmentation=_segmentation(
+                        entry['mask'], mask_folder, builder),
+                    ignore=_segmentation(
+                        entry.get('ignore'), mask_folder, builder),
                     sent_ids=entry.get('sent_ids'),
                     sentences=flatten(entry['expressions']))
     return builder.records()
@@ -84,10 +88,11 @@ def _lines(builder: RecordBuilder, path: str) -> Iterator[tuple[str, dict]]:
             raise ValueError(f'{path} is not UTF-8 text: {error}') from error
 
 
-def _segmentation(mask: Any, folder: str) -> Segmentation:
+def _segmentation(mask: Any, folder: str,
+                  builder: RecordBuilder) -> Segmentation:
     if isinstance(mask, str):
         return to_mask_files(safe_join(folder, mask))
     if mask and isinstance(mask, list) and all(
             isinstance(name, str) for name in mask):
         return to_mask_files([safe_join(folder, name) for name in mask])
-    return inline_segmentation(mask)
+    return inline_segmentation(mask, builder)

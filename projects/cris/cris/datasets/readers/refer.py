@@ -4,7 +4,8 @@
 ``instances.json`` (COCO) and ``refs(<split_by>).p``, a pickled list of
 ``dict(ref_id, ann_id, image_id, split, sentences=[dict(sent_id, sent)])``.
 gRefCOCO has ``grefs(<split_by>).json`` instead, where ``ann_id`` is a list:
-several objects, or ``[-1]`` for none.
+several objects, or ``[-1]`` or -1 for none. Refs without a sentence are left
+out, as its authors say.
 """
 import os.path as osp
 import reprlib
@@ -76,6 +77,9 @@ def read_refer(ann_file: str, split_file: str,
             continue
         with builder.entry(f'ref {short(ref.get("ref_id"))}'):
             require(ref, 'ann_id', 'image_id', 'ref_id', 'sentences', 'split')
+            if ref['sentences'] == []:
+                builder.dropped['refs without a sentence are left out'] += 1
+                continue
             image_id = ref['image_id']
             check_id('image_id', image_id)
             ann_ids = _ann_ids(ref['ann_id'], may_be_several)
@@ -89,7 +93,8 @@ def read_refer(ann_file: str, split_file: str,
             builder.add(
                 image, ref_id=ref['ref_id'], ann_id=ref['ann_id'],
                 split=ref['split'], category=instances.category(category),
-                segmentation=joint_segmentation(anns) if anns else None,
+                segmentation=(
+                    joint_segmentation(anns, builder) if anns else None),
                 sent_ids=[sentence['sent_id'] for sentence in sentences],
                 sentences=[sentence['sent'] for sentence in sentences])
     return builder.records()
@@ -105,7 +110,7 @@ def _ann_ids(ann_id: Any, may_be_several: bool) -> list:
                          'is no target')
     for number in ann_ids:
         check_id('ann_id', number)
-    return [] if ann_id == _NO_TARGET else ann_ids
+    return [] if may_be_several and ann_ids == _NO_TARGET else ann_ids
 
 
 def _annotation(instances: Instances, ann_id: Any, image_id: Any) -> dict:

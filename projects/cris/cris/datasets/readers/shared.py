@@ -5,7 +5,7 @@ import os.path as osp
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,8 +13,9 @@ from cris.io.files import safe_join
 from cris.io.images import image_size
 
 from ..masks import Segmentation, mask_files
-from ..records import EntryError, as_splits, short
+from ..records import EntryError, RecordBuilder, as_splits, short
 
+_MIN_NUMBERS = 6  # of a polygon: x and y of three points
 _MAX_NESTED = 64  # lists and dicts around a sentence
 
 
@@ -44,14 +45,42 @@ class ImageFolder:
                     height=height, width=width)
 
 
-def inline_segmentation(segmentation: Any) -> Segmentation:
-    """Refuse a segmentation that names a file: its path was not checked."""
+def inline_segmentation(segmentation: Any,
+                        builder: RecordBuilder) -> Segmentation:
+    """A segmentation inside an annotation file, as the field reads it.
+
+    One flat polygon and polygons of [x, y] pairs become COCO's. Polygons of
+    fewer than three points are left out, unless nothing else is there. A
+    segmentation that names a file is refused: its path was not checked.
+    """
     if mask_files(segmentation):
         raise EntryError(
             'its mask has the key mask_file, which is not read from '
             'annotations; in JSON lines, give the file name as a string',
             'bad-mask')
-    return segmentation
+    if not isinstance(segmentation, list) or not segmentation:
+        return segmentation
+    if _is_points(segmentation) or all(map(_is_number, segmentation)):
+        segmentation = [segmentation]
+    parts = [[number for point in part for number in point]
+             if _is_points(part) else part for part in segmentation]
+    large = [part for part in parts
+             if not isinstance(part, list) or len(part) >= _MIN_NUMBERS]
+    if large and len(large) < len(parts):
+        builder.dropped['polygons of fewer than three points, beside others, '
+                        'are left out'] += len(parts) - len(large)
+        return large
+    return parts
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_points(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(point, (list, tuple)) and len(point) == 2
+        and all(map(_is_number, point)) for point in value)
 
 
 def require(entry: dict, *keys: str) -> None:
@@ -120,5 +149,10 @@ def splits_on_disk(ann_file: str) -> list[str]:
     found = glob.glob('*'.join(map(glob.escape, [start, *rest])))
     pattern = re.escape(start) + '(.+)' + r'\1'.join(map(re.escape, rest))
     matches = (re.fullmatch(pattern, path) for path in found)
-    return sorted((match[1] for match in matches if match),
-                  key=lambda s: (s != 'train', not s.startswith('val'), s))
+    return sort_splits(match[1] for match in matches if match)
+
+
+def sort_splits(names: Iterable[str]) -> list[str]:
+    """Training first, then validation, then by name."""
+    return sorted(
+        names, key=lambda s: (s != 'train', not s.startswith('val'), s))

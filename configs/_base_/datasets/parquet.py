@@ -1,0 +1,13 @@
+# Parquet files, of the Hub or written by prepare.py: data/hub/data/*.parquet.
+_base_ = './own_jsonl.py'
+dataset = dict(
+    _delete_=True,
+    type='ReferParquetDataset',
+    data_root='data/hub')
+train_dataloader = dict(
+    dataset=dict(
+        **dataset, split='train', pipeline=_base_.train_pipeline))
+val_dataloader = dict(
+    dataset=dict(
+        **dataset, split='val', test_mode=True, pipeline=_base_.test_pipeline))
+test_dataloader = val_dataloader

@@ -1,0 +1,251 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""Parquet files: the forms in which the Hub has referring sets, and our own.
+
+A form is recognised by its columns:
+
+* *own*, written by ``prepare.py convert --to parquet``: a row is an image of
+  a split, ``image {bytes, path}, file_name, img_id, height, width, split,
+  refs [{ref_id, ann_id, category, sentences, sent_ids, mask {size,
+  counts}}]``. A mask is COCO's compressed RLE; null means no target.
+* *annotations*, as jxu124/refcoco: a row is a ref, ``image_path, split,
+  ref_id, ann_id, sentences, raw_anns, raw_image_info``, without the picture.
+* *answers*, as lmms-lab/RefCOCO: a row is a ref, ``image, answer,
+  segmentation, file_name``.
+* *samples*, as moondream/refcoco-m: a row is an image, ``image, file_name,
+  samples [{id, sentences, mask}]``.
+"""
+import glob
+import os.path as osp
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+from cris.io.files import parse_json, safe_join
+from cris.io.images import open_image
+from cris.io.parquet import open_parquet, read_group, row_group_sizes
+
+from ..records import EntryError, RecordBuilder, Records, as_splits
+from .instances import image_size_of
+from .shared import ImageFolder, flatten, inline_segmentation
+
+FORMS = {
+    'own': ('file_name', 'img_id', 'height', 'width', 'split', 'refs'),
+    'annotations': ('image_path', 'split', 'ref_id', 'ann_id', 'sentences',
+                    'raw_anns', 'raw_image_info'),
+    'answers': ('image', 'answer', 'segmentation', 'file_name'),
+    'samples': ('image', 'file_name', 'samples'),
+}
+_BATCH = 32  # rows that become Python objects at once
+# The Hub's files are named by the first.
+_ALIASES = {'validation': 'val', 'val': 'validation'}
+
+
+def find_shards(ann_file: str,
+                split: str | Sequence[str] | None) -> list[tuple[str, str]]:
+    """Parquet files of the splits, each with the split in its name.
+
+    Args:
+        ann_file (str): A path or glob, perhaps with ``{split}``; without it
+            all files that match are taken.
+        split (str | list[str], optional): One split or several.
+
+    Raises:
+        FileNotFoundError: If no file matches.
+    """
+    wanted = as_splits(split) if '{split}' in ann_file else [None]
+    found = []
+    for name in wanted or ['*']:
+        paths = []
+        for alias in (name, _ALIASES.get(name)):
+            paths = paths or sorted(glob.glob(
+                ann_file.replace('{split}', alias or '')))
+        if not paths:
+            raise FileNotFoundError(
+                f'no parquet file {ann_file.replace("{split}", name or "")}: '
+                'check data_root, ann_file and split')
+        found += [(path, name or split_of_name(path)) for path in paths]
+    return found
+
+
+def split_of_name(path: str) -> str:
+    """``val`` of ``data/val-00000-of-00002.parquet``."""
+    return re.split(r'[-.]', osp.basename(path))[0]
+
+
+def form_of(path: str, names: Sequence[str]) -> str:
+    """Recognise a form by the columns of a file.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    for form, columns in FORMS.items():
+        if set(columns) <= set(names):
+            return form
+    known = '; '.join(f'{form}: {", ".join(columns)}'
+                      for form, columns in FORMS.items())
+    raise ValueError(f'{path} has the columns {", ".join(names)}, those of '
+                     f'no known form. The forms are {known}')
+
+
+def read_parquet(ann_file: str,
+                 img_folder: str,
+                 split: str | Sequence[str] | None = None) -> Records:
+    """Read parquet files; see the top of readers/__init__.py.
+
+    Where there is one pattern for all splits, the column ``split`` says which
+    rows belong to one; without it the name of the file does, up to the first
+    ``-``. A picture in a file is named in its record as ``picture``, ``[path,
+    row]``.
+
+    Args:
+        ann_file (str): A path or glob, perhaps with ``{split}``.
+        img_folder (str): For pictures that are not in the files.
+    """
+    builder = RecordBuilder()
+    splits = None if '{split}' in ann_file else as_splits(split)
+    seen: Counter[str] = Counter()
+    for path, name in find_shards(ann_file, split):
+        file = open_parquet(path)
+        form = form_of(path, file.schema_arrow.names)
+        reader = _Reader(form, path, img_folder, builder)
+        for number, own, row in _rows(path, file, name, splits):
+            seen[own] += 1
+            if row is not None:
+                with builder.entry(f'{path}, row {number}'):
+                    reader.read(number, row, own)
+    missing = [name for name in splits or ()
+               if not {name, _ALIASES.get(name)} & seen.keys()]
+    if missing:
+        raise ValueError(
+            f'{ann_file} has no split {missing[0]!r}; it has ' + ', '.join(
+                f'{k} ({n} rows)' for k, n in seen.items()))
+    return builder.records()
+
+
+def _rows(path: str, file: Any, name: str, splits: list[str] | None
+          ) -> Iterator[tuple[int, str, dict | None]]:
+    """Number, split and values of every row; None in another split.
+
+    Few rows are in memory at once, and no picture of another split.
+    """
+    number = 0
+    for group, size in enumerate(row_group_sizes(file)):
+        own = [name] * size
+        if 'split' in file.schema_arrow.names:
+            (column, ) = read_group(path, file, group, ['split'])
+            own = [str(value) for value in column.to_pylist()]
+        wanted = [not splits or bool({split, _ALIASES.get(split)} & {*splits})
+                  for split in own]
+        rows: Iterator[dict] = iter(())
+        if any(wanted):
+            table = read_group(path, file, group, None).take(
+                [i for i, take in enumerate(wanted) if take])
+            rows = chain.from_iterable(
+                batch.to_pylist() for batch in table.to_batches(_BATCH))
+        for split, take in zip(own, wanted, strict=True):
+            yield number, split, next(rows) if take else None
+            number += 1
+
+
+class _Reader:
+    """Adds the refs of rows to a builder.
+
+    Args:
+        form (str): A key of FORMS.
+        path (str): The file.
+        img_folder (str): For pictures that are not in it.
+        builder (RecordBuilder): Gets the refs.
+    """
+
+    def __init__(self, form: str, path: str, img_folder: str,
+                 builder: RecordBuilder):
+        self.read = getattr(self, f'_{form}')
+        self._path = path
+        self._builder = builder
+        self._folder = ImageFolder(img_folder)
+
+    def _own(self, number: int, row: dict, split: str) -> None:
+        image = {key: row[key]
+                 for key in ('file_name', 'img_id', 'height', 'width')}
+        if row.get('image'):
+            found = self._image(row['image'], number, row['file_name'])
+            size, annotated = ((i['height'], i['width'])
+                               for i in (found, image))
+            if size != annotated:
+                raise EntryError(f'its picture is of size {size}, but the row '
+                                 f'says {annotated} (height, width)',
+                                 'image-size')
+            image = dict(found, img_id=row['img_id'])
+        for ref in row['refs']:
+            with self._builder.entry(f'ref {ref["ref_id"]}'):
+                ann_ids = ref['ann_id'] or [ref['ref_id']]
+                self._builder.add(
+                    image, ref_id=ref['ref_id'],
+                    ann_id=ann_ids if len(ann_ids) > 1 else ann_ids[0],
+                    split=split, category=ref['category'],
+                    segmentation=ref['mask'], ignore=ref['ignore'],
+                    sent_ids=ref['sent_ids'],
+                    sentences=ref['sentences'])
+
+    def _annotations(self, number: int, row: dict, split: str) -> None:
+        ann, image = (_parse(row, key)
+                      for key in ('raw_anns', 'raw_image_info'))
+        name = row['image_path']
+        safe_join(self._folder.folder, name)
+        # In a folder of its own, a picture is found by its last part.
+        if osp.isfile(osp.join(self._folder.folder, osp.basename(name))):
+            name = osp.basename(name)
+        entries = row['sentences']
+        height, width = image_size_of(image, 'its raw_image_info')
+        self._builder.add(
+            dict(file_name=name, img_id=row.get('image_id', name),
+                 height=height, width=width),
+            ref_id=row['ref_id'], ann_id=row['ann_id'], split=split,
+            segmentation=inline_segmentation(
+                ann.get('segmentation', []), self._builder),
+            sent_ids=[entry['sent_id'] for entry in entries],
+            sentences=[entry['sent'] for entry in entries])
+
+    def _answers(self, number: int, row: dict, split: str) -> None:
+        # A picture is repeated for each of its refs, and named after the ref.
+        name = re.sub(r'(\d{12})_\d+(\.\w+)$', r'\1\2', row['file_name'])
+        ref_id = row.get('question_id', f'{self._path}, {number}')
+        self._builder.add(
+            self._image(row['image'], number, name), ref_id=ref_id,
+            ann_id=ref_id, split=split, segmentation=inline_segmentation(
+                row['segmentation'], self._builder),
+            sentences=flatten(row['answer']))
+
+    def _samples(self, number: int, row: dict, split: str) -> None:
+        image = self._image(row['image'], number, row['file_name'])
+        image['img_id'] = row.get('image_id', row['file_name'])
+        for sample in row['samples']:
+            with self._builder.entry(f'sample {sample["id"]}'):
+                self._builder.add(
+                    image, ref_id=sample['id'], ann_id=sample['id'],
+                    split=split, category=sample.get('category'),
+                    segmentation=inline_segmentation(
+                        sample['mask'], self._builder),
+                    sentences=flatten(sample['sentences']))
+
+    def _image(self, cell: dict | None, number: int, name: str) -> dict:
+        """The image of a cell ``{bytes, path}``."""
+        content = (cell or {}).get('bytes')
+        if content is None:
+            return self._folder.image((cell or {}).get('path') or name)
+        safe_join(self._folder.folder, name)  # a conversion writes it
+        header = open_image(content, f'the picture of row {number}')
+        return dict(file_name=name, img_id=name, height=header.height,
+                    width=header.width, picture=[self._path, number])
+
+
+def _parse(row: dict, key: str) -> dict:
+    try:
+        value = parse_json(row[key].encode())
+    except (AttributeError, ValueError) as error:
+        raise EntryError(f'its {key} is not JSON: {error}') from error
+    if not isinstance(value, dict):
+        raise EntryError(f'its {key} is not a JSON object')
+    return value
