@@ -1,7 +1,9 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Check, split, convert and describe datasets.
+"""Get, check, split, convert and describe datasets.
 
 Examples:
+    python tools/dataset_converters/prepare.py get refcoco \
+        --out data/refcoco --images data/coco/train2014
     python tools/dataset_converters/prepare.py check data/refcoco \
         --dataset refcoco
     python tools/dataset_converters/prepare.py split data/mine \
@@ -16,7 +18,7 @@ import os.path as osp
 import sys
 import tempfile
 
-from preparation.known_sets import DATASETS, FORMS
+from preparation.known_sets import DATASETS, FORMS, HUB
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,6 +37,17 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
+    get = commands.add_parser(
+        'get', help='download annotations from the Hugging Face Hub')
+    add = get.add_argument
+    add('name', choices=[*HUB, 'grefcoco'])
+    add('--out', metavar='DIR', required=True, help='folder to write to; what '
+        'is there already is not downloaded again')
+    add('--images', help="COCO's train2014, a folder (linked) or its zip "
+        '(of which the pictures of the set are unpacked)')
+    add('--to', choices=['refer', 'parquet'], default='refer',
+        help='refer (default): also write the REFER layout that the configs '
+        "read; parquet: keep the Hub's files only")
     check, split, convert, stats = (
         commands.add_parser(name, help=text, parents=[common])
         for name, text in dict(
@@ -65,12 +78,17 @@ def parse_args() -> argparse.Namespace:
     add('--no-images', action='store_true', help='do not copy the images')
     add('--shards', type=int, default=1, help='parquet: files per split')
     args = parser.parse_args()
-    args.out = args.out or osp.join('work_dirs', 'prepare', args.dataset)
+    if args.command in ('check', 'stats') and args.out is None:
+        args.out = osp.join('work_dirs', 'prepare', args.dataset)
     return args
 
 
 def run(args: argparse.Namespace, scratch: str) -> int:
     """Run the command; return the exit status."""
+    if args.command == 'get':
+        from preparation.get import get
+        print(get(args.name, args.out, args.to, args.images))
+        return 0
     from preparation.locate import locate
     located = locate(args.root, args.dataset, args.split_by, args.images,
                      args.masks, args.prompt_keys, scratch, args.size_mismatch)

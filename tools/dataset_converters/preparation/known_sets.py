@@ -26,6 +26,15 @@ class DatasetInfo(NamedTuple):
     size_mismatch: str = 'error'  # see ReferDataset
 
 
+#: Repository of the Hub, its files, and the splits that REFER has of it.
+HUB: dict[str, tuple[str, str, str | None]] = {
+    'refcoco': ('jxu124/refcoco', 'data/*.parquet', 'unc'),
+    'refcoco+': ('jxu124/refcocoplus', 'data/*.parquet', 'unc'),
+    'refcocog': ('jxu124/refcocog', 'data/*.parquet', 'umd'),
+    'refcoco-m': ('moondream/refcoco-m', 'data/*.parquet', None),
+    'ref-l4': ('JierunChen/Ref-L4', 'refcocos_annotation_reviewed/*.json',
+               None),
+}
 _REFER = 'the REFER page, https://github.com/lichengunc/refer'
 _COCO = ('COCO 2014 train images, '
          'http://images.cocodataset.org/zips/train2014.zip')

@@ -20,6 +20,7 @@ from mmengine.utils import digit_version
 from safetensors.torch import load_file
 from torch import nn
 
+from . import hub
 from .archives import check_checkpoint_file, is_torchscript, read_torchscript
 from .pickles import number_dtype
 
@@ -69,7 +70,8 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False,
     """Read a checkpoint; only tensors and plain data are allowed.
 
     Args:
-        path (str | PathLike): Written by this project's runner, a state_dict,
+        path (str | PathLike): ``hf://OWNER/REPO/FILE``, a file of the Hugging
+            Face Hub; or a file written by this project's runner, a state_dict,
             a TorchScript archive (its parameters and buffers are read; its
             code is not run) or a .safetensors file.
         trust (bool): Allow everything in a pickle, including code, which is
@@ -85,6 +87,8 @@ def read_checkpoint(path: str | os.PathLike, trust: bool = False,
         CheckpointError: If it is not a checkpoint or holds other objects.
     """
     path = os.fspath(path)
+    if path.startswith(hub.PREFIX):
+        path = hub.fetch(path)
     if not osp.isfile(path):
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     try:
