@@ -20,8 +20,8 @@ from preparation.stats import write_stats
 from cris.datasets.masks import decode_mask
 
 
-def checked(root, name, split_by=None, **kwargs):
-    return check(locate(str(root), name, split_by), **kwargs)
+def checked(root, name, split_by=None, images=None, **kwargs):
+    return check(locate(str(root), name, split_by, images), **kwargs)
 
 
 def kinds_of(result):
@@ -368,6 +368,8 @@ def test_published_counts():
             ('refcocog', 'umd', 'val', 2573),
             ('refcocog', 'google', 'train', 44822)):
         assert KNOWN[name].counts[split_by][split][0] == number
+    assert KNOWN['grefcoco'].counts['unc']['all'][1] == 259859
+    assert KNOWN['refcoco-m'].counts['m']['validation'] == (2080, 5598, 1190)
     for name, total in (('refcoco', 142210), ('refcoco+', 141564)):
         counts = KNOWN[name].counts['unc']
         assert sum(n for _, n, _ in counts.values()) == total
@@ -395,9 +397,15 @@ def test_val_and_test_may_share_images(refer_set):
     assert checked(refer_set.write(), 'refer').findings == []
 
 
-def test_grefcoco_has_its_own_refs(grefs):
+def test_grefcoco_has_its_own_refs_and_number(grefs):
     (grefs / 'refs(unc).p').write_bytes(b'of RefCOCO')
-    assert checked(grefs, 'grefcoco').usable
+    (fault, ) = checked(grefs, 'grefcoco').findings
+    assert fault.kind == 'wrong-count' and '259859' in fault.message
+
+
+def test_unknown_numbers_are_said(refer_set):
+    text = summary(checked(refer_set.root, 'rrsis-d', images='images'))
+    assert 'published numbers of rrsis-d (unc) are not known' in text
 
 
 def test_the_named_set_inside_the_root(refer_set, tmp_path):

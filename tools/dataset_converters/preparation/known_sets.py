@@ -73,7 +73,8 @@ DATASETS = {
     'grefcoco': DatasetInfo(
         'refer', 'grefs(unc).json and instances.json of '
         'https://github.com/henghuiding/gRefCOCO', _COCO, _COCO_FOLDERS,
-        {'unc': {}}),
+        # Of the released file; the paper has more.
+        {'unc': {'all': (None, 259859, None)}}),
     'rrsis-d': DatasetInfo(
         'refer', 'https://github.com/Lsan2401/RMSIN', 'the same place',
         ('images/rrsisd/JPEGImages', 'JPEGImages', 'images',

@@ -128,6 +128,7 @@ def locate(root: str, name: str, split_by: str | None = None,
         absent = [path for path in (args['ann_file'], args['split_file'])
                   if not osp.isfile(path)]
     else:
+        split_by = split_by or next(iter(info.counts), None)
         ann_file, splits, inner = _own_files(root, name)
         args = dict(ann_file=ann_file)
         absent = [] if splits else [ann_file.replace('{split}', '*')]

@@ -24,6 +24,10 @@ def summary(result: Result) -> str:
     lines = [f'{"split":12}{"refs":>9}{"sentences":>11}{"images":>9}']
     lines += [f'{split:12}{n["refs"]:9}{n["sentences"]:11}{n["images"]:9}'
               for split, n in result.counts.items()]
+    info, split_by = result.located.info, result.located.split_by
+    if info.counts and not info.counts.get(split_by):
+        lines.append(f'the published numbers of {result.located.name} '
+                     f'({split_by}) are not known: none are compared')
     for kind, faults in _by_kind(result.findings).items():
         lines.append(f'{_level(kind)} {kind}: {len(faults)}')
         lines += [f'  {fault}' for fault in faults[:_LISTED]]
