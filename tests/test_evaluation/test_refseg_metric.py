@@ -129,9 +129,12 @@ def test_generalized_scores():
     assert out['cIoU'] == out['oIoU'] == pytest.approx(100 * 6 / 45)
     assert out['N-acc'] == pytest.approx(100 / 3)
     assert out['T-acc'] == 50
-    assert out['mIoU'] == pytest.approx(12, abs=1e-3)
+    # As in ReLA's evaluator, over those with a target, and with >=.
+    assert out['mIoU'] == pytest.approx(30, abs=1e-3)
+    assert out['Pr@60'] == 50 and out['Pr@70'] == 0
     assert 'N-acc' not in evaluate(samples[:2], generalized=True)
-    assert 'T-acc' not in evaluate(samples[2:], generalized=True)
+    assert not {'T-acc', 'mIoU', 'Pr@50'} & evaluate(
+        samples[2:], generalized=True).keys()
     assert not {'gIoU', 'cIoU', 'N-acc', 'T-acc'} & evaluate(samples).keys()
 
 

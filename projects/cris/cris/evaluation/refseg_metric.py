@@ -45,13 +45,16 @@ def compute_scores(counts: dict[str, np.ndarray], *,
     iou = compute_iou(counts, empty_union)
     exact = np.where(
         union == 0, empty_union, intersection / np.maximum(union, 1))
-    scores = dict(mIoU=100 * iou.mean(),
-                  oIoU=100 * intersection.sum() / max(union.sum(), 1))
-    for level in PRECISION_AT:
-        reached = exact >= level if inclusive else iou > level
-        scores[f'Pr@{level * 100:.0f}'] = 100 * reached.mean()
+    answered, target = counts['pred_area'] > 0, counts['gt_area'] > 0
+    counted = target if generalized else np.ones_like(target)
+    scores = dict(oIoU=100 * intersection.sum() / max(union.sum(), 1))
+    if counted.any():
+        scores = dict(mIoU=100 * iou[counted].mean(), **scores)
+        for level in PRECISION_AT:
+            reached = (
+                exact >= level if inclusive or generalized else iou > level)
+            scores[f'Pr@{level * 100:.0f}'] = 100 * reached[counted].mean()
     if generalized:
-        answered, target = counts['pred_area'] > 0, counts['gt_area'] > 0
         scores['gIoU'] = 100 * np.where(target, exact, ~answered).mean()
         scores['cIoU'] = scores['oIoU']
         if not target.all():
@@ -100,8 +103,10 @@ class RefSegMetric(BaseMetric):
             the mean of I / U, where an expression without target scores 1 if
             nothing is predicted, else 0; cIoU is oIoU; N-acc is the share of
             expressions without target for which nothing is predicted, T-acc
-            the share of the others for which something is. An accuracy over
-            no expressions is left out. Defaults to False.
+            the share of the others for which something is. As in ReLA's
+            evaluator, mIoU and Pr@X are then over expressions with a target,
+            and Pr@X counts IoU >= X. A score over no expressions is left
+            out. Defaults to False.
         out_file (str, optional): ``.json`` or ``.parquet`` (needs
             pyarrow). One record per counted expression, in the order of the
             dataset: img_path, img_id, ref_id, sent_id and expression (None
