@@ -1,5 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Sets as their authors and the Hub publish them."""
+import io
 import json
 import pickle
 import shutil
@@ -12,6 +13,7 @@ import torch
 from hostile import large_png
 from mmengine.dataset import pseudo_collate
 from mmseg.registry import DATASETS
+from PIL import Image
 from preparation.locate import locate
 from pyarrow import parquet
 from test_preparation import (  # noqa: F401  a fixture
@@ -296,6 +298,44 @@ def test_bad_rows(refer_set, tmp_path, change, message):
     (fault, ) = found.faults
     assert 'row 1' in fault.where and message in fault.message
     assert len(found.images) == 1
+
+
+OWN = dict(file_name='a.jpg', img_id=1, height=60, width=90, split='train',
+           refs=[dict(ref_id=1, sentences=['a dog'], mask=None)])
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(file_name='../a.jpg'), 'leaves the folder'),
+    (dict(file_name=None), 'is not a file name'),
+    (dict(height=0), 'not a positive integer'),
+    (dict(refs=None), 'are not a list of dicts'),
+    (dict(refs=['a dog']), 'are not a list of dicts'),
+    (dict(refs=[dict(ref_id=1, sentences=['a dog'])]), 'it has no mask'),
+    (dict(refs=[dict(OWN['refs'][0], mask=dict(mask_file='/etc/passwd'))]),
+     'has the key mask_file'),
+    (dict(refs=[dict(OWN['refs'][0], ignore=dict(mask_file='/etc/passwd'))]),
+     'has the key mask_file'),
+])
+def test_bad_rows_of_our_own_form(tmp_path, change, message):
+    write(tmp_path, 'train', [dict(OWN, **change)])
+    (fault, ) = READERS['parquet'](f'{tmp_path}/data/*', str(tmp_path)).faults
+    assert message in fault.message
+
+
+def test_pictures_that_only_seem_to_be_the_same(refer_set, tmp_path):
+    write_answers(refer_set, tmp_path)
+    path = tmp_path / 'data/train-00000-of-00001.parquet'
+    rows = parquet.read_table(path).to_pylist()
+    # Turned by its EXIF orientation, as OpenCV decodes it.
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new('RGB', (80, 50)).save(file, 'JPEG', exif=exif)
+    other = dict(rows[0], question_id='9', file_name=rows[0]['file_name'],
+                 image=dict(bytes=file.getvalue(), path=None))
+    write(tmp_path, path.stem, [*rows[:2], other])
+    dataset = build('ReferParquetDataset', tmp_path, test_mode=True)
+    assert [len(s['data_samples'].expressions) for s in dataset] == [8, 4]
+    assert dataset[1]['data_samples'].ori_shape == (80, 50)
 
 
 def test_bad_files(refer_set, tmp_path):

@@ -65,11 +65,15 @@ def image_size(path: str) -> tuple[int, int]:
             if _is_truncated_jpeg(file.read()):
                 raise _undecodable(path, length, 'the JPEG ends too early')
         file.seek(0)
-        image = open_image(file, path)
-        # Without EXIF in its header, Pillow would decode a whole PNG for it.
-        turned = 'exif' in image.info and _is_turned(image.format) and (
-            image.getexif().get(_EXIF_ORIENTATION, 1) >= 5)
-        return image.size if turned else image.size[::-1]
+        return shown_size(open_image(file, path))
+
+
+def shown_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an opened image as :func:`decode_image` turns it."""
+    # Without EXIF in its header, Pillow would decode a whole PNG for it.
+    turned = 'exif' in image.info and _is_turned(image.format) and (
+        image.getexif().get(_EXIF_ORIENTATION, 1) >= 5)
+    return image.size if turned else image.size[::-1]
 
 
 @cache

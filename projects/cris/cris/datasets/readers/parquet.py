@@ -15,6 +15,7 @@ A form is recognised by its columns:
   samples [{id, sentences, mask}]``.
 """
 import glob
+import hashlib
 import os.path as osp
 import re
 from collections import Counter
@@ -23,12 +24,12 @@ from itertools import chain
 from typing import Any
 
 from cris.io.files import parse_json, safe_join
-from cris.io.images import open_image
+from cris.io.images import open_image, shown_size
 from cris.io.parquet import open_parquet, read_group, row_group_sizes
 
 from ..records import EntryError, RecordBuilder, Records, as_splits
 from .instances import image_size_of
-from .shared import ImageFolder, flatten, inline_segmentation
+from .shared import ImageFolder, flatten, inline_segmentation, require
 
 FORMS = {
     'own': ('file_name', 'img_id', 'height', 'width', 'split', 'refs'),
@@ -106,10 +107,11 @@ def read_parquet(ann_file: str,
     builder = RecordBuilder()
     splits = None if '{split}' in ann_file else as_splits(split)
     seen: Counter[str] = Counter()
+    digests: dict[str, bytes] = {}
     for path, name in find_shards(ann_file, split):
         file = open_parquet(path)
         form = form_of(path, file.schema_arrow.names)
-        reader = _Reader(form, path, img_folder, builder)
+        reader = _Reader(form, path, img_folder, builder, digests)
         for number, own, row in _rows(path, file, name, splits):
             seen[own] += 1
             if row is not None:
@@ -157,18 +159,22 @@ class _Reader:
         path (str): The file.
         img_folder (str): For pictures that are not in it.
         builder (RecordBuilder): Gets the refs.
+        digests (dict): Of the pictures of all files, by name.
     """
 
     def __init__(self, form: str, path: str, img_folder: str,
-                 builder: RecordBuilder):
+                 builder: RecordBuilder, digests: dict[str, bytes]):
         self.read = getattr(self, f'_{form}')
         self._path = path
         self._builder = builder
+        self._digests = digests
         self._folder = ImageFolder(img_folder)
 
     def _own(self, number: int, row: dict, split: str) -> None:
-        image = {key: row[key]
-                 for key in ('file_name', 'img_id', 'height', 'width')}
+        safe_join(self._folder.folder, row['file_name'])
+        height, width = image_size_of(row, 'its row')
+        image = dict(file_name=row['file_name'], img_id=row['img_id'],
+                     height=height, width=width)
         if row.get('image'):
             found = self._image(row['image'], number, row['file_name'])
             size, annotated = ((i['height'], i['width'])
@@ -178,16 +184,20 @@ class _Reader:
                                  f'says {annotated} (height, width)',
                                  'image-size')
             image = dict(found, img_id=row['img_id'])
-        for ref in row['refs']:
-            with self._builder.entry(f'ref {ref["ref_id"]}'):
-                ann_ids = ref['ann_id'] or [ref['ref_id']]
+        for ref in _dicts(row, 'refs'):
+            with self._builder.entry(f'ref {ref.get("ref_id")}'):
+                require(ref, 'ref_id', 'sentences', 'mask')
+                ann_ids = ref.get('ann_id') or [ref['ref_id']]
                 self._builder.add(
                     image, ref_id=ref['ref_id'],
                     ann_id=ann_ids if len(ann_ids) > 1 else ann_ids[0],
-                    split=split, category=ref['category'],
-                    segmentation=ref['mask'], ignore=ref['ignore'],
-                    sent_ids=ref['sent_ids'],
-                    sentences=ref['sentences'])
+                    split=split, category=ref.get('category'),
+                    segmentation=inline_segmentation(
+                        ref['mask'], self._builder),
+                    ignore=inline_segmentation(
+                        ref.get('ignore'), self._builder),
+                    sent_ids=ref.get('sent_ids'),
+                    sentences=flatten(ref['sentences']))
 
     def _annotations(self, number: int, row: dict, split: str) -> None:
         ann, image = (_parse(row, key)
@@ -197,7 +207,9 @@ class _Reader:
         # In a folder of its own, a picture is found by its last part.
         if osp.isfile(osp.join(self._folder.folder, osp.basename(name))):
             name = osp.basename(name)
-        entries = row['sentences']
+        entries = _dicts(row, 'sentences')
+        for entry in entries:
+            require(entry, 'sent_id', 'sent')
         height, width = image_size_of(image, 'its raw_image_info')
         self._builder.add(
             dict(file_name=name, img_id=row.get('image_id', name),
@@ -206,11 +218,15 @@ class _Reader:
             segmentation=inline_segmentation(
                 ann.get('segmentation', []), self._builder),
             sent_ids=[entry['sent_id'] for entry in entries],
-            sentences=[entry['sent'] for entry in entries])
+            sentences=flatten([entry['sent'] for entry in entries]))
 
     def _answers(self, number: int, row: dict, split: str) -> None:
         # A picture is repeated for each of its refs, and named after the ref.
+        safe_join(self._folder.folder, row['file_name'])
         name = re.sub(r'(\d{12})_\d+(\.\w+)$', r'\1\2', row['file_name'])
+        digest = hashlib.sha256(_content(row['image']) or b'').digest()
+        if self._digests.setdefault(name, digest) != digest:
+            name = row['file_name']  # another picture after all
         ref_id = row.get('question_id', f'{self._path}, {number}')
         self._builder.add(
             self._image(row['image'], number, name), ref_id=ref_id,
@@ -221,8 +237,9 @@ class _Reader:
     def _samples(self, number: int, row: dict, split: str) -> None:
         image = self._image(row['image'], number, row['file_name'])
         image['img_id'] = row.get('image_id', row['file_name'])
-        for sample in row['samples']:
-            with self._builder.entry(f'sample {sample["id"]}'):
+        for sample in _dicts(row, 'samples'):
+            with self._builder.entry(f'sample {sample.get("id")}'):
+                require(sample, 'id', 'sentences', 'mask')
                 self._builder.add(
                     image, ref_id=sample['id'], ann_id=sample['id'],
                     split=split, category=sample.get('category'),
@@ -230,15 +247,30 @@ class _Reader:
                         sample['mask'], self._builder),
                     sentences=flatten(sample['sentences']))
 
-    def _image(self, cell: dict | None, number: int, name: str) -> dict:
+    def _image(self, cell: Any, number: int, name: str) -> dict:
         """The image of a cell ``{bytes, path}``."""
-        content = (cell or {}).get('bytes')
+        content = _content(cell)
         if content is None:
-            return self._folder.image((cell or {}).get('path') or name)
+            path = cell.get('path') if isinstance(cell, dict) else None
+            return self._folder.image(path or name)
         safe_join(self._folder.folder, name)  # a conversion writes it
-        header = open_image(content, f'the picture of row {number}')
-        return dict(file_name=name, img_id=name, height=header.height,
-                    width=header.width, picture=[self._path, number])
+        height, width = shown_size(
+            open_image(content, f'the picture of row {number}'))
+        return dict(file_name=name, img_id=name, height=height, width=width,
+                    picture=[self._path, number])
+
+
+def _content(cell: Any) -> bytes | None:
+    content = cell.get('bytes') if isinstance(cell, dict) else None
+    return content if isinstance(content, bytes) else None
+
+
+def _dicts(row: dict, key: str) -> list[dict]:
+    entries = row[key]
+    if not isinstance(entries, list) or not all(
+            isinstance(entry, dict) for entry in entries):
+        raise EntryError(f'its {key} are not a list of dicts')
+    return entries
 
 
 def _parse(row: dict, key: str) -> dict:
