@@ -6,7 +6,7 @@ import re
 
 import benchmark
 import pytest
-from benchmarking import index
+from benchmarking import index, scale
 from conftest import CONFIG, options, tool
 
 from cris.datasets import RefCOCODataset
@@ -86,7 +86,7 @@ def test_data(refer_set, tmp_path):
     assert {row['part'] for row in tables['parts']} >= {
         'get_data_info', 'LoadReferMasks', 'PackReferInputs'}
     out = tool(TOOL, 'data', ok=False)
-    assert 'needs either a config or --index DIR' in out
+    assert 'needs either a config, --index DIR or --scale DIR' in out
 
 
 def test_generated_set(tmp_path):
@@ -107,6 +107,28 @@ def test_workers_share_the_records(tmp_path):
     assert len(dataset) == 424 < len(dataset.data_bytes) / 100
     dataset.data_bytes = dataset.data_address = None
     assert len(pickle.dumps(dataset)) < 5000
+
+
+def test_generated_parquet_files(tmp_path):
+    index.generate(tmp_path, share=0.01)
+    index.as_parquet(tmp_path)
+    for folder in ('own', 'hub'):
+        row = index.measure(tmp_path, folder, dict(
+            type='ReferParquetDataset', data_root=str(tmp_path / folder)))
+        assert (row['train, samples'], row['testB, samples']) == (424, 18)
+
+
+def test_scale(tmp_path):
+    """As the benchmark does it, with fewer images."""
+    scale.generate(tmp_path / 'set', 200, (64, 64), 3)
+    assert scale.measure_opening(tmp_path / 'set')['refs'] == 800
+    ours, shuffled = scale.measure_order(tmp_path / 'set')
+    assert 1 <= ours['reads'] <= shuffled['reads']
+    tool('dataset_converters/prepare.py', 'convert', tmp_path / 'set',
+         '--dataset', 'hub', '--to', 'jsonl', '--out', tmp_path / 'folder')
+    parquet, folder = scale.measure_speed(
+        tmp_path / 'set', tmp_path / 'folder', '64x64')
+    assert folder['to the folder'] == 1 and parquet['ms of a sample'] > 0
 
 
 @pytest.mark.slow

@@ -37,9 +37,10 @@ def data(tmp_path_factory):
     return refer_set.write()
 
 
-def arguments(data, work, epochs, *options, workers=2, persistent=True):
+def arguments(data, work, epochs, *options, workers=2, persistent=True,
+              config=CONFIG):
     return [
-        CONFIG, '--work-dir', work, '--resume', '--cfg-options', *SMALL,
+        config, '--work-dir', work, '--resume', '--cfg-options', *SMALL,
         f'train_dataloader.dataset.data_root={data}',
         f'val_dataloader.dataset.data_root={data}',
         f'train_cfg.max_epochs={epochs}',
@@ -145,6 +146,26 @@ def test_kills_in_the_middle_of_epochs_without_workers(data, tmp_path):
     run_killed_and_not(
         data, tmp_path, 1, 3, 'default_hooks.checkpoint.by_epoch=False',
         'default_hooks.checkpoint.interval=2', workers=0, persistent=False)
+
+
+def test_kills_in_the_middle_of_epochs_of_a_set_read_on_demand(
+        data, tmp_path):
+    root = tmp_path / 'parquet'
+    tool('dataset_converters/prepare.py', 'convert', data, '--dataset',
+         'refer', '--to', 'parquet', '--shards', 3, '--out', root)
+    config = tmp_path / 'on_demand.py'
+    parts = ('models/cris_tiny', 'datasets/parquet',
+             'schedules/schedule_scratch', 'default_runtime')
+    bases = [f'{REPO}/configs/_base_/{part}.py' for part in parts]
+    config.write_text(f'''
+_base_ = {bases}
+train_dataloader = dict(batch_sampler=dict(streams=2),
+                        dataset=dict(on_demand=True))
+''')
+    assert run_killed_and_not(
+        root, tmp_path, 1, 8, 'default_hooks.checkpoint.by_epoch=False',
+        'default_hooks.checkpoint.interval=3', first_saves=True,
+        config=config) == 1
 
 
 def test_sigterm_saves_and_the_run_goes_on_at_the_next_batch(

@@ -49,12 +49,14 @@ def parse_args() -> argparse.Namespace:
 
     add = commands.add_parser(
         'data', parents=[shared], help='samples per second of one core and '
-        'where the time goes; or cost of indexing a dataset').add_argument
+        'where the time goes; or cost of large datasets').add_argument
     add('config', nargs='?', help='config file')
     add('--loader', choices=['train', 'val', 'test'], default='train')
     add('--num', type=int, default=500, help='samples')
     add('--index', metavar='DIR', help='instead of a config: time and memory '
         'of indexing a dataset as large as RefCOCO, generated in DIR')
+    add('--scale', metavar='DIR', help='instead of a config: a million refs '
+        'in parquet files, generated in DIR')
 
     add = commands.add_parser(
         'test', parents=[shared], help='expressions per second of '
@@ -75,9 +77,9 @@ def parse_args() -> argparse.Namespace:
     add('--backend', nargs='+', choices=BACKENDS, default=list(BACKENDS))
 
     args = parser.parse_args()
-    if args.command == 'data' and (args.config is None) == (
-            args.index is None):
-        parser.error('data needs either a config or --index DIR')
+    if args.command == 'data' and [
+            args.config, args.index, args.scale].count(None) != 2:
+        parser.error('data needs either a config, --index DIR or --scale DIR')
     return args
 
 

@@ -77,6 +77,8 @@ def parse_args() -> argparse.Namespace:
     add('--to', required=True, choices=FORMS)
     add('--no-images', action='store_true', help='do not copy the images')
     add('--shards', type=int, default=1, help='parquet: files per split')
+    add('--shuffle', action='store_true', help='parquet: write the images in '
+        'random order, for sets that are too large to shuffle in training')
     args = parser.parse_args()
     if args.command in ('check', 'stats') and args.out is None:
         args.out = osp.join('work_dirs', 'prepare', args.dataset)
@@ -107,7 +109,8 @@ def run(args: argparse.Namespace, scratch: str) -> int:
     from preparation.convert import convert, split_dataset
     if args.command == 'convert':
         copied = not args.no_images
-        counts = convert(located, args.out, args.to, copied, args.shards)
+        counts = convert(located, args.out, args.to, copied, args.shards,
+                         args.shuffle)
     else:
         copied = (args.copy_images or bool(located.lmdb)
                   or located.info.reader == 'parquet')

@@ -5,6 +5,10 @@ dataset = dict(
     type='ReferParquetDataset',
     data_root='data/hub')
 train_dataloader = dict(
+    drop_last=False,
+    num_workers=4,
+    # Neighbouring rows are read together; a stream is for one worker.
+    batch_sampler=dict(type='ShardBatchSampler', streams=4, drop_last=True),
     dataset=dict(
         **dataset, split='train', pipeline=_base_.train_pipeline))
 val_dataloader = dict(

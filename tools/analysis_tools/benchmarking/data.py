@@ -1,38 +1,26 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Speed of one sample on one core, and where the time goes."""
-import time
 from argparse import Namespace
-from collections import defaultdict
 
 import cv2
 import numpy as np
 import torch
-from mmengine.dataset import BaseDataset, ConcatDataset
+from mmengine.dataset import ConcatDataset
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS
 
 from cris.engine import load_config
 
-from . import index
-from .measuring import report
-
-
-def time_parts(dataset: BaseDataset, indices: np.ndarray) -> dict[str, float]:
-    """Milliseconds of CPU time for a sample, by the name of the step."""
-    seconds: dict[str, float] = defaultdict(float)
-    for i in indices:
-        sample = int(i)
-        for step in (dataset.get_data_info, *dataset.pipeline.transforms):
-            start = time.process_time()
-            sample = step(sample)
-            name = getattr(step, '__name__', type(step).__name__)
-            seconds[name] += time.process_time() - start
-    return {name: 1000 * s / len(indices) for name, s in seconds.items()}
+from . import index, scale
+from .measuring import report, time_parts
 
 
 def main(args: Namespace) -> None:
     if args.index is not None:
         index.main(args)
+        return
+    if args.scale is not None:
+        scale.main(args)
         return
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -10,14 +10,19 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import time
 from argparse import Namespace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+from mmseg.registry import DATASETS
+from pyarrow import parquet
 
-from cris.datasets import RefCOCODataset
+import cris  # noqa: F401  registers the datasets
 
 from .measuring import in_own_process, peak_bytes, report
 
@@ -76,15 +81,38 @@ def generate(root: Path, share: float = 1) -> None:
     (root / 'refs(unc).p').write_bytes(pickle.dumps(refs, protocol=2))
 
 
-def measure(root: Path, name: str) -> dict:
+def as_parquet(root: Path) -> None:
+    """The same as parquet files: in our own form and as jxu124/refcoco."""
+    subprocess.run([
+        sys.executable, Path(__file__).parents[2] / 'dataset_converters' /
+        'prepare.py', 'convert', root, '--dataset', 'refcoco', '--to',
+        'parquet', '--no-images', '--out', root / 'own'], check=True)
+    refer = json.loads((root / 'instances.json').read_text())
+    images, anns = ({entry['id']: entry for entry in refer[key]}
+                    for key in ('images', 'annotations'))
+    rows = [dict(
+        {key: ref[key] for key in ('ref_id', 'ann_id', 'image_id', 'split',
+                                   'sentences', 'sent_ids')},
+        image_path=f'coco/train2014/{image["file_name"]}',
+        raw_anns=json.dumps(anns[ref['ann_id']]),
+        raw_image_info=json.dumps(image))
+        for ref in pickle.loads((root / 'refs(unc).p').read_bytes())
+        for image in (images[ref['image_id']], )]
+    (root / 'hub' / 'data').mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.Table.from_pylist(rows),
+                        root / 'hub' / 'data' / 'train.parquet')
+
+
+def measure(root: Path, name: str, dataset: dict = {}) -> dict:
     """Seconds and samples of each split, peak memory before and after."""
     row = {'index': name, 'after the imports, GiB': peak_bytes() / 2**30}
     for split in SPLITS:
+        config = dict(type='RefCOCODataset', data_root=str(root), split=split,
+                      data_prefix=dict(img_path=str(root / 'train2014')))
         start = time.perf_counter()
-        dataset = RefCOCODataset(data_root=str(root), split=split,
-                                 data_prefix=dict(img_path='train2014'))
+        built = DATASETS.build(dict(config, **dataset))
         row[f'{split}, s'] = time.perf_counter() - start
-        row[f'{split}, samples'] = len(dataset)
+        row[f'{split}, samples'] = len(built)
     return {**row, 'peak memory, GiB': peak_bytes() / 2**30}
 
 
@@ -92,6 +120,18 @@ def main(args: Namespace) -> None:
     root = Path(args.index)
     if not (root / 'refs(unc).p').is_file():
         in_own_process(generate, root)
-    shutil.rmtree(root / '.cris_cache', ignore_errors=True)
-    report(args, index=[in_own_process(measure, root, name)
-                        for name in ('cold', 'cached')])
+    if not (root / 'hub').is_dir():
+        in_own_process(as_parquet, root)
+    for folder in (root, root / 'own' / 'data', root / 'hub' / 'data'):
+        shutil.rmtree(folder / '.cris_cache', ignore_errors=True)
+    forms: dict[str, dict] = {'REFER': {}}
+    for name, folder in (('own parquet', 'own'), ('Hub parquet', 'hub')):
+        forms[name] = dict(type='ReferParquetDataset',
+                           data_root=str(root / folder))
+    rows = [in_own_process(measure, root, f'{name}, {state}', config)
+            for name, config in forms.items()
+            for state in ('cold', 'cached')]
+    rows.append(in_own_process(
+        measure, root, 'own parquet, on demand',
+        dict(forms['own parquet'], on_demand=True)))
+    report(args, index=rows)

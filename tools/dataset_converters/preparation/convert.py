@@ -19,7 +19,8 @@ from .writers import WRITERS, Splits, check_new_folder
 
 
 def convert(located: Located, dst: str, form: str,
-            with_images: bool = True, shards: int = 1) -> Counts:
+            with_images: bool = True, shards: int = 1,
+            shuffle: bool = False) -> Counts:
     """Write a dataset in a form of ``known_sets.FORMS``.
 
     These are kept: file names of images, sentences, ids of refs and
@@ -37,7 +38,7 @@ def convert(located: Located, dst: str, form: str,
     """
     check_new_folder(dst)
     images = located.read_strictly(with_images)
-    return _write(images, located, dst, form, with_images, shards)
+    return _write(images, located, dst, form, with_images, shards, shuffle)
 
 
 def split_dataset(located: Located, dst: str, val_fraction: float,
@@ -79,7 +80,8 @@ def split_dataset(located: Located, dst: str, val_fraction: float,
 
 
 def _write(images: list[dict], located: Located, dst: str, form: str,
-           with_images: bool, shards: int = 1) -> Counts:
+           with_images: bool, shards: int = 1,
+           shuffle: bool = False) -> Counts:
     counts = count_splits(images)
     splits: Splits = {split: [] for split in counts}
     for image in images:
@@ -107,7 +109,7 @@ def _write(images: list[dict], located: Located, dst: str, form: str,
         from .parquet import write_shards
         for split, rows in splits.items():
             write_shards(rows, dst, split, shards,
-                         read if with_images else None)
+                         read if with_images else None, shuffle)
         return counts
     if with_images:
         for image in {i['file_name']: i for i in images}.values():

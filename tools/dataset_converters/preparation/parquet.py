@@ -2,6 +2,7 @@
 """Records -> parquet files, in the form *own* of readers/parquet.py."""
 import os
 import os.path as osp
+import random
 from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
@@ -10,12 +11,13 @@ from pyarrow import parquet
 from cris.datasets.records import plain_rle
 
 # A row group is read at once: rows of about this size, in bytes.
-_GROUP = 4 << 20
+_GROUP = 1 << 20
 _MAX_ROWS = 512
 
 
 def write_shards(rows: Iterable[tuple[dict, dict]], dst: str, split: str,
-                 shards: int, read: Callable[[dict], bytes] | None) -> None:
+                 shards: int, read: Callable[[dict], bytes] | None,
+                 shuffle: bool = False) -> None:
     """``data/<split>-<i>-of-<shards>.parquet``; a row is an image.
 
     Args:
@@ -26,12 +28,15 @@ def write_shards(rows: Iterable[tuple[dict, dict]], dst: str, split: str,
         shards (int): Number of files; neighbours are in the same file.
         read (Callable, optional): The content of an image's file, to be
             embedded. None writes only its name.
+        shuffle (bool): Write the images in random order, always the same.
     """
     by_image: dict = {}
     for image, ref in rows:
         by_image.setdefault(image['img_id'], dict(image, refs=[]))[
             'refs'].append(ref)
     images = list(by_image.values())
+    if shuffle:
+        random.Random(0).shuffle(images)
     schema = _schema(images)
     os.makedirs(osp.join(dst, 'data'), exist_ok=True)
     for shard in range(shards):

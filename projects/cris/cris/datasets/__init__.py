@@ -1,5 +1,4 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-from .randomness import ResumableSampler
 from .refcoco import (
     OfficialCRISDataset,
     RefCOCODataset,
@@ -9,6 +8,7 @@ from .refcoco import (
     ReferParquetDataset,
     ReferSaCoDataset,
 )
+from .sampling import ResumableSampler, ShardBatchSampler
 from .transforms import (
     ChooseExpressions,
     Letterbox,
@@ -23,5 +23,5 @@ __all__ = [
     'OfficialCRISDataset', 'PackReferInputs',
     'RefCOCODataset', 'ReferCOCODataset', 'ReferJSONLDataset',
     'ReferLabelmeDataset', 'ReferParquetDataset', 'ReferSaCoDataset',
-    'ResumableSampler', 'TokenizeExpressions'
+    'ResumableSampler', 'ShardBatchSampler', 'TokenizeExpressions'
 ]

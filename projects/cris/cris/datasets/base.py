@@ -17,15 +17,13 @@ from .exclude import without_excluded
 from .headers import check_headers
 from .randomness import WorkerState
 from .readers import READERS
-from .records import Fault, Records, as_splits, raise_faults
+from .records import Fault, Records, as_splits, raise_faults, samples_of
 
 # Fixed by replacing files, not annotations; a cache would keep reporting them.
 _FILE_FAULTS = {
     'bad-file', 'bad-image', 'file-too-large', 'image-too-large',
     'missing-image', 'missing-mask', 'unsafe-name'
 }
-_REF_KEYS = ('ref_id', 'ann_id', 'segmentation', 'ignore', 'sent_ids',
-             'sentences')
 
 
 class ReferDataset(BaseDataset):
@@ -153,26 +151,24 @@ class ReferDataset(BaseDataset):
             without_excluded(images, self.exclude,
                              self.data_prefix['img_path']))
         self._check_and_log(images)
-        samples = []
-        for image in images:
-            image = dict(image)
-            image['img_path'] = osp.join(self.data_prefix['img_path'],
-                                         image.pop('file_name'))
-            refs = [{key: ref[key] for key in _REF_KEYS if key in ref}
-                    for ref in image['refs']]
-            if self.test_mode and self.group_by_image:
-                samples.append(dict(image, refs=refs))
-            elif self.test_mode:
-                samples += [
-                    dict(image, refs=[dict(ref, sent_ids=[i], sentences=[s])])
-                    for ref in refs for i, s in zip(
-                        ref['sent_ids'], ref['sentences'], strict=True)]
-            else:
-                k = self.num_expressions
-                samples += [
-                    dict(image, refs=refs[i:i + k], num_expressions=k)
-                    for i in range(0, len(refs), k)]
+        samples = [sample for image in images
+                   for sample in self.samples_of(image)]
+        if self.test_mode and not self.group_by_image:
+            samples = [
+                dict(sample, refs=[dict(ref, sent_ids=[i], sentences=[s])])
+                for sample in samples for ref in sample['refs']
+                for i, s in zip(ref['sent_ids'], ref['sentences'],
+                                strict=True)]
         return samples
+
+    def samples_of(self, image: dict) -> list[dict]:
+        """The samples of a record, all sentences of an image in one."""
+        return samples_of(image, self.data_prefix['img_path'],
+                          None if self.test_mode else self.num_expressions)
+
+    def name_of(self, idx: int) -> str:
+        """The file of a sample, for messages."""
+        return self.get_data_info(idx)['img_path']
 
     def get_data_info(self, idx: int) -> dict:
         return dict(super().get_data_info(idx),
@@ -235,7 +231,8 @@ class ReferDataset(BaseDataset):
             return list(map(list, faults)), [
                 osp.join(folder, image['file_name']) for image in images]
 
-        sizes = [(i['file_name'], i['height'], i['width']) for i in images]
+        sizes = [(i['file_name'], i['height'], i['width'],
+                  i.get('picture_size')) for i in images]
         faults = [Fault(*fault) for fault in self._cached(
             ['images', folder, self.check_images, sizes], [], compute)]
         if self.size_mismatch != 'error':

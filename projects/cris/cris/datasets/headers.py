@@ -28,7 +28,7 @@ def check_headers(images: list[dict], folder: str,
                   read: bool = True) -> list[Fault]:
     """Faults of the image files of records, at most one per image.
 
-    Pictures in parquet files are not among them: the reader checks those.
+    Of pictures in parquet files, the reader has read the headers.
 
     Args:
         images (list[dict]): Records.
@@ -46,9 +46,12 @@ def check_headers(images: list[dict], folder: str,
 
     faults = []
     for image in images:
-        if 'picture' in image:
-            continue
         name = image['file_name']
+        if 'picture' in image:
+            if 'picture_size' in image:
+                faults.append(Fault('image-size', name, size_message(
+                    name, tuple(image['picture_size']), _annotated(image))))
+            continue
         path = osp.join(folder, name)
         parent, base = osp.split(path)
         try:
@@ -67,9 +70,13 @@ def check_headers(images: list[dict], folder: str,
 
 
 def _check_size(path: str, image: dict) -> None:
-    size, annotated = image_size(path), (image['height'], image['width'])
+    size, annotated = image_size(path), _annotated(image)
     if size != annotated:
         raise FileError(size_message(path, size, annotated), 'image-size')
+
+
+def _annotated(image: dict) -> tuple[int, int]:
+    return image['height'], image['width']
 
 
 def size_message(path: str, size: tuple, annotated: tuple) -> str:

@@ -7,8 +7,11 @@ A record is an image with its refs:
 sentences)``: no, one or several objects, and the sentences that refer to
 them. See masks.py for the segmentation; the area is in pixels. A ref may have
 ``ignore``, a region that counts neither as target nor as background. An image
-whose picture is in a parquet file has ``picture``, ``[path, row]``.
+whose picture is in a parquet file has ``picture``, ``[path, row]`` (its
+content in samples that are read on demand), and ``picture_size`` if that is
+not the annotated one.
 """
+import os.path as osp
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,6 +29,8 @@ from .masks import (
     mask_files,
 )
 
+_SAMPLE_KEYS = ('ref_id', 'ann_id', 'segmentation', 'ignore', 'sent_ids',
+                'sentences')
 _MAX_LISTED = 10
 _MAX_SENTENCE = 5000  # characters; tokenizing longer texts takes seconds
 
@@ -195,6 +200,26 @@ def _checked_area(segmentation: Segmentation, height: int, width: int,
     if area == 0:
         raise EntryError(f'{what} is empty', 'empty-mask')
     return area
+
+
+def samples_of(image: dict, folder: str, count: int | None) -> list[dict]:
+    """The samples of a dataset that an image yields.
+
+    Args:
+        image (dict): A record.
+        folder (str): Of the images.
+        count (int, optional): Refs of a sample in training, K. None, for
+            evaluation, makes one sample of all.
+    """
+    refs = [{key: ref[key] for key in _SAMPLE_KEYS if key in ref}
+            for ref in image['refs']]
+    sample = {key: value for key, value in image.items()
+              if key != 'file_name'}
+    sample['img_path'] = osp.join(folder, image['file_name'])
+    if count is None:
+        return [dict(sample, refs=refs)]
+    return [dict(sample, refs=refs[i:i + count], num_expressions=count)
+            for i in range(0, len(refs), count)]
 
 
 def plain_rle(segmentation: Segmentation, height: int, width: int) -> dict:

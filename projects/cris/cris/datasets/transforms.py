@@ -49,9 +49,9 @@ class LoadReferImage(BaseTransform):
     """Load an image file as BGR, uint8 (h, w, 3).
 
     Required: img_path; height, width (optional, the annotated size),
-    size_mismatch (optional, see ReferDataset), picture (optional, where it
-    is in a parquet file). Added: img, img_shape, ori_shape. In evaluation,
-    which has no num_expressions, ori_shape is the annotated size.
+    size_mismatch (optional, see ReferDataset), picture (optional, its content
+    or where it is in a parquet file). Added: img, img_shape, ori_shape. In
+    evaluation, which has no num_expressions, ori_shape is the annotated size.
 
     Raises:
         OSError: If the file cannot be read.
@@ -60,8 +60,11 @@ class LoadReferImage(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         path = results['img_path']
-        content = read_picture(*results['picture']) if (
-            'picture' in results) else read_bytes(path)
+        content = results.get('picture')
+        if content is None:
+            content = read_bytes(path)
+        elif not isinstance(content, bytes):
+            content = read_picture(*content)
         img = decode_image(content, path)
         shape = img.shape[:2]
         annotated = (results.get('height', shape[0]),
@@ -192,6 +195,7 @@ class TokenizeExpressions(BaseTransform):
 
     def __init__(self, context_length: int):
         self.context_length = context_length
+        tokenize('', context_length)  # workers share the vocabulary
 
     def transform(self, results: dict) -> dict:
         return dict(results, tokens=tokenize(

@@ -121,21 +121,28 @@ def count_expressions(cfg: Config) -> None:
 def check_training(runner: Runner, cfg: Config) -> None:
     """Build the data loaders and warn about likely mistakes."""
     loader = runner.train_dataloader
+    batches = loader.batch_sampler  # the loader's batch_size may be None
     if runner.val_loop is not None:
         runner.val_dataloader  # noqa: B018  it is built now
     if isinstance(loader.dataset, Sized) and not len(loader):
         raise ValueError(
             'the training set is smaller than one batch: '
             f'{len(loader.dataset)} samples, {runner.world_size} process(es), '
-            f'batch_size={loader.batch_size}, drop_last={loader.drop_last}. '
+            f'batch_size={batches.batch_size}, drop_last={batches.drop_last}. '
             'Set a smaller train_dataloader.batch_size, or drop_last=False')
+    streams = getattr(batches, 'streams', loader.num_workers)
+    if loader.num_workers not in (0, streams):
+        runner.logger.warning(
+            f'train_dataloader.num_workers={loader.num_workers}, but '
+            f'batch_sampler.streams={streams}: row groups are read more often '
+            'than necessary; set both alike')
     warn_of_long_warmup(runner, cfg)
     if cfg.get('auto_scale_lr', {}).get('enable'):
         k = expressions_per_image(cfg.train_dataloader.dataset)
-        number = loader.batch_size * k * runner.world_size
+        number = batches.batch_size * k * runner.world_size
         base = cfg.auto_scale_lr.base_batch_size * k
         runner.logger.info(
-            f'auto_scale_lr: {loader.batch_size} images x {k} expressions x '
+            f'auto_scale_lr: {batches.batch_size} images x {k} expressions x '
             f'{runner.world_size} process(es) = {number} expressions per '
             f'step; the learning rate is for {base:g}, it is multiplied by '
             f'{number / base:g}')

@@ -4,11 +4,14 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
 from .files import FileError
+
+# Of a process: files that are open, and bytes of the row groups in memory.
+_MAX_OPEN = 64
+KEPT_BYTES = 12 << 20
 
 
 def open_parquet(path: str) -> Any:
@@ -31,7 +34,8 @@ def open_parquet(path: str) -> Any:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'parquet file {path} does not exist')
     try:
-        return parquet.ParquetFile(path, memory_map=True)
+        # Neither a map nor a buffer: both grow with every row group read.
+        return parquet.ParquetFile(path, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise _broken(path, error) from error
 
@@ -41,60 +45,59 @@ def _broken(path: str, error: Exception) -> FileError:
                      'it again from its source.')
 
 
-class ParquetRows:
-    """Rows of several parquet files by number.
+class _RowGroups:
+    """Row groups of parquet files, those used last in memory.
 
-    A parquet file is read in row groups. The last few stay in memory.
     Processes that are forked open the files again.
-
-    Args:
-        paths (Sequence[str]): The files.
-        columns (Sequence[str], optional): Columns to read; all by default.
-        capacity (int): Row groups in memory.
     """
 
-    def __init__(self,
-                 paths: Sequence[str],
-                 columns: Sequence[str] | None = None,
-                 capacity: int = 2):
-        self.paths = list(paths)
-        self.columns = columns and list(columns)
-        self.capacity = capacity
+    def __init__(self):
         self._process = 0
 
-    def read(self, file: int, row: int) -> dict:
-        """A row as a dict.
-
-        Args:
-            file (int): Number of the file.
-            row (int): Number of the row in the file.
-
-        Raises:
-            FileError: If the file is broken.
-        """
+    def read(self, path: str, row: int,
+             columns: tuple[str, ...] | None) -> dict:
         if self._process != os.getpid():
             self._process = os.getpid()
-            self._files: dict[int, tuple] = {}
+            self._files: OrderedDict[str, tuple] = OrderedDict()
             self._groups: OrderedDict[tuple, Any] = OrderedDict()
-        if file not in self._files:
-            opened = open_parquet(self.paths[file])
-            sizes = row_group_sizes(opened)
-            self._files[file] = opened, [0, *accumulate(sizes)]
-        opened, firsts = self._files[file]
+        if path not in self._files:
+            if len(self._files) >= _MAX_OPEN:
+                self._files.popitem(last=False)
+            file = open_parquet(path)
+            self._files[path] = file, [0, *accumulate(row_group_sizes(file))]
+        self._files.move_to_end(path)
+        file, firsts = self._files[path]
         group = bisect_right(firsts, row) - 1
-        if (file, group) not in self._groups:
-            if len(self._groups) >= self.capacity:
+        key = path, group, columns
+        if key not in self._groups:
+            table = read_group(path, file, group, columns)
+            self._groups[key] = table, table.nbytes
+            while len(self._groups) > 1 and sum(
+                    size for _, size in self._groups.values()) > KEPT_BYTES:
                 self._groups.popitem(last=False)
-            self._groups[file, group] = read_group(
-                self.paths[file], opened, group, self.columns)
-        self._groups.move_to_end((file, group))
-        return self._groups[file, group].slice(
+        self._groups.move_to_end(key)
+        return self._groups[key][0].slice(
             row - firsts[group], 1).to_pylist()[0]
 
 
-@lru_cache(maxsize=4)
-def _pictures(path: str) -> ParquetRows:
-    return ParquetRows([path], ['image'])
+_ROW_GROUPS = _RowGroups()
+
+
+def read_row(path: str, row: int,
+             columns: tuple[str, ...] | None = None) -> dict:
+    """A row of a file as a dict.
+
+    The row group that has it is read; the last few stay in memory.
+
+    Args:
+        path (str): The file.
+        row (int): Number of the row.
+        columns (tuple[str, ...], optional): Columns to read; all by default.
+
+    Raises:
+        FileNotFoundError, FileError: If the file is missing or broken.
+    """
+    return _ROW_GROUPS.read(path, row, columns)
 
 
 def read_picture(path: str, row: int) -> bytes:
@@ -103,7 +106,7 @@ def read_picture(path: str, row: int) -> bytes:
     Raises:
         FileNotFoundError, FileError: If the file is missing or broken.
     """
-    return _pictures(path).read(0, row)['image']['bytes']
+    return read_row(path, row, ('image', ))['image']['bytes']
 
 
 def row_group_sizes(file: Any) -> list[int]:
@@ -112,15 +115,18 @@ def row_group_sizes(file: Any) -> list[int]:
             for i in range(file.num_row_groups)]
 
 
-def read_group(path: str, file: Any, group: int,
+def read_group(path: str, file: Any, group: int | None,
                columns: Sequence[str] | None) -> Any:
-    """A row group as a ``pyarrow.Table``.
+    """A row group as a ``pyarrow.Table``; all of them if ``group`` is None.
 
     Raises:
         FileError: If the file is broken.
     """
     try:
+        columns = columns and list(columns)
         # Threads of pyarrow do not survive a fork.
+        if group is None:
+            return file.read(columns, use_threads=False)
         return file.read_row_group(group, columns, use_threads=False)
     except (ValueError, OSError) as error:  # ArrowInvalid is a ValueError
         raise _broken(path, error) from error

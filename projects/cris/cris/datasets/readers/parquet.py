@@ -27,7 +27,13 @@ from cris.io.files import parse_json, safe_join
 from cris.io.images import open_image, shown_size
 from cris.io.parquet import open_parquet, read_group, row_group_sizes
 
-from ..records import EntryError, RecordBuilder, Records, as_splits
+from ..records import (
+    EntryError,
+    RecordBuilder,
+    Records,
+    as_splits,
+    raise_faults,
+)
 from .instances import image_size_of
 from .shared import ImageFolder, flatten, inline_segmentation, require
 
@@ -105,50 +111,85 @@ def read_parquet(ann_file: str,
         img_folder (str): For pictures that are not in the files.
     """
     builder = RecordBuilder()
-    splits = None if '{split}' in ann_file else as_splits(split)
+    splits = wanted_splits(ann_file, split)
     seen: Counter[str] = Counter()
     digests: dict[str, bytes] = {}
     for path, name in find_shards(ann_file, split):
         file = open_parquet(path)
         form = form_of(path, file.schema_arrow.names)
+        own = splits_of_rows(path, file, name)
+        seen.update(own)
         reader = _Reader(form, path, img_folder, builder, digests)
-        for number, own, row in _rows(path, file, name, splits):
-            seen[own] += 1
-            if row is not None:
-                with builder.entry(f'{path}, row {number}'):
-                    reader.read(number, row, own)
-    missing = [name for name in splits or ()
-               if not {name, _ALIASES.get(name)} & seen.keys()]
-    if missing:
-        raise ValueError(
-            f'{ann_file} has no split {missing[0]!r}; it has ' + ', '.join(
-                f'{k} ({n} rows)' for k, n in seen.items()))
+        for number, row in _rows(path, file, rows_of_splits(own, splits)):
+            with builder.entry(f'{path}, row {number}'):
+                reader.read(number, row, own[number])
+    check_splits_exist(ann_file, splits, seen)
     return builder.records()
 
 
-def _rows(path: str, file: Any, name: str, splits: list[str] | None
-          ) -> Iterator[tuple[int, str, dict | None]]:
-    """Number, split and values of every row; None in another split.
+def wanted_splits(ann_file: str,
+                  split: str | Sequence[str] | None) -> list[str] | None:
+    """Splits whose rows are read; None for all, if files are chosen."""
+    return None if '{split}' in ann_file else as_splits(split)
+
+
+def splits_of_rows(path: str, file: Any, name: str) -> list[str]:
+    """The split of every row: of its column, or else of the file's name."""
+    if 'split' not in file.schema_arrow.names:
+        return [name] * file.metadata.num_rows
+    column = read_group(path, file, None, ['split'])['split']
+    return [str(value) for value in column.to_pylist()]
+
+
+def rows_of_splits(own: list[str], splits: list[str] | None) -> list[bool]:
+    """Whether each row is in one of the splits."""
+    taken = {name: not splits or not {name, _ALIASES.get(name)}.isdisjoint(
+        splits) for name in set(own)}
+    return [taken[name] for name in own]
+
+
+def check_splits_exist(ann_file: str, splits: list[str] | None,
+                       seen: Counter[str]) -> None:
+    """Refuse a split that no row has; the message lists those that exist."""
+    for name in splits or ():
+        if not {name, _ALIASES.get(name)} & seen.keys():
+            raise ValueError(f'{ann_file} has no split {name!r}; it has ' +
+                             ', '.join(f'{k} ({n} rows)'
+                                       for k, n in seen.items()))
+
+
+def _rows(path: str, file: Any,
+          taken: list[bool]) -> Iterator[tuple[int, dict]]:
+    """Number and values of the rows to take.
 
     Few rows are in memory at once, and no picture of another split.
     """
-    number = 0
+    first = 0
     for group, size in enumerate(row_group_sizes(file)):
-        own = [name] * size
-        if 'split' in file.schema_arrow.names:
-            (column, ) = read_group(path, file, group, ['split'])
-            own = [str(value) for value in column.to_pylist()]
-        wanted = [not splits or bool({split, _ALIASES.get(split)} & {*splits})
-                  for split in own]
-        rows: Iterator[dict] = iter(())
-        if any(wanted):
-            table = read_group(path, file, group, None).take(
-                [i for i, take in enumerate(wanted) if take])
+        numbers = [i for i in range(size) if taken[first + i]]
+        if numbers:
+            table = read_group(path, file, group, None).take(numbers)
             rows = chain.from_iterable(
                 batch.to_pylist() for batch in table.to_batches(_BATCH))
-        for split, take in zip(own, wanted, strict=True):
-            yield number, split, next(rows) if take else None
-            number += 1
+            for i, row in zip(numbers, rows, strict=True):
+                yield first + i, row
+        first += size
+
+
+def read_own_row(path: str, number: int, row: dict, split: str,
+                 img_folder: str) -> dict:
+    """The image of one row in our own form, as in records.
+
+    Raises:
+        ValueError: If the row or one of its refs is faulty.
+    """
+    builder = RecordBuilder()
+    where = f'{path}, row {number}'
+    with builder.entry(where):
+        _Reader('own', path, img_folder, builder, {}).read(number, row, split)
+    raise_faults(builder.faults, where)
+    (image, ) = builder.images.values()
+    return image
 
 
 class _Reader:
@@ -177,13 +218,11 @@ class _Reader:
                      height=height, width=width)
         if row.get('image'):
             found = self._image(row['image'], number, row['file_name'])
-            size, annotated = ((i['height'], i['width'])
-                               for i in (found, image))
-            if size != annotated:
-                raise EntryError(f'its picture is of size {size}, but the row '
-                                 f'says {annotated} (height, width)',
-                                 'image-size')
-            image = dict(found, img_id=row['img_id'])
+            size = [found['height'], found['width']]
+            image = dict(found, img_id=row['img_id'], height=height,
+                         width=width)
+            if 'picture' in image and size != [height, width]:
+                image['picture_size'] = size
         for ref in _dicts(row, 'refs'):
             with self._builder.entry(f'ref {ref.get("ref_id")}'):
                 require(ref, 'ref_id', 'sentences', 'mask')

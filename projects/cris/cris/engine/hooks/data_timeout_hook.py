@@ -27,7 +27,7 @@ class DataTimeoutHook(Hook):
     def files_being_read(self) -> list[str]:
         """The image that each worker of the watched loaders is reading."""
         return [
-            f'  worker {worker}: {dataset.get_data_info(index)["img_path"]}'
+            f'  worker {worker}: {dataset.name_of(index)}'
             for loader in self._loaders
             for dataset in refer_datasets(loader.dataset) for worker, index in
             dataset.worker_state.samples_being_read().items()

@@ -25,8 +25,8 @@ class ExactResumeHook(Hook):
     mmengine restores weights, optimizer, schedule and the logs. Here all
     random draws become a function of the run's seed and the position (epoch
     and sample, or iteration and rank), so no generator's state is saved. With
-    :class:`ResumableSampler` a checkpoint from the middle of an epoch goes on
-    at the next batch.
+    :class:`ResumableSampler` or :class:`ShardBatchSampler` a checkpoint from
+    the middle of an epoch goes on at the next batch.
 
     The checkpoint of an epoch is saved before its validation. Which epochs
     were validated is therefore in ``validated.json`` in the work dir; an
@@ -52,9 +52,9 @@ class ExactResumeHook(Hook):
         batches = 0
         if meta['epoch'] == self._epoch:
             batches = meta['iter'] - self._first_iter
-        batch_size = runner.train_dataloader.batch_size * runner.world_size
+        samples = batches * self._batch_size(runner)
         checkpoint[_KEY] = dict(
-            batches=batches, samples=batches * batch_size, run=self._run)
+            batches=batches, samples=samples, run=self._run)
 
     def before_train(self, runner: Runner) -> None:
         positions = dist.all_gather_object((runner.epoch, runner.iter))
@@ -65,7 +65,8 @@ class ExactResumeHook(Hook):
                 f'{runner.work_dir}: name the checkpoint, --resume CKPT')
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             return
-        sampler = runner.train_dataloader.sampler
+        batch_sampler = runner.train_dataloader.batch_sampler
+        sampler = batch_sampler.sampler
         randomness = runner.cfg.get('randomness', {})
         if randomness.get('seed') is None and not randomness.get(
                 'diff_rank_seed'):
@@ -81,7 +82,8 @@ class ExactResumeHook(Hook):
         self._write_validated(runner)
         if self._resumed['batches'] == 0:
             self._validate_if_due(runner)
-        elif not hasattr(sampler, 'skip'):
+        elif not hasattr(batch_sampler, 'skip') and not hasattr(
+                sampler, 'skip'):
             raise ValueError(
                 'the checkpoint is from the middle of an epoch, where '
                 f'{type(sampler).__name__} cannot begin: set '
@@ -97,9 +99,27 @@ class ExactResumeHook(Hook):
         self._first_iter = runner.iter
         if self._resumed is not None and self._resumed['batches']:
             self._first_iter -= self._resumed['batches']
-            runner.train_dataloader.sampler.skip(
-                self._resumed['samples'] // runner.world_size)
+            self._skip(runner, self._resumed)
         self._resumed = None
+
+    def _batch_size(self, runner: Runner) -> int:
+        """Samples of a step over all ranks."""
+        return (runner.train_dataloader.batch_sampler.batch_size
+                * runner.world_size)
+
+    def _skip(self, runner: Runner, position: dict) -> None:
+        batch_sampler = runner.train_dataloader.batch_sampler
+        batches, rest = divmod(position['samples'], self._batch_size(runner))
+        if not hasattr(batch_sampler, 'skip'):
+            batch_sampler.sampler.skip(
+                position['samples'] // runner.world_size)
+            return
+        if rest or batches != position['batches']:
+            runner.logger.warning(
+                'The order of samples depends on ranks and batch size, which '
+                'changed: in the rest of this epoch, some samples come twice '
+                'and others not.')
+        batch_sampler.skip(batches)
 
     def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         numbers = np.random.SeedSequence(
