@@ -109,6 +109,29 @@ def test_the_papers_models_and_data_are_all_there():
     assert pairs >= {(m, 'refcoco') for m in MODEL}
 
 
+def test_the_best_checkpoint_of_grefcoco_is_by_giou():
+    cfg = Config.fromfile(
+        REPO / 'configs/cris/cris_r50_8xb8-amp-50e_grefcoco-416x416.py')
+    hook = cfg.default_hooks.checkpoint
+    assert (hook.type, hook.save_best, hook.rule) == (
+        'SafeCheckpointHook', 'gIoU', 'greater')
+    assert cfg.val_evaluator.generalized
+    for loader in loaders(cfg):
+        assert loader.dataset.split_file == 'grefs(unc).json'
+
+
+def test_refcoco_m_is_the_test_set_of_a_model_of_refcoco():
+    path = 'configs/cris/cris_r50_8xb8-amp-50e_refcoco{}-416x416.py'
+    cfg, other = (
+        Config.fromfile(REPO / path.format(m)) for m in ('-m', ''))
+    data = cfg.test_dataloader.pop('dataset')
+    pipeline = other.test_dataloader.pop('dataset').pipeline
+    assert cfg.to_dict() == other.to_dict()
+    assert data == dict(
+        type='ReferParquetDataset', data_root='data/refcoco-m/hub',
+        split='validation', test_mode=True, pipeline=pipeline)
+
+
 @each(CONFIGS)
 def test_config_says_how_to_run_it(path):
     head = path.read_text().split('_base_')[0]

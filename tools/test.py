@@ -31,6 +31,12 @@ def parse_args() -> argparse.Namespace:
     add('--audit', action='store_true',
         help="also score under the field's other conventions and print a "
         'table of them')
+    add('--reviewed', metavar='FILE',
+        help='also score without the expressions that a reviewed annotation '
+        'file of Ref-L4 marks as wrong')
+    add('--allow-unmatched', action='store_true',
+        help='with --reviewed, go on if entries of the file or expressions of '
+        'the test set do not match')
     add('--results',
         help='write a record per expression to this .json or .parquet file')
     add('--show-dir',
@@ -52,6 +58,8 @@ def parse_args() -> argparse.Namespace:
                      f'a checkpoint; {args.checkpoint} is a folder')
     if args.out is not None and not args.out.endswith('.json'):
         parser.error(f'--out writes JSON, got {args.out}')
+    if args.allow_unmatched and args.reviewed is None:
+        parser.error('--allow-unmatched goes with --reviewed')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
@@ -69,7 +77,13 @@ def run(args: argparse.Namespace) -> None:
     from cris.engine.logs import log_run, quiet_logs, short_errors
     from cris.engine.ranks import init_ranks
     from cris.evaluation.conventions import add_audit, audit_table, find_metric
+    from cris.evaluation.refseg_metric import RefSegMetric
     from cris.evaluation.results import check_results_file
+    from cris.evaluation.reviewed import (
+        match_reviewed,
+        read_reviewed,
+        reviewed_table,
+    )
     from cris.io.checkpoints import load_weights, use_safe_loader
     from cris.models.fast_cpu import reuse_memory
 
@@ -83,6 +97,9 @@ def run(args: argparse.Namespace) -> None:
         if args.results is not None:
             check_results_file(args.results)
             find_metric(cfg.test_evaluator).out_file = args.results
+        if args.reviewed is not None:
+            find_metric(cfg.test_evaluator)
+            entries = read_reviewed(args.reviewed)
         if args.audit:
             cfg.test_evaluator = add_audit(cfg.test_evaluator)
         if exported:
@@ -106,13 +123,22 @@ def run(args: argparse.Namespace) -> None:
             if not args.no_optimize:
                 optimize_for_inference(runner.model, args.precision,
                                        args.compile)
-        runner.test_dataloader  # noqa: B018  it is built now
+        data = runner.test_dataloader.dataset  # it is built now
+        if args.reviewed is not None:
+            review = match_reviewed(args.reviewed, entries, data,
+                                    args.allow_unmatched)
+            runner.logger.info(review.summary)
+            metric = next(m for m in runner.test_loop.evaluator.metrics
+                          if isinstance(m, RefSegMetric))
+            metric.leave_out(review.wrong)
         phase.running = True
         with explain_data_errors(runner):
             scores = runner.test()
     if is_main_process():
         if args.audit:
             print(audit_table(scores))
+        if args.reviewed is not None:
+            print(reviewed_table(scores))
         if args.out is not None:
             dump(scores, args.out, indent=2)
 

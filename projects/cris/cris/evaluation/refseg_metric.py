@@ -9,6 +9,7 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmseg.registry import METRICS
 
+from .matching import expression_keys
 from .results import (
     DEFAULTS,
     check_results_file,
@@ -150,6 +151,17 @@ class RefSegMetric(BaseMetric):
         self.scoring = dict(inclusive=inclusive, empty_union=empty_union,
                             generalized=generalized)
         self.out_file = out_file
+        self.left_out: set[tuple] | None = None
+
+    def leave_out(self, keys: set[tuple]) -> None:
+        """Also report the scores without some expressions.
+
+        Their names begin with ``reviewed/``; out_file stays as it is.
+
+        Args:
+            keys (set[tuple]): As of matching.expression_keys.
+        """
+        self.left_out = keys
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Count the pixels of a batch.
@@ -191,12 +203,16 @@ class RefSegMetric(BaseMetric):
                 iou = compute_iou(counts, self.scoring['empty_union'])
                 counts['records'] = make_records(
                     sample, chosen, pred, target, counts, iou)
+            if self.left_out is not None:
+                keys = expression_keys(sample)
+                counts['kept'] = np.array(
+                    [keys[k] not in self.left_out for k in chosen], bool)
             self.results.append(counts)
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """Scores of :func:`compute_scores`, and n_expressions.
 
-        Writes out_file.
+        Writes out_file. See also :meth:`leave_out`.
         """
         if self.out_file is not None:
             options = dict(self.scoring, threshold=self.threshold,
@@ -208,6 +224,14 @@ class RefSegMetric(BaseMetric):
                                self.out_file)
         counts = {name: np.concatenate([result[name] for result in results])
                   for name in COUNTS}
+        scores = self._scores(counts)
+        if self.left_out is not None:
+            kept = np.concatenate([result['kept'] for result in results])
+            reviewed = self._scores({k: n[kept] for k, n in counts.items()})
+            scores.update({f'reviewed/{k}': s for k, s in reviewed.items()})
+        return scores
+
+    def _scores(self, counts: dict[str, np.ndarray]) -> dict[str, float]:
         return dict(compute_scores(counts, **self.scoring),
                     n_expressions=len(counts['union']))
 
