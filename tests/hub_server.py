@@ -13,13 +13,17 @@ COMMIT = 'a' * 40
 class HubServer:
     """Serves repositories, ``{'OWNER/REPO': {file: content}}``, with faults.
 
-    ``cuts`` downloads end in the middle, ``refusals`` requests get a 429, and
-    ``wrong`` has other contents than the Hub says.
+    ``cuts`` downloads end in the middle, ``refusals`` requests get a 429,
+    ``wrong`` has other contents than the Hub says, and ``answers`` has other
+    answers, ``{'OWNER/REPO': (status, body, headers)}``. A download of a file
+    in ``stalls`` sets ``stalled`` in the middle and waits for ``go_on``.
     """
 
     def __init__(self, repos):
         self.repos, self.wrong, self.requests = repos, {}, []
         self.cuts = self.refusals = 0
+        self.answers, self.stalls = {}, set()
+        self.stalled, self.go_on = threading.Event(), threading.Event()
         handler = type('Handler', (_Handler, ), dict(hub=self))
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
         self.url = f'http://127.0.0.1:{self.server.server_address[1]}'
@@ -41,7 +45,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, status, with_body, body=b'', **headers):
         self.send_response(status)
-        headers.setdefault('Content-Length', str(len(body)))
+        headers.setdefault('Content_Length', str(len(body)))
         for name, value in headers.items():
             self.send_header(name.replace('_', '-'), value)
         self.end_headers()
@@ -58,7 +62,12 @@ class _Handler(BaseHTTPRequestHandler):
         api = re.match(r'/api/(?:models|datasets)/([^/]+/[^/?]+)', self.path)
         file = re.match(r'/(?:datasets/)?([^/]+/[^/]+)/resolve/[^/]+/([^?]+)',
                         self.path)
+        if not api and not file:
+            return self.send(404, with_body)  # the client's own questions
         repo = (api or file)[1]
+        if repo in hub.answers:
+            status, body, headers = hub.answers[repo]
+            return self.send(status, with_body, body, **headers)
         if repo not in hub.repos:
             return self.send(404, with_body, X_Error_Code='RepoNotFound')
         files = hub.repos[repo]
@@ -91,4 +100,15 @@ class _Handler(BaseHTTPRequestHandler):
                       Content_Length=str(len(content)), **headers)
             self.wfile.flush()
             return self.connection.shutdown(2)
+        if name in hub.stalls and with_body:
+            hub.stalls.remove(name)
+            half = len(content) // 2
+            self.send(status, True, content[:half],
+                      Content_Length=str(len(content)), **headers)
+            self.wfile.flush()
+            hub.stalled.set()
+            hub.go_on.wait()
+            with suppress(ConnectionError):
+                self.wfile.write(content[half:])
+            return None
         return self.send(status, with_body, content, **headers)

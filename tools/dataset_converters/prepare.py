@@ -132,6 +132,10 @@ def main() -> int:
     except (ImportError, OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print('stopped' + ('; the same command goes on'
+                           if args.command == 'get' else ''), file=sys.stderr)
+        return 130  # as shells say it
 
 
 if __name__ == '__main__':

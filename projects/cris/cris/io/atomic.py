@@ -49,6 +49,30 @@ def atomic_write(path: str, rename: bool = True) -> Iterator[str]:
         ) from error
 
 
+@contextmanager
+def disk_space(folder: str, needed: int = 0) -> Iterator[None]:
+    """Raise an OSError that says what to do if the disk of a folder is full.
+
+    Args:
+        folder (str): An existing folder.
+        needed (int): How many bytes must be free; 0 if that is not known.
+    """
+    try:
+        if shutil.disk_usage(folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        free = shutil.disk_usage(folder).free / 2**20
+        wanted = f'{needed / 2**20:.2f} MiB are needed and ' if needed else ''
+        raise OSError(
+            error.errno, f'the disk of {folder} is full '
+            f'({os.strerror(error.errno)}): {wanted}{free:.2f} MiB are free. '
+            'What was complete is kept: make room, then give the command again'
+        ) from error
+
+
 def write_text(path: str, text: str) -> None:
     """Write a small text file with :func:`atomic_write`."""
     with atomic_write(path) as partial, open(partial, 'w') as file:

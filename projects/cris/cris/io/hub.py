@@ -2,6 +2,7 @@
 """Files of the Hugging Face Hub: whole, or not at all."""
 import difflib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def list_files(repo: str, kind: str = 'dataset') -> dict[str, int]:
     hub = _hub()
     with _explained(hub, repo, kind):
         info = hub.HfApi().repo_info(repo, repo_type=kind, files_metadata=True)
-    return {file.rfilename: file.size or 0 for file in info.siblings}
+        return {file.rfilename: file.size or 0 for file in info.siblings}
 
 
 def download(repo: str,
@@ -74,7 +75,7 @@ def download(repo: str,
         ConnectionError: If the Hub does not answer.
         FileError: If the content is not that of the Hub ('bad-file'); it is
             removed.
-        OSError: If the disk is full.
+        OSError: If the disk is full, or hf_xet fails.
         ImportError: If huggingface_hub is missing.
     """
     hub = _hub()
@@ -108,30 +109,50 @@ def _hub() -> Any:
 @contextmanager
 def _explained(hub: Any, repo: str, kind: str, name: str = '') -> Iterator:
     """Raise the Hub's errors as built-in ones that say what to do."""
+    not_shown = (
+        f'the Hub shows no {kind} {repo}: check owner and name. A private or '
+        'gated one needs a token in HF_TOKEN, and its terms accepted on its '
+        'page')
     try:
         yield
     except hub.errors.HFValidationError as error:
         raise FileNotFoundError(f'{repo!r} is not a name on the Hub; it has '
                                 'the form OWNER/REPO') from error
     except hub.errors.RepositoryNotFoundError as error:  # or a gated one
-        raise FileNotFoundError(
-            f'the Hub shows no {kind} {repo}: check owner and name. A private '
-            'or gated one needs a token in HF_TOKEN, and its terms accepted '
-            'on its page') from error
+        raise FileNotFoundError(not_shown) from error
     except hub.errors.RevisionNotFoundError as error:
         raise FileNotFoundError(f'{repo} has no such revision') from error
     except hub.errors.LocalEntryNotFoundError as error:
         raise ConnectionError(
             f'{name} of {repo} is not in the cache of this machine, and the '
-            f'Hub cannot be reached: {error.__cause__ or error}') from error
+            f'Hub cannot be reached: {_line(error.__cause__ or error)}'
+        ) from error
     except hub.errors.EntryNotFoundError as error:
         near = difflib.get_close_matches(name, list_files(repo, kind), 3, 0.3)
         raise FileNotFoundError(
             f'{repo} has no file {name}; near it: '
             f'{", ".join(near) or "none"}') from error
     except (hub.errors.HfHubHTTPError, hub.errors.HTTPError) as error:
-        raise ConnectionError(f'the Hub does not serve {name or repo}: '
-                              f'{error}') from error
+        response = getattr(error, 'response', None)
+        if response is not None and response.status_code in (401, 403):
+            raise FileNotFoundError(not_shown) from error
+        raise ConnectionError(
+            f'{hub.constants.ENDPOINT} does not serve {name or repo}: '
+            f'{_line(error)}') from error
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError,
+            UnicodeDecodeError) as error:  # of the Hub's client
+        raise ConnectionError(
+            f'{hub.constants.ENDPOINT} does not answer as the Hub does: does '
+            'this network want a login, or is HF_ENDPOINT wrong?') from error
+    except RuntimeError as error:  # hf_xet has no other class
+        raise OSError(
+            f'{name} of {repo} could not be downloaded: {_line(error)}. With '
+            'HF_HUB_DISABLE_XET=1 it comes another way') from error
+
+
+def _line(error: BaseException) -> str:
+    """The first line of a message; the Hub's client explains at length."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _sha256(path: str) -> str:
