@@ -2,7 +2,7 @@
 """Time and memory of indexing a dataset as large as RefCOCO.
 
 It is generated: RefCOCO's numbers of images, annotations, refs and sentences
-in every split, polygons of 40 points, and one grey picture to which all image
+in every split, outlines of 40 points, and one grey picture to which all image
 files are links.
 """
 import itertools
@@ -59,7 +59,7 @@ def generate(root: Path, share: float = 1) -> None:
     owners = [ref['image_id'] for ref in refs]
     further = max(0, round(ANNOTATIONS * share) - len(refs))
     owners += rng.integers(1, num_images + 1, further).tolist()
-    polygons = rng.uniform(0, [WIDTH, HEIGHT], (len(owners), 40, 2)).round(2)
+    polygons = _outlines(rng, len(owners))
     annotations = [
         dict(id=i, image_id=owner, category_id=1, iscrowd=0, area=1.0,
              bbox=[0, 0, 1, 1], segmentation=[polygon.ravel().tolist()])
@@ -79,6 +79,16 @@ def generate(root: Path, share: float = 1) -> None:
         images=images, annotations=annotations,
         categories=[dict(id=1, name='thing')])))
     (root / 'refs(unc).p').write_bytes(pickle.dumps(refs, protocol=2))
+
+
+def _outlines(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Polygons of 40 points around centres, as those of objects."""
+    shape = (count, 40, 1)
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)[None, :, None]
+    radii = rng.uniform(15, 150, (count, 1, 1)) * rng.uniform(0.6, 1, shape)
+    centres = rng.uniform(0, [WIDTH, HEIGHT], (count, 1, 2))
+    around = np.concatenate([np.cos(angles), np.sin(angles)], axis=2)
+    return (centres + radii * around).clip(0, [WIDTH, HEIGHT]).round(2)
 
 
 def as_parquet(root: Path) -> None:

@@ -151,7 +151,7 @@ def _encode_rle(rle: dict, height: int, width: int) -> dict:
     runs = _decompress(counts) if compressed else _numbers(counts)
     if not (runs >= 0).all():
         raise MaskError('the RLE has a negative run')
-    total = sum(runs.tolist())
+    total = runs.sum()
     if total != height * width:
         raise MaskError(f'the RLE counts {total:.0f} pixels, the image has '
                         f'{height * width}')
@@ -205,21 +205,22 @@ def _decompress(counts: str | bytes) -> np.ndarray:
     """
     if isinstance(counts, str):
         counts = counts.encode('utf-8', 'surrogatepass')
-    runs, value, shift = [], 0, 0
-    for character in counts:
-        bits = character - 48
-        if not 0 <= bits < 64:
-            raise MaskError('the RLE has characters outside the RLE alphabet')
-        value |= (bits & 31) << shift
-        shift += 5
-        if shift > 35:
-            raise MaskError('the RLE has a run of more than 2**35 pixels')
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    if shift:
+    characters = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if ((characters < 0) | (characters > 63)).any():
+        raise MaskError('the RLE has characters outside the RLE alphabet')
+    ends = np.flatnonzero(characters & 32 == 0)
+    gaps = np.diff(ends, prepend=-1, append=len(characters) - 1)
+    if gaps.max() > 7:
+        raise MaskError('the RLE has a run of more than 2**35 pixels')
+    if gaps[-1]:
         raise MaskError('the RLE ends within a run')
-    return np.asarray(runs, np.float64)
+    lengths = gaps[:-1]
+    if not lengths.size:
+        return np.zeros(0)
+    starts = ends + 1 - lengths
+    shifts = 5 * (np.arange(len(characters)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((characters & 31) << shifts, starts)
+    runs -= (characters[ends] >> 4 & 1) << 5 * lengths  # their sign
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs.astype(np.float64)

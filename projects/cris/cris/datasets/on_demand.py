@@ -18,6 +18,7 @@ from cris.io.parquet import (
 
 from .readers.parquet import (
     check_splits_exist,
+    content_of,
     find_shards,
     form_of,
     read_own_row,
@@ -94,8 +95,9 @@ class RowSamples(Sequence):
             return part
         path, number = self.position(index)
         row = read_row(path, number)
-        content = (row['image'] or {}).get('bytes')
-        row['image'] = None  # it is checked when it is decoded
+        content = content_of(row.get('image'))
+        if content is not None:
+            row['image'] = None  # it is checked when it is decoded
         if self._count:
             first = self._parts[index] * self._count
             row['refs'] = row['refs'][first:first + self._count]

@@ -263,7 +263,7 @@ class _Reader:
         # A picture is repeated for each of its refs, and named after the ref.
         safe_join(self._folder.folder, row['file_name'])
         name = re.sub(r'(\d{12})_\d+(\.\w+)$', r'\1\2', row['file_name'])
-        digest = hashlib.sha256(_content(row['image']) or b'').digest()
+        digest = hashlib.sha256(content_of(row['image']) or b'').digest()
         if self._digests.setdefault(name, digest) != digest:
             name = row['file_name']  # another picture after all
         ref_id = row.get('question_id', f'{self._path}, {number}')
@@ -288,7 +288,7 @@ class _Reader:
 
     def _image(self, cell: Any, number: int, name: str) -> dict:
         """The image of a cell ``{bytes, path}``."""
-        content = _content(cell)
+        content = content_of(cell)
         if content is None:
             path = cell.get('path') if isinstance(cell, dict) else None
             return self._folder.image(path or name)
@@ -299,7 +299,8 @@ class _Reader:
                     picture=[self._path, number])
 
 
-def _content(cell: Any) -> bytes | None:
+def content_of(cell: Any) -> bytes | None:
+    """The picture in a cell ``{bytes, path}``, if it is there."""
     content = cell.get('bytes') if isinstance(cell, dict) else None
     return content if isinstance(content, bytes) else None
 
