@@ -151,7 +151,7 @@ def _encode_rle(rle: dict, height: int, width: int) -> dict:
     runs = _decompress(counts) if compressed else _numbers(counts)
     if not (runs >= 0).all():
         raise MaskError('the RLE has a negative run')
-    total = runs.sum()
+    total = sum(runs.tolist())
     if total != height * width:
         raise MaskError(f'the RLE counts {total:.0f} pixels, the image has '
                         f'{height * width}')
