@@ -163,7 +163,7 @@ train_dataloader = dict(batch_sampler=dict(streams=2),
                         dataset=dict(on_demand=True))
 ''')
     assert run_killed_and_not(
-        root, tmp_path, 1, 8, 'default_hooks.checkpoint.by_epoch=False',
+        root, tmp_path, 1, 6, 'default_hooks.checkpoint.by_epoch=False',
         'default_hooks.checkpoint.interval=3', first_saves=True,
         config=config) == 1
 
