@@ -208,10 +208,10 @@ class PackReferInputs(BaseTransform):
 
     Required: img, expressions, tokens, ref_index; gt_masks, gt_ignore
     (optional). Returns ``dict(inputs, data_samples)``: the image, uint8 (3, H,
-    W), and a SegDataSample with ``tokens (K, L)``, ``gt_sem_seg.data``,
-    float32 (K, H, W) in [0, 1], perhaps ``gt_ignore.data``, bool (K, H, W),
-    pixels that do not count, and the metainfo img_path, img_id, ori_shape,
-    img_shape, expressions, ref_ids and sent_ids, if present.
+    W), and a SegDataSample with ``tokens (K, L)``, ``gt_sem_seg.data`` (K, H,
+    W), float32 in [0, 1], in evaluation bool, perhaps ``gt_ignore.data``, bool
+    (K, H, W), pixels that do not count, and the metainfo img_path, img_id,
+    ori_shape, img_shape, expressions, ref_ids and sent_ids, if present.
     """
 
     def transform(self, results: dict) -> dict:
@@ -221,7 +221,9 @@ class PackReferInputs(BaseTransform):
         sample.tokens = results['tokens']
         if 'gt_masks' in results:
             masks = results['gt_masks'][results['ref_index']]
-            masks = torch.from_numpy(masks).float().div_(255)
+            masks = torch.from_numpy(masks)
+            masks = (masks.float().div_(255) if 'num_expressions' in results
+                     else masks > 127)
             sample.gt_sem_seg = PixelData(data=masks)
         if 'gt_ignore' in results:
             ignore = results['gt_ignore'][results['ref_index']]

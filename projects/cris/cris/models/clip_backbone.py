@@ -138,7 +138,8 @@ class CLIPBackbone(BaseModule):
         x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
         words = text.ln_final(x)
         # The end-of-text token has the largest id.
-        end = words[torch.arange(tokens.shape[0]), tokens.argmax(dim=-1)]
+        rows = torch.arange(len(tokens), device=tokens.device)
+        end = words[rows, tokens.argmax(dim=-1)]
         return words, end @ text.text_projection
 
 

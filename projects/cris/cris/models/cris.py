@@ -20,6 +20,8 @@ from cris.geometry import unletterbox
 
 ImageFeatures = tuple[Tensor, Tensor, Tensor]
 
+_GROUND_TRUTH = ('gt_sem_seg', 'gt_ignore')
+
 
 @MODELS.register_module()
 class CRIS(BaseSegmentor):
@@ -169,6 +171,26 @@ class CRIS(BaseSegmentor):
                 data=prob > self.decode_head.threshold)
         return data_samples
 
+    def val_step(self, data: dict) -> list[SegDataSample]:
+        """:meth:`predict` of a batch. Ground truth stays on the CPU: it is of
+        the original size, and only scores need it.
+        """
+        samples = data.get('data_samples') or []
+        truth = [{key: sample.get(key) for key in _GROUND_TRUTH
+                  if key in sample} for sample in samples]
+        for sample, fields in zip(samples, truth, strict=True):
+            for key in fields:
+                delattr(sample, key)
+        predicted = super().val_step(data)
+        for holders in (samples, predicted):
+            for sample, fields in zip(holders, truth, strict=True):
+                sample.set_data(fields)
+        return predicted
+
+    def test_step(self, data: dict) -> list[SegDataSample]:
+        """As :meth:`val_step`."""
+        return self.val_step(data)
+
     def original_size(self, logits: Tensor,
                       ori_shape: tuple[int, int]) -> Tensor:
         """Probabilities at the original size of one image.
@@ -216,10 +238,10 @@ class CRIS(BaseSegmentor):
             raise TypeError('CRIS needs data_samples with tokens; use '
                             'predict_logits for images and tokens alone')
         tokens = torch.cat([sample.tokens for sample in data_samples])
-        counts = torch.tensor([len(sample.tokens) for sample in data_samples])
-        image_index = torch.arange(len(counts)).repeat_interleave(counts)
-        return self.predict_logits(
-            inputs, tokens, image_index.to(inputs.device))
+        image_index = torch.cat([
+            tokens.new_full((len(sample.tokens), ), i)
+            for i, sample in enumerate(data_samples)])
+        return self.predict_logits(inputs, tokens, image_index)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:
         if self.inference_dtype is None:

@@ -11,24 +11,27 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def sine_position_1d(length: int, channels: int) -> Tensor:
+def sine_position_1d(length: int, channels: int,
+                     device: torch.device | None = None) -> Tensor:
     """Sine position encoding of a sequence, ``(length, channels)``."""
-    position = torch.arange(length, dtype=torch.float32)[:, None]
+    position = torch.arange(length, dtype=torch.float32, device=device)
+    position = position[:, None]
     frequency = torch.exp(
-        torch.arange(0, channels, 2, dtype=torch.float32) *
+        torch.arange(0, channels, 2, dtype=torch.float32, device=device) *
         -(math.log(10000.0) / channels))
     angle = position * frequency
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
-def sine_position_2d(height: int, width: int, channels: int) -> Tensor:
+def sine_position_2d(height: int, width: int, channels: int,
+                     device: torch.device | None = None) -> Tensor:
     """Sine position encoding of a map, ``(height * width, channels)``.
 
     The first half of the channels encodes x, the second half y.
     """
     half = channels // 2
-    xs = sine_position_1d(width, half).expand(height, width, half)
-    ys = sine_position_1d(height, half)[:, None].expand(height, width, half)
+    xs = sine_position_1d(width, half, device).expand(height, width, half)
+    ys = sine_position_1d(height, half, device)[:, None].expand_as(xs)
     return torch.cat([xs, ys], dim=-1).flatten(0, 1)
 
 
@@ -103,9 +106,11 @@ class VisionLanguageDecoder(nn.Module):
         """
         channels, height, width = fused.shape[1:]
         context = dict(
-            pixel_position=sine_position_2d(height, width, channels).to(fused),
+            pixel_position=sine_position_2d(
+                height, width, channels, fused.device).to(fused.dtype),
             words=words,
-            word_position=sine_position_1d(*words.shape[1:]).to(words),
+            word_position=sine_position_1d(
+                *words.shape[1:], words.device).to(words.dtype),
             padding_mask=padding_mask)
         pixels = fused.flatten(2).transpose(1, 2)  # (E, N, C)
         for layer in self.layers:

@@ -24,9 +24,13 @@ class CoordConv(nn.Sequential):
         size, (height, width) = x.shape[0], x.shape[-2:]
         xs = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
         ys = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
-        xs = xs.expand(size, 1, height, width)
-        ys = ys[:, None].expand(size, 1, height, width)
-        return super().forward(torch.cat([x, xs, ys], dim=1))
+        coords = torch.stack([xs.expand(height, width),
+                              ys[:, None].expand(height, width)])
+        coords = coords.expand(size, 2, height, width)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            # Else the concatenation would not be channels last.
+            coords = coords.contiguous(memory_format=torch.channels_last)
+        return super().forward(torch.cat([x, coords], dim=1))
 
 
 @MODELS.register_module()
