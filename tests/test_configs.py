@@ -262,6 +262,14 @@ def test_image_size_is_said_once(tmp_path):
     assert set(lengths) == {17}
 
 
+def test_loaders_pin_their_memory_where_there_is_a_gpu(monkeypatch):
+    assert 'pin_memory' not in load_config(str(CONFIGS[0])).train_dataloader
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    cfg = load_config(str(CONFIGS[0]), ['val_dataloader.pin_memory=False'])
+    assert cfg.train_dataloader.pin_memory
+    assert not cfg.val_dataloader.pin_memory
+
+
 def test_option_of_one_transform_has_the_last_word():
     cfg = load_config(TINY, [
         'image_size=96', 'test_dataloader.dataset.pipeline.2.size=128'

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from mmengine.config import Config, DictAction
 
 # Top-level setting: (transform, argument) that takes its value.
@@ -24,6 +25,8 @@ def load_config(path: str, options: Sequence[str] | dict | None = None,
     (``test_dataloader.dataset.pipeline.2.size=320``) has priority, and the
     alternatives of a ``RandomChoice`` or ``TestTimeAug`` are kept. It warns
     if image_size is far from ``model_image_size``, what the model is made for.
+    Where there is a GPU, data loaders pin their memory, unless the config says
+    otherwise.
 
     Args:
         path (str): The file.
@@ -48,6 +51,11 @@ def load_config(path: str, options: Sequence[str] | dict | None = None,
             for transform in _transforms(dict(cfg.items()), kind):
                 transform[argument] = cfg[name]
     cfg.merge_from_dict(options)
+    if torch.cuda.is_available():
+        for loader in ('train_dataloader', 'val_dataloader',
+                       'test_dataloader'):
+            if cfg.get(loader):
+                cfg[loader].setdefault('pin_memory', True)
     _check_image_size(cfg)
     default = osp.join('work_dirs', osp.splitext(osp.basename(path))[0])
     cfg.work_dir = work_dir or cfg.get('work_dir') or default
