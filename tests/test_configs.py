@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmseg.registry import METRICS, MODELS, TRANSFORMS
 
 from cris.engine import avoid_fused, load_config
+from cris.engine.hooks import DataTimeoutHook
 from cris.geometry import letterbox
 
 CONFIGS = sorted((REPO / 'configs/cris').glob('*.py'))
@@ -50,6 +51,10 @@ def test_config_does_what_its_name_says(path):
     assert not cfg.train_dataloader.dataset.get('test_mode')
     assert cfg.test_dataloader.dataset.test_mode
     assert size[0] % 32 == size[1] % 32 == 0
+    # A stalled worker is named before the other processes give up.
+    seconds = cfg.default_hooks.data_timeout.seconds
+    assert 2 * seconds <= cfg.env_cfg.dist_cfg.timeout
+    assert seconds == DataTimeoutHook().seconds
     check_data(name['data'], cfg)
     check_model(name['model'], cfg.model)
 

@@ -3,7 +3,8 @@ custom_imports = dict(imports=['cris'], allow_failed_imports=False)
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    # The time-out, in seconds, must be well above that of data_timeout.
+    dist_cfg=dict(backend='nccl', timeout=1800))
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
@@ -20,7 +21,7 @@ default_hooks = dict(
     exact_resume=dict(type='ExactResumeHook'),
     preemption=dict(type='PreemptionHook'),
     check_loss=dict(type='CheckLossHook', action='stop'),
-    data_timeout=dict(type='DataTimeoutHook', seconds=600))
+    data_timeout=dict(type='DataTimeoutHook', seconds=300))
 # Without SyncBN the ranks' batch statistics differ: average them.
 custom_hooks = [dict(type='SyncBuffersHook')]
 visualizer = dict(

@@ -1,11 +1,14 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Several processes compute what one computes; restarts; launchers."""
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, ReferSet, launch, probed, tool
+from conftest import REPO, ReferSet, launch, probed, run, tool
 from mmengine.config import Config
 from mmengine.utils import digit_version
 
@@ -118,3 +121,104 @@ def test_one_two_and_three_ranks_score_the_same(config, alone, tmp_path):
     assert scores[0] == scores[1] == scores[2]
     assert scores[0]['mIoU'] > 0
     print(scores[0])
+
+
+LAUNCHED = '''
+import os, sys, torch
+from mmengine.config import Config
+from cris.engine.ranks import init_ranks
+torch.cuda.is_available = lambda: True  # the runner makes the group then
+os.environ.setdefault('LOCAL_RANK', '0')  # as the tools do
+init_ranks(Config(dict(launcher=sys.argv[1])))
+print([os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')])
+'''
+
+
+@pytest.mark.parametrize('launcher, names', [
+    ('mpi', ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
+             'OMPI_COMM_WORLD_LOCAL_RANK')),
+    ('slurm', ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID')),
+    ('pytorch', ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'))])
+def test_on_gpus_each_rank_knows_its_own_gpu(launcher, names):
+    given = dict(zip(names, ('5', '8', '1'), strict=True))
+    out = run(sys.executable, '-c', LAUNCHED, launcher,
+              MASTER_ADDR='127.0.0.1', **given)
+    assert out.splitlines()[-1] == "['5', '8', '1']"
+
+
+def run_ranks(script, folders, timeout=60):
+    """Exit statuses and outputs of gloo ranks, each in a folder of its own."""
+    port = str(20000 + (os.getpid() + 4500) % 9000)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, '-c', script], cwd=folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=dict(os.environ, OMP_NUM_THREADS='1', RANK=str(rank),
+                     LOCAL_RANK=str(rank), WORLD_SIZE=str(len(folders)),
+                     MASTER_ADDR='127.0.0.1', MASTER_PORT=port))
+        for rank, folder in enumerate(folders)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=timeout)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [rank.returncode for rank in ranks], outputs
+
+
+FAILED_DOWNLOAD = '''
+import os, open_clip, torch.distributed
+from cris.models.clip_weights import read_clip_weights
+
+def download(cfg):
+    if os.environ['LOCAL_RANK'] == os.environ['FAULTY']:
+        raise OSError('no route to the hub')
+    return 'cached.pt'
+
+open_clip.download_pretrained = download
+torch.distributed.init_process_group('gloo')
+read_clip_weights('open_clip://RN50/openai', {})
+'''
+
+
+@pytest.mark.parametrize('faulty', [0, 1])
+def test_all_ranks_end_when_one_cannot_download(
+        monkeypatch, tmp_path, faulty):
+    monkeypatch.setenv('FAULTY', str(faulty))
+    statuses, outputs = run_ranks(FAILED_DOWNLOAD, [tmp_path] * 2)
+    assert 0 not in statuses
+    for out in outputs:
+        assert "the weights 'openai' of RN50 could not be downloaded: " \
+            'no route to the hub' in out, out
+
+
+SCORED = '''
+import os, torch, torch.distributed
+from cris.evaluation.refseg_metric import RefSegMetric
+
+rank, world_size = (int(os.environ[n]) for n in ('RANK', 'WORLD_SIZE'))
+torch.distributed.init_process_group('gloo')
+metric = RefSegMetric()
+for i in range(rank, 8, world_size):  # 7 samples, the last is padding
+    masks = torch.rand(
+        2, 1 + i % 3, 9, 9, generator=torch.Generator().manual_seed(i % 7))
+    metric.process({}, [dict(
+        pred_sem_seg=dict(data=masks[0] > 0.3),
+        gt_sem_seg=dict(data=masks[1] > 0.3))])
+print(metric.evaluate(7))
+torch.distributed.destroy_process_group()
+'''
+
+
+def test_ranks_without_a_shared_folder_score_as_one(tmp_path):
+    scores = []
+    for ranks in (1, 2):
+        folders = [tmp_path / f'{ranks}_{rank}' for rank in range(ranks)]
+        for folder in folders:
+            folder.mkdir()
+        statuses, outputs = run_ranks(SCORED, folders)
+        assert statuses == [0] * ranks, outputs
+        scores += [out.splitlines()[-1] for out in outputs]
+        assert not any(any(folder.iterdir()) for folder in folders)
+    assert "'n_expressions': 13" in scores[0]
+    assert scores[0] == scores[1] == scores[2]

@@ -4,6 +4,7 @@
 Shapes: B images of H x W pixels, E expressions of L tokens.
 """
 import importlib
+import os
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 
@@ -35,15 +36,26 @@ def optional_package(name: str) -> ModuleType:
                           'pip install -r requirements/deploy.txt') from error
 
 
+def onnxruntime_providers(available: list[str]) -> list[tuple[str, dict]]:
+    """Of the available providers those to use, with their settings.
+
+    A GPU is that of LOCAL_RANK, so that each process has its own.
+    """
+    gpu = int(os.environ.get('LOCAL_RANK', 0))
+    providers = [
+        ('CUDAExecutionProvider', dict(device_id=gpu, use_tf32=0)),  # fp32
+        ('CPUExecutionProvider', {})
+    ]
+    return [p for p in providers if p[0] in available]
+
+
 def _open_onnxruntime(path: str, precision: str, threads: int) -> Session:
     ort = optional_package('onnxruntime')
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    available = ort.get_available_providers()
-    providers = [('CUDAExecutionProvider', dict(use_tf32=0)),  # no TF32: fp32
-                 ('CPUExecutionProvider', {})]
     session = ort.InferenceSession(
-        path, options, providers=[p for p in providers if p[0] in available])
+        path, options,
+        providers=onnxruntime_providers(ort.get_available_providers()))
     return lambda feeds: session.run(None, feeds)
 
 

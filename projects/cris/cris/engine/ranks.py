@@ -23,7 +23,10 @@ _PATIENCE = 30  # seconds that a process waits for the others at its end
 def init_ranks(cfg: Config) -> None:
     """Let the ranks of a launcher train and test, without a GPU, too.
 
-    On GPUs the runner initialises the process group. On CPUs it is done here:
+    LOCAL_RANK and the other variables of torchrun are set from those of the
+    launcher: the runner takes the GPU of the inputs from LOCAL_RANK, which
+    mmengine does not set for mpi. On GPUs the runner initialises the process
+    group. On CPUs it is done here:
     mmengine's launcher calls ``torch.cuda.set_device`` with any backend, and
     wraps the model with ``device_ids``. An existing group is kept. At the
     exit of the process, after errors were printed, the group is destroyed.
@@ -39,10 +42,11 @@ def init_ranks(cfg: Config) -> None:
     if cfg.launcher == 'none':
         return
     atexit.register(_leave_group)
+    if not dist.is_initialized():
+        _take_environment(cfg.launcher)
     if torch.cuda.is_available():
         return
     if not dist.is_initialized():
-        _take_environment(cfg.launcher)
         # After a restart by torchrun the store still holds the addresses of
         # the dead processes, so each attempt uses its own prefix.
         attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')

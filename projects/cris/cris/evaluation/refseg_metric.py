@@ -79,8 +79,11 @@ class RefSegMetric(BaseMetric):
     other papers; :mod:`cris.evaluation.conventions` compares them.
 
     Args:
-        collect_device (str): As of mmengine's BaseMetric, like prefix.
-            Defaults to 'cpu'.
+        collect_device (str): How the results of several processes come
+            together, as of mmengine's BaseMetric. ``'gpu'`` sends them
+            through the process group, without a GPU, too. ``'cpu'`` writes
+            files below the working directory, which all machines must share.
+            Defaults to 'gpu'.
         prefix (str, optional): Of the names of the scores. Defaults to None.
         threshold (float, optional): Predict the pixels whose probability in
             ``seg_logits`` is above it. None uses ``pred_sem_seg``, which the
@@ -125,7 +128,7 @@ class RefSegMetric(BaseMetric):
         ImportError: If out_file is ``.parquet`` and pyarrow is missing.
     """
 
-    def __init__(self, collect_device: str = 'cpu', prefix: str | None = None,
+    def __init__(self, collect_device: str = 'gpu', prefix: str | None = None,
                  *, threshold: float | None = None, inclusive: bool = False,
                  sentences: str = 'all',
                  gt_size: tuple[int, int] | None = None,

@@ -3,7 +3,7 @@
 import os
 
 import open_clip
-from mmengine.dist import barrier
+from mmengine.dist import all_gather_object
 from torch import Tensor
 
 from cris.io.checkpoints import compare_weights, read_checkpoint, state_dict_of
@@ -114,14 +114,20 @@ def _download(source: str, model_name: str | None, quick_gelu: bool) -> str:
         raise ValueError(
             f'the weights {tag!r} of {name} were trained with quick_gelu='
             f'{trained_with}: set quick_gelu={trained_with} in the backbone')
-    try:
-        # One process per machine downloads, the others read the cache.
-        if int(os.environ.get('LOCAL_RANK', 0)) == 0:
-            open_clip.download_pretrained(cfg)
-        barrier()
-        return open_clip.download_pretrained(cfg)
-    except Exception as error:  # any error of the network or the hub
-        raise FileNotFoundError(
-            f'the weights {tag!r} of {name} could not be downloaded: {error}\n'
-            'On a machine without network access, give a file: --cfg-options '
-            'model.backbone.init_cfg.checkpoint=RN50.pt') from error
+    # One process per machine downloads, then the others read the cache. If
+    # one fails, all end: they would wait for it until the time-out.
+    path, problem = '', None
+    for has_turn in (int(os.environ.get('LOCAL_RANK', 0)) == 0, True):
+        if has_turn:
+            try:
+                path = open_clip.download_pretrained(cfg)
+            except Exception as error:  # any error of the network or the hub
+                problem = str(error) or repr(error)
+        problems = [p for p in all_gather_object(problem) if p is not None]
+        if problems:
+            raise FileNotFoundError(
+                f'the weights {tag!r} of {name} could not be downloaded: '
+                f'{problems[0]}\nOn a machine without network access, give a '
+                'file: --cfg-options '
+                'model.backbone.init_cfg.checkpoint=RN50.pt')
+    return path

@@ -16,11 +16,15 @@ class DataTimeoutHook(Hook):
 
     :func:`explain_data_errors` then says which files they were reading.
 
+    With several processes, the others wait for the stalled one until the
+    time-out of their group, and then end the run without the name of a file.
+    So ``seconds`` must be well below ``env_cfg.dist_cfg.timeout``.
+
     Args:
-        seconds (float): The longest time a batch may take.
+        seconds (float): The longest time a batch may take. Defaults to 300.
     """
 
-    def __init__(self, seconds: float = 600):
+    def __init__(self, seconds: float = 300):
         self.seconds = seconds
         self._loaders: list[DataLoader] = []
 
