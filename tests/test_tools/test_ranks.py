@@ -192,6 +192,27 @@ def test_all_ranks_end_when_one_cannot_download(
             'no route to the hub' in out, out
 
 
+LATE = '''
+import os, time, torch.distributed
+from mmengine.config import Config
+from cris.engine.ranks import init_ranks
+init_ranks(Config(dict(
+    launcher='pytorch', env_cfg=dict(dist_cfg=dict(timeout=2)))))
+start = time.time()
+if os.environ['RANK'] == '0':
+    try:
+        torch.distributed.barrier()
+    except RuntimeError:
+        print('waited', time.time() - start)
+time.sleep(max(0, start + 8 - time.time()))
+'''
+
+
+def test_the_timeout_of_the_config_holds_on_cpus(tmp_path):
+    _, outputs = run_ranks(LATE, [tmp_path] * 2)
+    assert float(outputs[0].split('waited')[1].split()[0]) < 5, outputs
+
+
 SCORED = '''
 import os, torch, torch.distributed
 from cris.evaluation.refseg_metric import RefSegMetric

@@ -5,6 +5,7 @@ import faulthandler
 import gc
 import os
 import subprocess
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -53,7 +54,8 @@ def init_ranks(cfg: Config) -> None:
         store, rank, world_size = next(dist.rendezvous('env://'))
         dist.init_process_group(
             'gloo', store=dist.PrefixStore(f'attempt_{attempt}', store),
-            rank=rank, world_size=world_size)
+            rank=rank, world_size=world_size,
+            timeout=timedelta(seconds=_timeout(cfg)))
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
@@ -61,6 +63,12 @@ def init_ranks(cfg: Config) -> None:
     cfg.sync_bn = None  # SyncBatchNorm has no CPU kernel
     if 'strategy' in cfg:  # FlexibleRunner wraps the model itself
         cfg.strategy.model_wrapper.device_id = torch.device('cpu')
+
+
+def _timeout(cfg: Config) -> float:
+    """The longest wait for another process, in seconds."""
+    dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
+    return dist_cfg.get('timeout', 1800)
 
 
 def _leave_group() -> None:
