@@ -1,16 +1,28 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Several processes compute what one computes; restarts; launchers."""
+import copy
 import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPO, ReferSet, launch, probed, run, tool
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModel
+from mmengine.registry import STRATEGIES
 from mmengine.utils import digit_version
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+from torch.multiprocessing.spawn import start_processes
+
+from cris.engine.sharding import check_sharding
+from cris.io.checkpoints import CheckpointError
+
+SHARDED = next((REPO / 'configs/cris/sharded').iterdir())
 
 
 @pytest.fixture(scope='module')
@@ -73,41 +85,70 @@ def test_two_ranks_of_4_have_the_losses_of_one_of_8(config, alone, tmp_path):
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+needs_cpu_fsdp = pytest.mark.skipif(
     digit_version(torch.__version__) < digit_version('2.2'),
     reason='FSDP of torch 2.1 needs CUDA streams')
-def test_sharded_ranks_have_the_losses_of_one_of_8(config, tmp_path):
-    """And what is computed again in the backward pass finds its weights."""
-    unclipped, sharded = tmp_path / 'unclipped.py', tmp_path / 'sharded.py'
-    unclipped.write_text(f'''
-_base_ = {str(config)!r}
-model = dict(backbone=dict(with_cp=True), decode_head=dict(with_cp=True))
-optim_wrapper = dict(clip_grad=None)
-''')
-    cfg = Config.fromfile(next((REPO / 'configs/cris/sharded').iterdir()))
+
+
+@pytest.fixture(scope='module')
+def sharded(config):
+    """The first config, unclipped and sharded."""
+    cfg = Config.fromfile(SHARDED)
     settings = {key: cfg[key] for key in ('runner_type', 'strategy')}
-    sharded.write_text(f'_base_ = {str(unclipped)!r}\n' +
-                       Config(settings).pretty_text)
-    tool('train.py', unclipped, '--work-dir', tmp_path / 'one')
-    ranks_train(sharded, tmp_path / 'two', 2)
+    settings['optim_wrapper'] = dict(clip_grad=None)
+    path = config.parent / 'sharded.py'
+    path.write_text(f'_base_ = {str(config)!r}\n' +
+                    Config(settings).pretty_text)
+    return path
+
+
+@pytest.mark.slow
+@needs_cpu_fsdp
+def test_sharded_ranks_have_the_losses_of_one_of_8(
+        config, sharded, tmp_path):
+    """And what is computed again in the backward pass finds its weights."""
+    options = ('model.backbone.with_cp=True',
+               'model.decode_head.with_cp=True')
+    tool('train.py', config, '--work-dir', tmp_path / 'one', '--cfg-options',
+         'optim_wrapper.clip_grad=None', *options)
+    ranks_train(sharded, tmp_path / 'two', 2, *options)
     one, two = losses(tmp_path / 'one', 1), losses(tmp_path / 'two', 2)
     print('largest difference of the losses:', np.abs(one - two).max())
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-4)
-    # mmengine would clip every shard by its own norm.
-    clipped = tmp_path / 'clipped.py'
-    clipped.write_text(sharded.read_text().replace(
-        str(unclipped), str(config)))
-    out = tool('train.py', clipped, '--work-dir', tmp_path, ok=False)
-    assert 'optim_wrapper.clip_grad=None' in out
 
 
 @pytest.mark.slow
-def test_ranks_with_unequal_numbers_of_batches_to_validate(config, tmp_path):
-    """Two, and of the single picture of val one has none."""
-    log = ranks_train(config, tmp_path, 2,
-                      'val_dataloader.sampler.round_up=False')
-    assert 'mIoU' in log
+@needs_cpu_fsdp
+def test_a_sharded_run_that_was_killed_goes_on(sharded, tmp_path):
+    """From the middle of an epoch; and a checkpoint must fit the model."""
+    config = tmp_path / 'config.py'
+    config.write_text(f'''
+_base_ = {str(sharded)!r}
+custom_hooks = [dict(type='Probe', freeze_norm=True),
+                dict(type='BetterEveryEpoch', before='val')]
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=7))
+train_cfg = dict(max_epochs=2)
+train_dataloader = dict(batch_size=4)
+''')
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    launch('dist_train.sh', config, 2, '--work-dir', whole)
+    launch('dist_train.sh', config, 2, '--work-dir', killed, '--cfg-options',
+           'custom_hooks.1.killed=1', ok=False)
+    assert {f.name for f in killed.glob('*.pth')} == {'iter_7.pth'}
+    log = launch('dist_train.sh', config, 2, '--work-dir', killed, '--resume')
+    assert 'resumed epoch: 0, iter: 7' in log
+    np.testing.assert_array_equal(losses(whole, 2)[7:], losses(killed, 2))
+    a, b = (torch.load(work / 'iter_20.pth', weights_only=False)
+            for work in (whole, killed))
+    torch.testing.assert_close(
+        (a['state_dict'], a['optimizer']['state']),
+        (b['state_dict'], b['optimizer']['state']), rtol=0, atol=0)
+    assert a['optimizer']['param_groups'] == b['optimizer']['param_groups']
+    assert a['param_schedulers'] == b['param_schedulers']
+    out = launch('dist_train.sh', config, 2, '--work-dir', tmp_path,
+                 '--cfg-options', f'load_from={whole / "iter_20.pth"}',
+                 'model.decode_head.num_layers=1', ok=False)
+    assert 'iter_20.pth does not fit the model of this config' in out
 
 
 @pytest.mark.slow
@@ -243,3 +284,118 @@ def test_ranks_without_a_shared_folder_score_as_one(tmp_path):
         assert not any(any(folder.iterdir()) for folder in folders)
     assert "'n_expressions': 13" in scores[0]
     assert scores[0] == scores[1] == scores[2]
+
+
+def _train_with_an_overflow(rank, folder, optimizer):
+    """Of rank 1, in the second of four steps."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = FSDP(torch.nn.Linear(4, 4), device_id=torch.device('cpu'),
+                 use_orig_params=True)
+    optimizer = getattr(torch.optim, optimizer.pop('type'))(
+        model.parameters(), **optimizer)
+    scaler = ShardedGradScaler('cpu', init_scale=8.)
+    history = []
+    for step in range(4):
+        loss = model(torch.ones(2, 4) * step).square().mean()
+        scaler.scale(loss).backward()
+        if step == 1 and rank == 1:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(float('inf'))
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        history.append((scaler.get_scale(), {
+            name: weight.clone() for name, weight in
+            model.state_dict().items()}))
+    torch.save(history, f'{folder}/{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+@needs_cpu_fsdp
+def test_an_overflow_on_one_rank_is_skipped_by_all(tmp_path):
+    optimizer = dict(Config.fromfile(SHARDED).optim_wrapper.optimizer)
+    start_processes(_train_with_an_overflow, (str(tmp_path), optimizer),
+                    nprocs=2, start_method='forkserver')
+    one, two = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
+    for (scale, weights), (other_scale, others) in zip(one, two, strict=True):
+        assert scale == other_scale
+        torch.testing.assert_close(weights, others, rtol=0, atol=0)
+    assert [scale for scale, _ in one] == [8, 4, 4, 4]
+    torch.testing.assert_close(one[1][1], one[0][1], rtol=0, atol=0)
+    assert not torch.equal(one[2][1]['weight'], one[1][1]['weight'])
+
+
+@pytest.mark.parametrize('kind, options, wanted', [
+    ('ShardedStrategy', {}, None),
+    ('ShardedStrategy', {'resume': True}, None),
+    ('ShardedStrategy', {'optim_wrapper.optimizer.fused': True},
+     'set optim_wrapper.optimizer.fused=False'),
+    ('FSDPStrategy', {'optim_wrapper.optimizer.fused': True},
+     'set optim_wrapper.optimizer.fused=False'),
+    ('ShardedStrategy', {'optim_wrapper.clip_grad.max_norm': 1},
+     'set optim_wrapper.clip_grad=None'),
+    ('FSDPStrategy', {'resume': True}, 'set strategy.type=ShardedStrategy')])
+def test_what_would_go_wrong_with_sharding_is_refused(kind, options, wanted):
+    cfg = Config.fromfile(SHARDED)
+    cfg.merge_from_dict({'strategy.type': kind, **options})
+    with (pytest.raises(ValueError, match=wanted) if wanted
+          else nullcontext()):
+        check_sharding(cfg)
+
+
+class Small(BaseModel):
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 1)
+        self.norm = torch.nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).square().mean()
+
+
+def _resume(rank, folder):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    os.environ['LOCAL_RANK'] = str(rank)
+    settings = Config.fromfile(SHARDED).strategy
+    settings.model_wrapper.device_id = torch.device('cpu')
+    settings.update(work_dir=folder, env_kwargs=dict(launcher='pytorch'))
+    whole, resumed = (
+        STRATEGIES.build(copy.deepcopy(settings)) for _ in range(2))
+    for strategy in (whole, resumed):
+        strategy.prepare(Small(), optim_wrapper=ConfigDict(
+            type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1),
+            paramwise_cfg=dict(custom_keys=dict(conv=dict(lr_mult=0.5)))))
+        assert isinstance(strategy.model.module.norm, torch.nn.SyncBatchNorm)
+        strategy.model.eval()  # it has no kernel for CPUs
+
+    def step(strategy):
+        loss = strategy.model(torch.ones(1, 3, 2, 2))
+        strategy.optim_wrapper.update_params(loss)
+        return loss.item()
+
+    for _ in range(3):
+        step(whole)
+    whole.save_checkpoint(f'{folder}/a.pth', extra_ckpt=dict(
+        meta=dict(iter=3)))
+    torch.distributed.barrier()
+    saved = torch.load(f'{folder}/a.pth')['optimizer']
+    assert 'base_param_settings' in saved  # as the loss scale in fp16
+    resumed.resume(f'{folder}/a.pth')
+    assert [step(whole) for _ in range(3)] == [step(resumed) for _ in range(3)]
+    states = [s.optim_wrapper.state_dict() for s in (whole, resumed)]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    torch.save(torch.nn.Conv2d(3, 4, 1).state_dict(), f'{folder}/{rank}.pth')
+    with pytest.raises(CheckpointError, match='missing: conv.weight'):
+        resumed.load_checkpoint(f'{folder}/{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+@needs_cpu_fsdp
+def test_the_strategy_resumes_checks_weights_and_has_sync_bn(tmp_path):
+    start_processes(_resume, (str(tmp_path), ), nprocs=2,
+                    start_method='forkserver')

@@ -4,8 +4,9 @@ from .config import load_config
 from .hooks import ReferVisualizationHook
 from .inference import PRECISIONS, optimize_for_inference
 from .precision import avoid_fused, use_bfloat16
+from .sharding import ShardedStrategy
 
 __all__ = [
-    'PRECISIONS', 'ReferVisualizationHook', 'avoid_fused', 'load_config',
-    'optimize_for_inference', 'use_bfloat16'
+    'PRECISIONS', 'ReferVisualizationHook', 'ShardedStrategy', 'avoid_fused',
+    'load_config', 'optimize_for_inference', 'use_bfloat16'
 ]

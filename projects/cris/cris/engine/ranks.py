@@ -63,6 +63,7 @@ def init_ranks(cfg: Config) -> None:
     cfg.sync_bn = None  # SyncBatchNorm has no CPU kernel
     if 'strategy' in cfg:  # FlexibleRunner wraps the model itself
         cfg.strategy.model_wrapper.device_id = torch.device('cpu')
+        cfg.strategy.pop('sync_bn', None)
 
 
 def _timeout(cfg: Config) -> float:

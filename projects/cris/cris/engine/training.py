@@ -23,6 +23,7 @@ from .logs import log_run, quiet_logs, short_errors
 from .precision import avoid_fused, use_bfloat16
 from .ranks import init_ranks
 from .run_checkpoints import latest_checkpoint
+from .sharding import check_sharding
 
 
 def train(args: Namespace) -> None:
@@ -59,12 +60,7 @@ def build_config(args: Namespace) -> Config:
         cfg.auto_scale_lr = dict(cfg.get('auto_scale_lr', {}), enable=True)
     if cfg.get('auto_scale_lr', {}).get('enable'):
         count_expressions(cfg)
-    if (cfg.get('strategy', {}).get('type') == 'FSDPStrategy'
-            and cfg.optim_wrapper.get('clip_grad')):
-        raise ValueError(
-            'mmengine clips the shard of each process by its own norm, not '
-            'by that of all: with FSDPStrategy set '
-            'optim_wrapper.clip_grad=None')
+    check_sharding(cfg)
     if not torch.cuda.is_available():
         reuse_memory()
         avoid_fused(cfg)
@@ -75,8 +71,10 @@ def build_config(args: Namespace) -> Config:
     if cfg.resume and (cfg.load_from is None or restarted):
         cfg.load_from = latest_checkpoint(cfg.work_dir) or cfg.load_from
     cfg.resume = cfg.resume and cfg.load_from is not None
-    # FlexibleRunner may load only a part: it needs the pretrained weights.
-    if cfg.resume or cfg.load_from and 'runner_type' not in cfg:
+    # Other strategies of FlexibleRunner may load only a part of the weights.
+    checked = ('runner_type' not in cfg
+               or cfg.get('strategy', {}).get('type') == 'ShardedStrategy')
+    if cfg.resume or cfg.load_from and checked:
         cfg.model = without_pretrained(cfg.model)
     return cfg
 
@@ -183,14 +181,15 @@ class _SetUpHook(Hook):
         self.path, self.resume = cfg.load_from, cfg.resume
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if not isinstance(runner, Runner):
-            return  # a FlexibleRunner's model is sharded
         if self.resume and not {'meta', 'message_hub'} <= checkpoint.keys():
             raise CheckpointError(
                 f'{self.path} holds weights, not the state of a run: start '
                 f'from it with --cfg-options load_from={self.path}')
-        # mmengine only warns and leaves unmatched weights random.
-        check_fit(checkpoint, _unwrapped(runner.model), self.path)
+        # mmengine only warns and leaves unmatched weights random. A sharded
+        # model is checked by its strategy.
+        if isinstance(runner, Runner):
+            weights = _unwrapped(runner.model).state_dict()
+            check_fit(checkpoint, weights, self.path)
 
     def before_train_epoch(self, runner: Runner) -> None:
         self.phase.running = True

@@ -158,20 +158,19 @@ def load_weights(model: nn.Module, path: str | os.PathLike,
     if is_model_wrapper(model):
         model = model.module
     checkpoint = read_checkpoint(path, trust)
-    check_fit(checkpoint, model, path)
+    check_fit(checkpoint, model.state_dict(), path)
     model.load_state_dict(state_dict_of(checkpoint))
 
 
-def check_fit(checkpoint: dict, model: nn.Module,
+def check_fit(checkpoint: dict, wanted: dict,
               path: str | os.PathLike) -> None:
-    """Refuse a checkpoint in which any name or shape is not the model's.
+    """Refuse a checkpoint if any name or shape is not that of ``wanted``.
 
     Raises:
         CheckpointError: It names the config that the checkpoint was trained
             with, if the checkpoint does.
     """
-    if differences := compare_weights(
-            state_dict_of(checkpoint), model.state_dict()):
+    if differences := compare_weights(state_dict_of(checkpoint), wanted):
         raise CheckpointError(
             f'{path} does not fit the model of this config:\n{differences}\n'
             f'Use the config it was trained with{_trained_with(checkpoint)}.')
