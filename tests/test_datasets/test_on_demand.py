@@ -285,3 +285,17 @@ def test_workers_share_the_objects_of_the_process(rows):
                         multiprocessing_context='fork')
     kib, *_ = next(iter(loader))
     assert kib < 60_000 and len(ballast) == 1_000_000
+
+
+def test_images_in_random_order(rows, tmp_path):
+    """``convert --shuffle``: always the same order, the same images."""
+    orders = []
+    for name, shuffle in (('a', True), ('b', True), ('c', False)):
+        convert(locate(str(rows), 'hub'), str(tmp_path / name), 'parquet',
+                with_images=False, shards=2, shuffle=shuffle)
+        orders.append([i for path in sorted(
+            (tmp_path / name / 'data').glob('train-*'))
+            for i in parquet.read_table(path)['img_id'].to_pylist()])
+    assert orders[0] == orders[1] != orders[2] == sorted(orders[2])
+    assert sorted(orders[0]) == orders[2]
+    assert abs(np.corrcoef(orders[0], orders[2])[0, 1]) < 0.2
