@@ -118,6 +118,7 @@ def test_generated_parquet_files(tmp_path):
         assert (row['train, samples'], row['testB, samples']) == (424, 18)
 
 
+@pytest.mark.slow
 def test_scale(tmp_path):
     """As the benchmark does it, with fewer images."""
     scale.generate(tmp_path / 'set', 200, (64, 64), 3)

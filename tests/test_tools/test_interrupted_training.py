@@ -148,6 +148,7 @@ def test_kills_in_the_middle_of_epochs_without_workers(data, tmp_path):
         'default_hooks.checkpoint.interval=2', workers=0, persistent=False)
 
 
+@pytest.mark.slow
 def test_kills_in_the_middle_of_epochs_of_a_set_read_on_demand(
         data, tmp_path):
     root = tmp_path / 'parquet'
