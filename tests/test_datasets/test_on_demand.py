@@ -3,6 +3,7 @@
 import gc
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import cv2
@@ -299,3 +300,21 @@ def test_images_in_random_order(rows, tmp_path):
     assert orders[0] == orders[1] != orders[2] == sorted(orders[2])
     assert sorted(orders[0]) == orders[2]
     assert abs(np.corrcoef(orders[0], orders[2])[0, 1]) < 0.2
+
+
+def test_files_of_different_forms(tmp_path):
+    write(tmp_path, shards=1)
+    other = dict(file_name='1.jpg', image=None, samples=[])
+    parquet.write_table(pa.Table.from_pylist([other]),
+                        tmp_path / 'data/train-1.parquet')
+    with pytest.raises(ValueError, match='train-1.* of another form than'):
+        on_demand(tmp_path)
+
+
+def test_without_pyarrow(rows, refer_set, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)  # import fails
+    located = locate(str(refer_set.write()), 'refer')
+    for use in (lambda: on_demand(rows),
+                lambda: convert(located, str(tmp_path / 'out'), 'parquet')):
+        with pytest.raises(ImportError, match='pip install pyarrow'):
+            use()

@@ -11,6 +11,7 @@ import cv2
 from cris.datasets.headers import check_headers, image_content
 from cris.datasets.records import raise_faults
 from cris.io.images import decode_image
+from cris.io.parquet import require_pyarrow
 
 from .check import Counts, count_splits
 from .known_sets import FORMS
@@ -35,8 +36,11 @@ def convert(located: Located, dst: str, form: str,
         FileExistsError: If the folder is neither new nor empty.
         FileNotFoundError: If files of the source are missing.
         ValueError: If an entry is faulty, or cannot be expressed.
+        ImportError: If pyarrow is needed and missing.
     """
     check_new_folder(dst)
+    if form == 'parquet':
+        require_pyarrow()
     images = located.read_strictly(with_images)
     return _write(images, located, dst, form, with_images, shards, shuffle)
 

@@ -61,6 +61,9 @@ class RowSamples(Sequence):
         seen: Counter[str] = Counter()
         for i, (path, name) in enumerate(shards):
             file = open_parquet(path)
+            if form_of(path, file.schema_arrow.names) != 'own':
+                raise ValueError(
+                    f'{path} is of another form than {shards[0][0]}')
             own = splits_of_rows(path, file, name)
             seen.update(own)
             taken = np.array(rows_of_splits(own, splits), bool)
@@ -127,10 +130,12 @@ class RowSamples(Sequence):
         return max(1, KEPT_BYTES // max(1, first.nbytes) - 2)
 
 
-def count_refs(ann_file: str, split: str | Sequence[str]) -> int | None:
+def count_refs(ann_file: str, split: str | Sequence[str],
+               enough: int) -> int | None:
     """Number of refs in files of our own form, None in any other form.
 
-    It is read from the ends of the files: rows without refs count as one.
+    It is read from the ends of the files, of as many as have ``enough`` refs:
+    rows without refs count as one.
     """
     total = 0
     for path, _ in find_shards(ann_file, split):
@@ -141,6 +146,8 @@ def count_refs(ann_file: str, split: str | Sequence[str]) -> int | None:
         total += sum(
             file.metadata.row_group(i).column(column).num_values
             for i in range(file.num_row_groups))
+        if total >= enough:
+            break
     return total
 
 

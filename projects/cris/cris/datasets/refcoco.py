@@ -102,7 +102,8 @@ class ReferParquetDataset(ReferDataset):
     def _reads_on_demand(self) -> bool:
         if self.on_demand is False:
             return False
-        num_refs = count_refs(self.ann_file, self.split)
+        num_refs = count_refs(self.ann_file, self.split,
+                              1 if self.on_demand else _MANY_REFS + 1)
         split_up = self.test_mode and not self.group_by_image
         if self.on_demand and (num_refs is None or split_up):
             raise ValueError(

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 
 from .on_demand import RowSamples
 
-_ANY = 8
+_ANY = 8  # samples that are in no row group are in random order anyway
 
 
 @DATA_SAMPLERS.register_module()

@@ -14,6 +14,15 @@ _MAX_OPEN = 64
 KEPT_BYTES = 12 << 20
 
 
+def require_pyarrow() -> None:
+    """Raise an ImportError that says what to install."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ImportError('parquet files need pyarrow: pip install pyarrow'
+                          ) from error
+
+
 def open_parquet(path: str) -> Any:
     """Open a parquet file; its rows are not read yet.
 
@@ -25,12 +34,9 @@ def open_parquet(path: str) -> Any:
         FileError: If it is not a parquet file, or cut.
         ImportError: If pyarrow is missing.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError('parquet files need pyarrow: pip install pyarrow'
-                          ) from error
+    require_pyarrow()
+    import pyarrow
+    from pyarrow import parquet
     if not os.path.isfile(path):
         raise FileNotFoundError(f'parquet file {path} does not exist')
     try:
