@@ -109,6 +109,7 @@ def test_workers_share_the_records(tmp_path):
     assert len(pickle.dumps(dataset)) < 5000
 
 
+@pytest.mark.slow
 def test_generated_parquet_files(tmp_path):
     index.generate(tmp_path, share=0.01)
     index.as_parquet(tmp_path)
