@@ -44,11 +44,12 @@ custom_hooks = [dict(type='Probe', freeze_norm=True)]
 image_size = 64
 model = dict(decode_head=dict(threshold=0.1))
 train_cfg = dict(max_epochs=1, val_interval=1)
+# More workers than could be waited for, did they not end by themselves.
 train_dataloader = dict(
-    batch_size=8, num_workers=1,
+    batch_size=8, num_workers=4,
     dataset=dict(data_root={data!r}, num_expressions=1))
 val_dataloader = dict(
-    batch_size=1, num_workers=1,
+    batch_size=1, num_workers=3,
     dataset=dict(data_root={data!r}))
 test_dataloader = val_dataloader
 ''')

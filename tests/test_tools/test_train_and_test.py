@@ -22,6 +22,7 @@ from conftest import (
     tool,
 )
 from mmengine.config import Config
+from mmengine.utils import digit_version
 
 from cris.deploy.runtime import BACKENDS
 from cris.engine.config import load_config
@@ -49,6 +50,24 @@ def test_train_writes_checkpoints_and_validates(trained):
              if 'only emulate bfloat16' not in line]  # some processors
     assert f'INFO - {CONFIG.stem}' in lines[0] and 'train' in lines[1]
     assert len(lines) < 20 and 'deprecated' not in log
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.4'),
+    reason='no torch.compile for this')
+def test_compiled_training_has_the_same_losses(trained, tmp_path):
+    data, _, _ = trained
+    config = probed(tmp_path / 'config.py',
+                    "custom_hooks = [dict(type='Probe')]")
+    losses = []
+    for compile in (False, True):
+        work = tmp_path / str(compile)
+        tool('train.py', config, '--work-dir', work, *options(data),
+             f'compile={compile}')
+        probe = json.loads((work / 'probe_rank0.json').read_text())
+        losses.append([loss for loss, _ in probe])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_choices_of_test_py():

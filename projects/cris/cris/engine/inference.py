@@ -56,10 +56,22 @@ def optimize_for_inference(model: nn.Module, precision: str = 'fp32',
     if device == 'cpu':
         optimize_for_cpu_inference(model, dtype)
     if compile:
-        model.backbone.compile()  # compiles forward(), the image encoder
-        model.backbone.text.transformer.compile(dynamic=True)
-        model.decode_head.compile(dynamic=True)
+        compile_parts(model)
     return model
+
+
+def compile_parts(model: nn.Module, **options) -> None:
+    """Let torch.compile translate the parts of a CRIS at their first call.
+
+    Args:
+        model (nn.Module): A CRIS, also one that a wrapper for several ranks
+            holds already.
+        **options: Of torch.compile, e.g. ``mode='reduce-overhead'``.
+    """
+    model.backbone.compile(**options)  # forward(), the image encoder
+    # The number of expressions varies.
+    model.backbone.text.transformer.compile(**{'dynamic': True, **options})
+    model.decode_head.compile(**{'dynamic': True, **options})
 
 
 def _cast_products(model: nn.Module, dtype: torch.dtype) -> None:

@@ -34,7 +34,7 @@ def init_ranks(cfg: Config) -> None:
 
     Args:
         cfg (Config): Of the run, with ``launcher``; ``model_wrapper_cfg`` is
-            set on a CPU.
+            set, unless it is given.
 
     Raises:
         ValueError: If the launcher has not set the environment variables of
@@ -45,6 +45,11 @@ def init_ranks(cfg: Config) -> None:
     atexit.register(_leave_group)
     if not dist.is_initialized():
         _take_environment(cfg.launcher)
+    if not cfg.get('model_wrapper_cfg'):
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+            gradient_as_bucket_view=True)  # else all are in memory twice
     if torch.cuda.is_available():
         return
     if not dist.is_initialized():
@@ -56,10 +61,7 @@ def init_ranks(cfg: Config) -> None:
             'gloo', store=dist.PrefixStore(f'attempt_{attempt}', store),
             rank=rank, world_size=world_size,
             timeout=timedelta(seconds=_timeout(cfg)))
-    cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-        device_ids=None)
+    cfg.model_wrapper_cfg.device_ids = None
     cfg.sync_bn = None  # SyncBatchNorm has no CPU kernel
     if 'strategy' in cfg:  # FlexibleRunner wraps the model itself
         cfg.strategy.model_wrapper.device_id = torch.device('cpu')

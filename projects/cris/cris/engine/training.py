@@ -18,7 +18,8 @@ from cris.io.checkpoints import CheckpointError, check_fit, use_safe_loader
 from cris.models.fast_cpu import optimize_for_cpu_training, reuse_memory
 
 from .config import load_config
-from .hooks.data_timeout_hook import explain_data_errors
+from .hooks.data_timeout_hook import data_workers
+from .inference import compile_parts
 from .logs import log_run, quiet_logs, short_errors
 from .precision import avoid_fused, use_bfloat16
 from .ranks import init_ranks
@@ -36,13 +37,18 @@ def train(args: Namespace) -> None:
     with short_errors() as phase:
         use_safe_loader(args.trust_checkpoint)
         cfg = build_config(args)
+        # mmengine would compile its own step, the log included.
+        compiled = cfg.pop('compile', False)
         build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
         runner = build(cfg)
         log_run(runner)
         if not torch.cuda.is_available() and isinstance(runner, Runner):
             optimize_for_cpu_training(_unwrapped(runner.model))
+        if compiled:
+            compile_parts(_unwrapped(runner.model),
+                          **(compiled if isinstance(compiled, dict) else {}))
         runner.register_hook(_SetUpHook(phase, cfg))
-        with explain_data_errors(runner):
+        with data_workers(runner):
             check_training(runner, cfg)
             runner.train()
 

@@ -50,6 +50,8 @@ class CRIS(BaseSegmentor):
             # mmengine finds mmseg's preprocessor only in mmseg's scope.
             data_preprocessor = MODELS.build(data_preprocessor)
         super().__init__(data_preprocessor, init_cfg)
+        # mmseg's preprocessor has no argument for it.
+        self.data_preprocessor._non_blocking = True
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck)
         self.decode_head = MODELS.build(decode_head)

@@ -38,6 +38,9 @@ class CheckedOptimWrapper(OptimWrapper):
 class CheckLossHook(Hook):
     """Stop where the loss is not finite, or skip the batch on all ranks.
 
+    To skip, the loss must be known before the backward pass: a GPU then waits
+    for the processor in every iteration. To stop, it is read after the step.
+
     Paths, ids and expressions of the batch are written to
     ``nonfinite_loss_iter<I>_rank<R>.json`` in the work dir. A skipped batch
     leaves no trace in the model: no gradient is taken, and the statistics of
@@ -63,18 +66,27 @@ class CheckLossHook(Hook):
         self._in_a_row = 0
 
     def before_train(self, runner: Runner) -> None:
-        # The only hook point between loss and step, for every wrapper.
-        runner.optim_wrapper = CheckedOptimWrapper(
-            runner.optim_wrapper, lambda loss: self._check_loss(runner, loss))
+        if self.action == 'skip':
+            # The only hook point between loss and step, for every wrapper.
+            runner.optim_wrapper = CheckedOptimWrapper(
+                runner.optim_wrapper,
+                lambda loss: self._check_loss(runner, loss))
 
     def after_train(self, runner: Runner) -> None:
-        runner.optim_wrapper = runner.optim_wrapper.wrapped
+        if self.action == 'skip':
+            runner.optim_wrapper = runner.optim_wrapper.wrapped
 
     def before_train_iter(self, runner: Runner, batch_idx: int,
                           data_batch: dict | None = None) -> None:
         self._batch = data_batch
         if self.action == 'skip':
             self._buffers = [b.clone() for b in runner.model.buffers()]
+
+    def after_train_iter(self, runner: Runner, batch_idx: int,
+                         data_batch: dict | None = None,
+                         outputs: dict | None = None) -> None:
+        if self.action == 'stop':  # earlier, the GPU would have to wait
+            self._check_loss(runner, outputs['loss'])
 
     def _check_loss(self, runner: Runner, loss: Tensor) -> bool:
         bad_here = not bool(torch.isfinite(loss))
