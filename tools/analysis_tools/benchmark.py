@@ -2,6 +2,7 @@
 """Measure speed and memory of models, of data loading and of tests.
 
     python tools/analysis_tools/benchmark.py model CONFIG --precision fp32 bf16
+    python tools/analysis_tools/benchmark.py train CONFIG --precision bf16
     python tools/analysis_tools/benchmark.py data CONFIG
     python tools/analysis_tools/benchmark.py test CONFIG
     python tools/analysis_tools/benchmark.py export CONFIG
@@ -15,6 +16,7 @@ import os
 
 PRECISIONS = ('fp32', 'bf16', 'fp16')
 BACKENDS = ('onnxruntime', 'openvino')
+MODES = ('default', 'channels-first', 'recompute', 'compile')
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,6 +50,21 @@ def parse_args() -> argparse.Namespace:
         'with N expressions of one picture against N calls with one')
 
     add = commands.add_parser(
+        'train', parents=[shared], help='images per second and memory of '
+        'training, for several batches and ways').add_argument
+    add('config', help='config file')
+    add('--precision', choices=PRECISIONS, default='fp32')
+    add('--batch', type=int, nargs='+', default=[8, 16, 32, 64],
+        help='images of a step; larger ones than fit are left out')
+    add('--mode', nargs='+', choices=MODES, default=['default'],
+        help='default: as tools/train.py; channels-first: without the '
+        'memory format channels last, which mixed precision uses; recompute: '
+        'less memory; compile: torch.compile, takes minutes for each batch')
+    add('--train-expressions', type=int, default=1,
+        help='expressions of each image')
+    add('--runs', type=int, default=5, help='the median is reported')
+
+    add = commands.add_parser(
         'data', parents=[shared], help='samples per second of one core and '
         'where the time goes; or cost of large datasets').add_argument
     add('config', nargs='?', help='config file')
@@ -70,12 +87,19 @@ def parse_args() -> argparse.Namespace:
     add('--precision', choices=PRECISIONS, default='fp32')
 
     add = commands.add_parser(
+        'allreduce', parents=[shared], help='sums over the processes that '
+        'torchrun starts').add_argument
+    add('--megabytes', type=float, default=256, help='fp32 numbers')
+    add('--runs', type=int, default=5, help='the median is reported')
+
+    add = commands.add_parser(
         'export', parents=[runs], help='time of an exported model, on a CPU'
     ).add_argument
     add('--folder', help='written by tools/deployment/export_onnx.py '
         "(default: export the config's model with random weights)")
     add('--backend', nargs='+', choices=BACKENDS, default=list(BACKENDS))
 
+    parser.set_defaults(compile=False)
     args = parser.parse_args()
     if args.command == 'data' and [
             args.config, args.index, args.scale].count(None) != 2:

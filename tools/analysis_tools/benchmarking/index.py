@@ -2,8 +2,8 @@
 """Time and memory of indexing a dataset as large as RefCOCO.
 
 It is generated: RefCOCO's numbers of images, annotations, refs and sentences
-in every split, outlines of 40 points, and one grey picture to which all image
-files are links.
+in every split, outlines of 40 points, and one picture, as large a JPEG as a
+photograph, to which all image files are links.
 """
 import itertools
 import json
@@ -71,7 +71,8 @@ def generate(root: Path, share: float = 1) -> None:
     folder = root / 'train2014'
     folder.mkdir(parents=True, exist_ok=True)
     first, *others = (folder / image['file_name'] for image in images)
-    cv2.imwrite(str(first), np.full((HEIGHT, WIDTH, 3), 127, np.uint8))
+    noise = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    cv2.imwrite(str(first), cv2.GaussianBlur(noise, (0, 0), 1))
     for path in others:
         if not path.exists():
             os.link(first, path)

@@ -6,26 +6,17 @@ from functools import partial
 
 import numpy as np
 import torch
-from mmengine.optim import build_optim_wrapper
-from mmengine.structures import PixelData
 from mmengine.utils import to_2tuple
-from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from cris import CRISInferencer
 from cris.engine import load_config, optimize_for_inference
-from cris.engine.inference import compile_parts
-from cris.engine.precision import has_bfloat16
-from cris.engine.training import build_config
-from cris.models.fast_cpu import optimize_for_cpu_training
 
 from . import measuring
 from .flops import STAGES, count_flops, make_stages
-from .measuring import DEVICE, Clock
+from .measuring import Clock
+from .train import check_precision, measure_training
 
-_WRAPPERS = dict(fp32=('OptimWrapper', None),
-                 bf16=('AmpOptimWrapper', 'bfloat16'),
-                 fp16=('AmpOptimWrapper', 'float16'))
 _PHOTOGRAPH = (480, 640)  # pixels of an image of COCO
 
 
@@ -66,49 +57,6 @@ def _make_masks(model: nn.Module, logits: Tensor) -> Tensor:
     return probs > model.decode_head.threshold
 
 
-def measure_training(args: Namespace, precision: str, flops: int) -> dict:
-    """Time and memory of an optimisation step, set up as in tools/train.py.
-
-    It counts as three forward passes.
-    """
-    before = measuring.peak_bytes()
-    kind, dtype = _WRAPPERS[precision]
-    options = [*args.cfg_options, f'optim_wrapper.type={kind}']
-    if dtype:
-        options.append(f'optim_wrapper.dtype={dtype}')
-    cfg = build_config(Namespace(
-        config=args.config, cfg_options=options, work_dir=None, resume=None,
-        launcher='none', amp=False, auto_scale_lr=False))
-    model = measuring.random_model(cfg).train()
-    if DEVICE == 'cpu':
-        optimize_for_cpu_training(model)
-    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-    if args.compile:
-        compile_parts(model)
-    batch, count = args.train_batch, args.train_expressions
-    images, tokens, _ = measuring.make_inputs(cfg, batch, count)
-    masks = (torch.rand(count, *images.shape[2:], device=DEVICE) > .5).float()
-    samples = [
-        SegDataSample(metainfo=dict(tokens=part),
-                      gt_sem_seg=PixelData(data=masks))
-        for part in tokens.split(count)
-    ]
-
-    def step():
-        with optimizer.optim_context(model):
-            losses = model.loss(images, samples)
-        optimizer.update_params(model.parse_losses(losses)[0])
-
-    measuring.reset_peak()
-    seconds, ratio = Clock(args.runs).measure(step, 3 * len(tokens) * flops)
-    return {
-        'precision': precision, 'batch': batch, 'expressions': count,
-        'step, s': seconds, 'images/s': batch / seconds,
-        'expressions/s': len(tokens) / seconds, 'ratio': ratio,
-        'peak memory, GB': measuring.peak_bytes() / 1e9,
-        'before the model, GB': before / 1e9}
-
-
 def measure_api(args: Namespace, precision: str) -> dict:
     """Seconds of a call with many expressions and of one with one.
 
@@ -137,11 +85,8 @@ def main(args: Namespace) -> None:
             measuring.in_own_process(measure_api, args, precision)
             for precision in args.precision])
         return
-    if (args.train_batch and 'bf16' in args.precision and DEVICE == 'cpu'
-            and not has_bfloat16()):
-        raise SystemExit(
-            'error: this processor only emulates bfloat16, so training uses '
-            'fp32: leave out --precision bf16, or use --train-batch 0')
+    if args.train_batch:
+        check_precision(args.precision, 'use --train-batch 0')
     cfg = load_config(args.config, args.cfg_options)
     flops = measuring.in_own_process(count_flops, cfg)
     tables: dict[str, list] = dict(inference=[], training=[])
@@ -151,7 +96,8 @@ def main(args: Namespace) -> None:
             measure_inference, *case)
         if args.train_batch:
             tables['training'].append(
-                measuring.in_own_process(measure_training, *case))
+                measuring.in_own_process(measure_training, *case,
+                                         args.train_batch))
     height, width = to_2tuple(cfg.image_size)
     giga = {name: f'{n / 1e9:.1f}' for name, n in flops.items()}
     print(f'{os.path.basename(args.config)}, {height} x {width} pixels, '
