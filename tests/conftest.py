@@ -108,6 +108,41 @@ def launch(script, *args, ok=True, **env):
                PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **env)
 
 
+def ranks_train(config, work, ranks, *options, ok=True, **env):
+    return launch('dist_train.sh', config, ranks, '--work-dir', work,
+                  '--cfg-options',
+                  f'train_dataloader.batch_size={8 // ranks}', *options,
+                  ok=ok, **env)
+
+
+def run_ranks(script, folders, timeout=60):
+    """Exit statuses and outputs of gloo ranks, each in a folder of its own."""
+    port = str(20000 + (os.getpid() + 4500) % 9000)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, '-c', script], cwd=folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=dict(os.environ, OMP_NUM_THREADS='1', RANK=str(rank),
+                     LOCAL_RANK=str(rank), WORLD_SIZE=str(len(folders)),
+                     MASTER_ADDR='127.0.0.1', MASTER_PORT=port))
+        for rank, folder in enumerate(folders)
+    ]
+    try:
+        outputs = [rank.communicate(timeout=timeout)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [rank.returncode for rank in ranks], outputs
+
+
+def children(pid):
+    tasks = Path(f'/proc/{pid}/task')
+    return [
+        int(child) for task in tasks.iterdir()
+        for child in (task / 'children').read_text().split()
+    ]
+
+
 # Importing torch and the OpenMMLab packages takes as long as many a test: a
 # server imports them once, and every tool runs in a fork of it.
 _SERVER = multiprocessing.get_context('forkserver')
@@ -198,3 +233,57 @@ def questions(shapes):
 @pytest.fixture(scope='session')
 def inferencer():
     return cris.CRISInferencer(device='cpu')
+
+
+@pytest.fixture(scope='session')
+def ranks_config(tmp_path_factory):
+    """80 refs to train on, 7 images to test: no number of ranks divides 7."""
+    root = tmp_path_factory.mktemp('ranks')
+    refer_set = ReferSet(root / 'refer')
+    for k in range(76):  # four are there
+        refer_set.add_ref(1 + k % 2, [[5, 20, 30, 20, 30, 45]], 'train')
+    for i in range(3, 9):  # one is there
+        picture = (root / 'refer/images' / f'{i % 3}.jpg').read_bytes()
+        (root / 'refer/images' / f'{i}.jpg').write_bytes(picture)
+        refer_set.images.append(
+            dict(refer_set.images[i % 3], id=i, file_name=f'{i}.jpg'))
+        refer_set.add_ref(i, [[5, 5 + i, 30, 20, 30, 45]], 'val')
+    data = str(refer_set.write())
+    return probed(root / 'config.py', f'''
+custom_hooks = [dict(type='Probe', freeze_norm=True)]
+image_size = 64
+model = dict(decode_head=dict(threshold=0.1))
+train_cfg = dict(max_epochs=1, val_interval=1)
+train_dataloader = dict(
+    batch_size=8, num_workers=1,
+    dataset=dict(data_root={data!r}, num_expressions=1))
+val_dataloader = dict(
+    batch_size=1, num_workers=1,
+    dataset=dict(data_root={data!r}))
+test_dataloader = val_dataloader
+''')
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def assert_same_run(work, other):
+    """Weights, EMA, optimizer, schedules and the best, bit for bit."""
+    names = [sorted(f.name for f in w.glob('*.pth')) for w in (work, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        a, b = (torch.load(w / name, weights_only=False)
+                for w in (work, other))
+        for key in ('state_dict', 'ema_state_dict', 'optimizer',
+                    'param_schedulers'):
+            assert equal(a.get(key), b.get(key)), (name, key)
+        info = [c['message_hub']['runtime_info'] for c in (a, b)]
+        assert info[0]['best_score'] == info[1]['best_score']
+        assert a['meta']['iter'] == b['meta']['iter']

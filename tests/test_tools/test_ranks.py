@@ -3,14 +3,13 @@
 import copy
 import json
 import os
-import subprocess
 import sys
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, ReferSet, launch, probed, run, tool
+from conftest import REPO, launch, ranks_train, run, run_ranks, tool
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.registry import STRATEGIES
@@ -26,33 +25,8 @@ SHARDED = next((REPO / 'configs/cris/sharded').iterdir())
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory):
-    """80 refs to train on, 7 images to test: no number of ranks divides 7."""
-    root = tmp_path_factory.mktemp('ranks')
-    refer_set = ReferSet(root / 'refer')
-    for k in range(76):  # four are there
-        refer_set.add_ref(1 + k % 2, [[5, 20, 30, 20, 30, 45]], 'train')
-    for i in range(3, 9):  # one is there
-        picture = (root / 'refer/images' / f'{i % 3}.jpg').read_bytes()
-        (root / 'refer/images' / f'{i}.jpg').write_bytes(picture)
-        refer_set.images.append(
-            dict(refer_set.images[i % 3], id=i, file_name=f'{i}.jpg'))
-        refer_set.add_ref(i, [[5, 5 + i, 30, 20, 30, 45]], 'val')
-    data = str(refer_set.write())
-    return probed(root / 'config.py', f'''
-custom_hooks = [dict(type='Probe', freeze_norm=True)]
-image_size = 64
-model = dict(decode_head=dict(threshold=0.1))
-train_cfg = dict(max_epochs=1, val_interval=1)
-# More workers than could be waited for, did they not end by themselves.
-train_dataloader = dict(
-    batch_size=8, num_workers=4,
-    dataset=dict(data_root={data!r}, num_expressions=1))
-val_dataloader = dict(
-    batch_size=1, num_workers=3,
-    dataset=dict(data_root={data!r}))
-test_dataloader = val_dataloader
-''')
+def config(ranks_config):
+    return ranks_config
 
 
 @pytest.fixture(scope='module')
@@ -69,12 +43,6 @@ def losses(work, ranks):
         json.loads((work / f'probe_rank{rank}.json').read_text())
         for rank in range(ranks)
     ], axis=0)[:, 0]
-
-
-def ranks_train(config, work, ranks, *options):
-    return launch('dist_train.sh', config, ranks, '--work-dir', work,
-                  '--cfg-options',
-                  f'train_dataloader.batch_size={8 // ranks}', *options)
 
 
 @pytest.mark.slow
@@ -186,26 +154,6 @@ def test_on_gpus_each_rank_knows_its_own_gpu(launcher, names):
     out = run(sys.executable, '-c', LAUNCHED, launcher,
               MASTER_ADDR='127.0.0.1', **given)
     assert out.splitlines()[-1] == "['5', '8', '1']"
-
-
-def run_ranks(script, folders, timeout=60):
-    """Exit statuses and outputs of gloo ranks, each in a folder of its own."""
-    port = str(20000 + (os.getpid() + 4500) % 9000)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, '-c', script], cwd=folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=dict(os.environ, OMP_NUM_THREADS='1', RANK=str(rank),
-                     LOCAL_RANK=str(rank), WORLD_SIZE=str(len(folders)),
-                     MASTER_ADDR='127.0.0.1', MASTER_PORT=port))
-        for rank, folder in enumerate(folders)
-    ]
-    try:
-        outputs = [rank.communicate(timeout=timeout)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [rank.returncode for rank in ranks], outputs
 
 
 FAILED_DOWNLOAD = '''

@@ -1,9 +1,11 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """What tests put into a training, as a user's own module would."""
 import atexit
+import itertools
 import json
 import os
 import re
+import resource
 import signal
 import time
 from pathlib import Path
@@ -113,3 +115,63 @@ class BetterEveryEpoch(Hook):
 
     def after_val_epoch(self, runner, metrics=None):
         metrics['mIoU'] = runner.epoch
+
+
+@HOOKS.register_module()
+class Fault(Hook):
+    """Something happens to one rank, once: not again after a restart.
+
+    Args:
+        kind (str): 'kill'; 'slow', for two seconds; 'wait', for the file
+            ``go`` in the work dir; or 'full disk', which takes no file larger
+            than ``size`` bytes.
+        rank (int): The rank.
+        at (int): The iteration before which it happens. Defaults to -1, for
+            the second batch of the first validation.
+        size (int): For 'full disk'.
+    """
+
+    def __init__(self, kind: str, rank: int, at: int = -1, size: int = 0):
+        self.kind, self.rank, self.at, self.size = kind, rank, at, size
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.at:
+            self._happen(runner)
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if self.at < 0 and batch_idx == 1:
+            self._happen(runner)
+
+    def _happen(self, runner):
+        happened = Path(runner.work_dir, 'fault')
+        if runner.rank != self.rank or happened.exists():
+            return
+        happened.touch()
+        if self.kind == 'kill':
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.kind == 'slow':
+            time.sleep(2)
+        elif self.kind == 'wait':
+            while not Path(runner.work_dir, 'go').exists():
+                time.sleep(0.05)
+        elif self.kind == 'full disk':
+            resource.setrlimit(resource.RLIMIT_FSIZE, [self.size] * 2)
+
+
+@HOOKS.register_module()
+class Seen(Hook):
+    """Writes the refs of every iteration: a line of epoch and ids."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None,
+                         outputs=None):
+        refs = [int(ref) for sample in data_batch['data_samples']
+                for ref in sample.ref_ids]
+        path = Path(runner.work_dir, f'seen_rank{runner.rank}.jsonl')
+        with path.open('a') as file:
+            file.write(json.dumps([runner.epoch, *refs]) + '\n')
+
+
+if 'RANK' in os.environ and os.environ['RANK'] == os.environ.get('NO_CLOCK'):
+    # It is wrong by a day, by two when it is asked again, and so on.
+    _real, _days = time.time, itertools.count(1)
+    time.time = lambda: _real() + 86400 * next(_days)

@@ -1,18 +1,22 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Short logs and short errors for the commands of tools/."""
+import json
 import logging
+import os
 import re
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import torch
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from cris.io.atomic import write_text
 from cris.version import __version__
 
 # Logged by mmengine at INFO or WARNING; the config is in the work dir, too.
@@ -77,4 +81,14 @@ def short_errors() -> Iterator[SimpleNamespace]:
         if text.startswith('Caught '):  # by a data worker, has a traceback
             text = re.split(rf'^(?:[\w.]+\.)?{type(error).__name__}: ', text,
                             flags=re.MULTILINE)[-1].strip()
+        _tell_torchrun(text)
         raise SystemExit(f'error: {text}') from error
+
+
+def _tell_torchrun(text: str) -> None:
+    """torchrun ends its output with it, after what the other ranks print."""
+    if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
+        extra = dict(py_callstack=text, timestamp=str(int(time.time())))
+        with suppress(OSError):
+            write_text(path, json.dumps(
+                dict(message=dict(message=text, extraInfo=extra))))

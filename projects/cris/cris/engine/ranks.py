@@ -3,7 +3,9 @@
 import atexit
 import faulthandler
 import gc
+import multiprocessing
 import os
+import signal
 import subprocess
 from datetime import timedelta
 
@@ -80,8 +82,18 @@ def _leave_group() -> None:
         # After an error the others may never come.
         faulthandler.dump_traceback_later(_PATIENCE, exit=True)
         dist.destroy_process_group()
+        end_workers()  # or their loaders wait 5 seconds for each of them
         gc.collect()  # of the model, which holds it, too: the threads end now
         faulthandler.cancel_dump_traceback_later()
+
+
+def end_workers() -> None:
+    """Kill the data workers; Python would send SIGTERM, which they ignore."""
+    # PyTorch's handler would report them as killed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _take_environment(launcher: str) -> None:

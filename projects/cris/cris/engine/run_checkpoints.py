@@ -2,15 +2,19 @@
 """Save the checkpoints of a run atomically, and find the latest one."""
 import logging
 import os.path as osp
+import re
 import zipfile
+from collections.abc import Iterator
 from glob import escape, glob
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from cris.io.atomic import PARTIAL, atomic_write
+from cris.io.atomic import PARTIAL, atomic_write, write_text
 from cris.io.checkpoints import read_checkpoint
+
+_LAST = 'last_checkpoint'  # mmengine's name
 
 
 def save_checkpoint(runner: Runner, out_dir: str, filename: str,
@@ -57,8 +61,10 @@ def verify_checkpoint(path: str) -> bool:
 def latest_checkpoint(work_dir: str) -> str | None:
     """The newest checkpoint from which a run can be resumed.
 
-    Those without the state of the optimizer, such as the best of a run, are
-    passed over, damaged ones with a warning.
+    It is the one that was saved last, which ``last_checkpoint`` names; without
+    it, the one with the most iterations. Times of files are not used: clocks
+    differ, and copies are new. Checkpoints without the state of the optimizer,
+    such as the best of a run, are passed over, damaged ones with a warning.
 
     Raises:
         ValueError: If there are checkpoints, but all are damaged.
@@ -79,13 +85,32 @@ def latest_checkpoint(work_dir: str) -> str | None:
     return None
 
 
-def _newest_first(work_dir: str) -> list[str]:
-    paths = glob(osp.join(escape(work_dir), '*.pth'))
-    pointer = osp.join(work_dir, 'last_checkpoint')
+def note_last_checkpoint(work_dir: str, path: str) -> None:
+    """Say that this checkpoint of the run was saved last."""
+    write_text(osp.join(work_dir, _LAST), path)
+
+
+def _newest_first(work_dir: str) -> Iterator[str]:
+    last = None
+    pointer = osp.join(work_dir, _LAST)
     if osp.isfile(pointer):  # it may name another folder
         with open(pointer) as file:
-            named = file.read().strip()
-        if osp.exists(named):
-            paths.append(named)
-    unique = {osp.realpath(path): path for path in paths}.values()
-    return sorted(unique, key=osp.getmtime, reverse=True)
+            last = file.read().strip()
+        if osp.exists(last):
+            yield last
+    others = [path for path in glob(osp.join(escape(work_dir), '*.pth'))
+              if last is None or osp.realpath(path) != osp.realpath(last)]
+    if len(others) > 1:  # else it need not be read for its iteration
+        others.sort(key=lambda path: (_iteration(path), path), reverse=True)
+    yield from others
+
+
+def _iteration(path: str) -> float:
+    """After which a checkpoint was saved; infinite if it is damaged."""
+    if osp.isdir(path):  # one file per rank: only the name says it
+        return float(([-1] + re.findall(r'\d+', osp.basename(path)))[-1])
+    try:
+        meta = read_checkpoint(path, mmap=True).get('meta')
+    except ValueError:
+        return float('inf')
+    return meta.get('iter', -1) if isinstance(meta, dict) else -1

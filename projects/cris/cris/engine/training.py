@@ -14,17 +14,19 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
+from cris.io.atomic import disk_space
 from cris.io.checkpoints import CheckpointError, check_fit, use_safe_loader
 from cris.models.fast_cpu import optimize_for_cpu_training, reuse_memory
 
 from .config import load_config
-from .hooks.data_timeout_hook import data_workers
+from .hooks.data_timeout_hook import explain_data_errors
 from .inference import compile_parts
 from .logs import log_run, quiet_logs, short_errors
 from .precision import avoid_fused, use_bfloat16
 from .ranks import init_ranks
 from .run_checkpoints import latest_checkpoint
 from .sharding import check_sharding
+from .work_dir import lock_work_dir
 
 
 def train(args: Namespace) -> None:
@@ -37,20 +39,29 @@ def train(args: Namespace) -> None:
     with short_errors() as phase:
         use_safe_loader(args.trust_checkpoint)
         cfg = build_config(args)
-        # mmengine would compile its own step, the log included.
-        compiled = cfg.pop('compile', False)
-        build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
-        runner = build(cfg)
-        log_run(runner)
-        if not torch.cuda.is_available() and isinstance(runner, Runner):
-            optimize_for_cpu_training(_unwrapped(runner.model))
-        if compiled:
-            compile_parts(_unwrapped(runner.model),
-                          **(compiled if isinstance(compiled, dict) else {}))
-        runner.register_hook(_SetUpHook(phase, cfg))
-        with data_workers(runner):
-            check_training(runner, cfg)
-            runner.train()
+        lock_work_dir(cfg)
+        choose_checkpoint(cfg)
+        with disk_space(cfg.work_dir, then='go on with --resume'):
+            run(cfg, phase)
+
+
+def run(cfg: Config, phase: SimpleNamespace) -> None:
+    """Build the runner of a complete config and train."""
+    # mmengine would compile its own step, the log included.
+    compiled = cfg.pop('compile', False)
+    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    runner = build(cfg)
+    log_run(runner)
+    model = _unwrapped(runner.model)
+    if not torch.cuda.is_available() and isinstance(runner, Runner):
+        optimize_for_cpu_training(model)
+    if compiled:
+        compile_parts(model,
+                      **(compiled if isinstance(compiled, dict) else {}))
+    runner.register_hook(_SetUpHook(phase, cfg))
+    with explain_data_errors(runner):
+        check_training(runner, cfg)
+        runner.train()
 
 
 def build_config(args: Namespace) -> Config:
@@ -73,6 +84,11 @@ def build_config(args: Namespace) -> Config:
         if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             use_bfloat16(cfg)
     init_ranks(cfg)
+    return cfg
+
+
+def choose_checkpoint(cfg: Config) -> None:
+    """Find the checkpoint to resume from; what it replaces is not loaded."""
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     if cfg.resume and (cfg.load_from is None or restarted):
         cfg.load_from = latest_checkpoint(cfg.work_dir) or cfg.load_from
@@ -82,7 +98,6 @@ def build_config(args: Namespace) -> Config:
                or cfg.get('strategy', {}).get('type') == 'ShardedStrategy')
     if cfg.resume or cfg.load_from and checked:
         cfg.model = without_pretrained(cfg.model)
-    return cfg
 
 
 def without_pretrained(node: Any) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 from mmengine.fileio import dump
 from pycocotools import mask as coco_mask
 
+from cris.io.atomic import disk_space
 from cris.io.files import load_json
 
 from .confidence import confidence
@@ -84,13 +85,18 @@ def write_results_file(records: list[dict], path: str) -> None:
     """Write a list of records or, as ``.parquet``, a table of them.
 
     All records must have the same keys. Missing folders are made.
+
+    Raises:
+        DiskFullError: If the disk is full.
     """
-    if path.endswith('.json'):
-        dump(records, path, indent=2)
-        return
-    from pyarrow import Table, parquet
-    os.makedirs(osp.dirname(path) or '.', exist_ok=True)
-    parquet.write_table(Table.from_pylist(records), path)
+    folder = osp.dirname(path) or '.'
+    os.makedirs(folder, exist_ok=True)
+    with disk_space(folder):
+        if path.endswith('.json'):
+            dump(records, path, indent=2)
+            return
+        from pyarrow import Table, parquet
+        parquet.write_table(Table.from_pylist(records), path)
 
 
 def read_results_file(path: str) -> tuple[list[dict], dict]:

@@ -12,6 +12,10 @@ PARTIAL = '.partial'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class DiskFullError(OSError):
+    """A full disk; the message says what to do."""
+
+
 @contextmanager
 def atomic_write(path: str, rename: bool = True) -> Iterator[str]:
     """Write a temporary file or folder, then rename it.
@@ -42,7 +46,7 @@ def atomic_write(path: str, rename: bool = True) -> Iterator[str]:
         if error.errno not in _FULL:
             raise
         free = shutil.disk_usage(osp.dirname(path) or '.').free / 2**20
-        raise OSError(
+        raise DiskFullError(
             error.errno, f'{path} could not be written: '
             f'{os.strerror(error.errno)}, {free:.1f} MiB are free. What was '
             'saved before is intact: make room, then go on with --resume'
@@ -50,27 +54,28 @@ def atomic_write(path: str, rename: bool = True) -> Iterator[str]:
 
 
 @contextmanager
-def disk_space(folder: str, needed: int = 0) -> Iterator[None]:
-    """Raise an OSError that says what to do if the disk of a folder is full.
+def disk_space(folder: str, needed: int = 0,
+               then: str = 'give the command again') -> Iterator[None]:
+    """Raise a DiskFullError if the disk of a folder is full.
 
     Args:
         folder (str): An existing folder.
         needed (int): How many bytes must be free; 0 if that is not known.
+        then (str): What to do when there is room.
     """
     try:
         if shutil.disk_usage(folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _FULL or isinstance(error, DiskFullError):
             raise
         free = shutil.disk_usage(folder).free / 2**20
         wanted = f'{needed / 2**20:.2f} MiB are needed and ' if needed else ''
-        raise OSError(
+        raise DiskFullError(
             error.errno, f'the disk of {folder} is full '
             f'({os.strerror(error.errno)}): {wanted}{free:.2f} MiB are free. '
-            'What was complete is kept: make room, then give the command again'
-        ) from error
+            f'What was complete is kept: make room, then {then}') from error
 
 
 def write_text(path: str, text: str) -> None:

@@ -97,7 +97,10 @@ class CheckLossHook(Hook):
             return True
         where = 'another rank has written its samples'
         if bad_here:
-            where = f'see {self._write(runner, loss)}'
+            try:
+                where = f'see {self._write(runner, loss)}'
+            except OSError as error:  # a full disk
+                where = f'its samples could not be written: {error}'
         message = (f'the loss of iteration {runner.iter + 1} is not finite: '
                    f'{where}')
         self._in_a_row += 1

@@ -12,10 +12,12 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmseg.registry import HOOKS
 
 from cris.datasets.base import refer_datasets
+from cris.datasets.sampling import ShardBatchSampler
 from cris.io.atomic import write_text
 
 _KEY = 'exact_resume'
 _VALIDATED = 'validated.json'
+_STEP = 'samples per step'  # over all ranks
 
 
 @HOOKS.register_module()
@@ -26,13 +28,20 @@ class ExactResumeHook(Hook):
     random draws become a function of the run's seed and the position (epoch
     and sample, or iteration and rank), so no generator's state is saved. With
     :class:`ResumableSampler` or :class:`ShardBatchSampler` a checkpoint from
-    the middle of an epoch goes on at the next batch.
+    the middle of an epoch goes on at the next batch. With another number of
+    ranks, too, if a step has as many samples; ShardBatchSampler then needs the
+    same ranks, streams and window.
 
     The checkpoint of an epoch is saved before its validation. Which epochs
     were validated is therefore in ``validated.json`` in the work dir; an
     interrupted validation is repeated.
 
     For epoch-based training; runs by iterations resume as in mmengine.
+
+    Raises:
+        ValueError: Before training, if the rest of an epoch would be samples
+            in another order.
+        RuntimeError: If the ranks resumed from different checkpoints.
     """
 
     priority = 'LOWEST'
@@ -52,9 +61,10 @@ class ExactResumeHook(Hook):
         batches = 0
         if meta['epoch'] == self._epoch:
             batches = meta['iter'] - self._first_iter
-        samples = batches * self._batch_size(runner)
+        order = _order(runner)
         checkpoint[_KEY] = dict(
-            batches=batches, samples=samples, run=self._run)
+            batches=batches, samples=batches * order[_STEP], order=order,
+            run=self._run)
 
     def before_train(self, runner: Runner) -> None:
         positions = dist.all_gather_object((runner.epoch, runner.iter))
@@ -89,6 +99,7 @@ class ExactResumeHook(Hook):
                 f'{type(sampler).__name__} cannot begin: set '
                 'train_dataloader.sampler.type=ResumableSampler, or resume '
                 'from the end of an epoch')
+        self._check_order(runner, self._resumed)
 
     def before_train_epoch(self, runner: Runner) -> None:
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
@@ -102,24 +113,42 @@ class ExactResumeHook(Hook):
             self._skip(runner, self._resumed)
         self._resumed = None
 
-    def _batch_size(self, runner: Runner) -> int:
-        """Samples of a step over all ranks."""
-        return (runner.train_dataloader.batch_sampler.batch_size
-                * runner.world_size)
+    def _check_order(self, runner: Runner, position: dict) -> None:
+        """Whether the samples of the epoch go on in the order it began with.
+
+        At the end of an epoch, another number of samples per step is only
+        warned of.
+        """
+        before = position.get('order')
+        if before is None:  # by an earlier version
+            before = {}
+            if position['batches']:
+                before[_STEP] = position['samples'] // position['batches']
+        now = _order(runner)
+        changed = [f'{name} were {before[name]}, now {now.get(name)}'
+                   for name in before if before[name] != now.get(name)]
+        if not changed:
+            return
+        if position['batches']:
+            raise ValueError(
+                'the checkpoint is from the middle of an epoch, the rest of '
+                f'which would be another one now ({"; ".join(changed)}): set '
+                'it as it was (samples per step = processes x '
+                'train_dataloader.batch_size), or resume from the end of an '
+                'epoch, --resume CKPT')
+        if before[_STEP] != now[_STEP]:
+            runner.logger.warning(
+                f'{changed[0]}. The learning '
+                'rate and its schedules by iteration stay those of the '
+                'checkpoint.')
 
     def _skip(self, runner: Runner, position: dict) -> None:
         batch_sampler = runner.train_dataloader.batch_sampler
-        batches, rest = divmod(position['samples'], self._batch_size(runner))
-        if not hasattr(batch_sampler, 'skip'):
+        if hasattr(batch_sampler, 'skip'):
+            batch_sampler.skip(position['batches'])
+        else:
             batch_sampler.sampler.skip(
                 position['samples'] // runner.world_size)
-            return
-        if rest or batches != position['batches']:
-            runner.logger.warning(
-                'The order of samples depends on ranks and batch size, which '
-                'changed: in the rest of this epoch, some samples come twice '
-                'and others not.')
-        batch_sampler.skip(batches)
 
     def before_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         numbers = np.random.SeedSequence(
@@ -159,3 +188,13 @@ class ExactResumeHook(Hook):
             runner.logger.info(f'The validation of epoch {epoch} was '
                                'interrupted: it is repeated.')
             runner.val_loop.run()
+
+
+def _order(runner: Runner) -> dict[str, int]:
+    """What the order of samples depends on, besides seed and epoch."""
+    batches = runner.train_dataloader.batch_sampler
+    order = {_STEP: batches.batch_size * runner.world_size}
+    if isinstance(batches, ShardBatchSampler):
+        order.update(processes=runner.world_size, streams=batches.streams,
+                     window=batches.window)
+    return order

@@ -1,5 +1,4 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-import multiprocessing
 import os
 import os.path as osp
 import signal
@@ -17,7 +16,8 @@ from mmseg.registry import HOOKS
 
 from cris.io.atomic import remove
 
-from ..run_checkpoints import save_checkpoint
+from ..ranks import end_workers
+from ..run_checkpoints import note_last_checkpoint, save_checkpoint
 
 #: Exit status after SIGTERM: 128 + 15, as a shell reports it.
 PREEMPTED = 128 + signal.SIGTERM
@@ -52,7 +52,7 @@ class PreemptionHook(Hook):
             loader = loop.dataloader
             loader.worker_init_fn = partial(_ignore_sigterm,
                                             loader.worker_init_fn)
-        Finalize(None, _end_workers, exitpriority=1)
+        Finalize(None, end_workers, exitpriority=1)
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         if not self._any_rank_requested():
@@ -60,6 +60,9 @@ class PreemptionHook(Hook):
         save_checkpoint(
             runner, runner.work_dir, 'preempted.pth', by_epoch=False,
             meta=dict(epoch=runner.epoch, iter=runner.iter + 1))
+        if is_main_process():
+            note_last_checkpoint(
+                runner.work_dir, osp.join(runner.work_dir, 'preempted.pth'))
         self._exit(runner, 'preempted.pth is saved')
 
     def before_val(self, runner: Runner) -> None:
@@ -106,12 +109,3 @@ def _ignore_sigterm(init_fn: Callable | None, worker_id: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if init_fn is not None:
         init_fn(worker_id)
-
-
-def _end_workers() -> None:
-    """Called before Python sends its children SIGTERM and waits for them."""
-    # PyTorch's handler would report the workers as killed.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()

@@ -8,9 +8,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmseg.registry import HOOKS
 
-from cris.io.atomic import PARTIAL, remove, write_text
+from cris.io.atomic import PARTIAL, remove
 
-from ..run_checkpoints import save_checkpoint
+from ..run_checkpoints import note_last_checkpoint, save_checkpoint
 
 # Key of the message hub (saved in checkpoints): files that a new best may
 # replace.
@@ -75,8 +75,7 @@ class SafeCheckpointHook(CheckpointHook):
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler, **self.args)
         if is_main_process():
-            write_text(osp.join(runner.work_dir, 'last_checkpoint'),
-                       self.last_ckpt)
+            note_last_checkpoint(runner.work_dir, self.last_ckpt)
             for old in kept[:-self.max_keep_ckpts]:
                 remove(osp.join(self.out_dir, self.filename_tmpl.format(old)))
 
