@@ -2,6 +2,7 @@
 """Train a model: python tools/train.py CONFIG."""
 import argparse
 import os
+import signal
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,6 +36,10 @@ def parse_args() -> argparse.Namespace:
 
 if __name__ == '__main__':
     arguments = parse_args()
+    # Only a training that can be resumed ends with 143. After a fault of one
+    # process, launchers send SIGTERM to the others, and srun reports the
+    # highest status.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
     # PyTorch takes seconds to import: --help does not wait for it.
     from cris.engine.training import train
     train(arguments)

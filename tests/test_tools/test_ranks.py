@@ -138,6 +138,7 @@ import os, sys, torch
 from mmengine.config import Config
 from cris.engine.ranks import init_ranks
 torch.cuda.is_available = lambda: True  # the runner makes the group then
+torch.cuda.device_count = lambda: 2
 os.environ.setdefault('LOCAL_RANK', '0')  # as the tools do
 init_ranks(Config(dict(launcher=sys.argv[1])))
 print([os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')])
@@ -180,6 +181,35 @@ def test_all_ranks_end_when_one_cannot_download(
     for out in outputs:
         assert "the weights 'openai' of RN50 could not be downloaded: " \
             'no route to the hub' in out, out
+
+
+SHARED_CACHE = '''
+import os, time
+from pathlib import Path
+import open_clip, torch.distributed
+from cris.models.clip_weights import _download
+
+def download(cfg):
+    path = Path('RN50.pt')
+    if not path.exists():
+        path.touch()
+        time.sleep(1)
+        path.write_text('complete')
+    assert path.read_text() == 'complete'
+    return str(path)
+
+os.environ['LOCAL_RANK'] = '0'  # each is the first of its node
+open_clip.download_pretrained = download
+torch.distributed.init_process_group('gloo')
+print(_download('openai', 'RN50', True))
+torch.distributed.destroy_process_group()
+'''
+
+
+def test_nodes_that_share_a_cache_download_once(tmp_path):
+    statuses, outputs = run_ranks(SHARED_CACHE, [tmp_path] * 2)
+    assert statuses == [0, 0], outputs
+    assert [out.splitlines()[-1] for out in outputs] == ['RN50.pt'] * 2
 
 
 LATE = '''

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import torch
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch.distributed import DistNetworkError
 
 from cris.io.atomic import write_text
 from cris.version import __version__
@@ -63,7 +64,8 @@ def log_run(runner: Runner) -> None:
 def short_errors() -> Iterator[SimpleNamespace]:
     """Exit with a one-line message for errors the user can fix.
 
-    These are OSError, FloatingPointError and errors with a ``kind``; until
+    These are OSError, FloatingPointError, errors of the network between the
+    processes, such as a port that is taken, and errors with a ``kind``; until
     ``running`` is set on what is yielded also ValueError and ImportError. The
     traceback is logged at level DEBUG.
     """
@@ -71,7 +73,7 @@ def short_errors() -> Iterator[SimpleNamespace]:
     try:
         yield phase
     except Exception as error:
-        kinds = (OSError, FloatingPointError)
+        kinds = (OSError, FloatingPointError, DistNetworkError)
         if not phase.running:
             kinds += (ValueError, ImportError)
         if not isinstance(error, kinds) and not hasattr(error, 'kind'):

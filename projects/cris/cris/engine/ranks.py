@@ -20,6 +20,7 @@ _LAUNCHERS = {
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE',
             'OMPI_COMM_WORLD_LOCAL_RANK'),
 }
+_STARTERS = dict(slurm='srun (tools/slurm_train.sh does)', mpi='mpirun')
 _PATIENCE = 30  # seconds that a process waits for the others at its end
 
 
@@ -40,7 +41,8 @@ def init_ranks(cfg: Config) -> None:
 
     Raises:
         ValueError: If the launcher has not set the environment variables of
-            the ranks.
+            the ranks, the first node is unknown, or there are fewer GPUs than
+            ranks on this machine.
     """
     if cfg.launcher == 'none':
         return
@@ -53,6 +55,7 @@ def init_ranks(cfg: Config) -> None:
             find_unused_parameters=cfg.get('find_unused_parameters', False),
             gradient_as_bucket_view=True)  # else all are in memory twice
     if torch.cuda.is_available():
+        _check_gpu()
         return
     if not dist.is_initialized():
         # After a restart by torchrun the store still holds the addresses of
@@ -78,6 +81,8 @@ def _timeout(cfg: Config) -> float:
 
 def _leave_group() -> None:
     """Or PyTorch's threads run on while Python ends, which may abort."""
+    # Launchers end the others after a fault: keep the exit status.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if dist.is_initialized():
         # After an error the others may never come.
         faulthandler.dump_traceback_later(_PATIENCE, exit=True)
@@ -96,18 +101,51 @@ def end_workers() -> None:
             child.kill()
 
 
+def _check_gpu() -> None:
+    rank = int(os.environ.get('LOCAL_RANK', 0))
+    count = torch.cuda.device_count()
+    if rank >= count:
+        raise ValueError(
+            f'process {rank + 1} of this node needs a GPU of its own, but '
+            f'{count} can be seen: start at most as many processes per node '
+            'as it has GPUs (tools/slurm_*.sh: GPUS_PER_NODE), and let each '
+            'see all of them (srun --gres, not --gpus-per-task)')
+
+
 def _take_environment(launcher: str) -> None:
     """Set what torchrun sets, from the variables of another launcher."""
     for name, source in zip(
             _ENVIRONMENT, _LAUNCHERS.get(launcher, ()), strict=False):
-        if source not in os.environ:
+        if not os.environ.get(source):
             raise ValueError(f'--launcher {launcher}, but {source} is not '
-                             f'set: start the processes with {launcher} or '
-                             'torchrun')
+                             f'set: start the processes with '
+                             f'{_STARTERS[launcher]}, or with torchrun and '
+                             '--launcher pytorch')
         os.environ[name] = os.environ[source]
+    if launcher == 'slurm':
+        os.environ.setdefault('MASTER_PORT', _slurm_port())
+        if 'MASTER_ADDR' not in os.environ:
+            os.environ['MASTER_ADDR'] = _first_slurm_node()
     os.environ.setdefault('MASTER_PORT', '29500')
-    if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
+
+
+def _slurm_port() -> str:
+    """Jobs that share a node, and steps of a job, have ports of their own."""
+    job, step = (int(os.environ.get(name, 0))
+                 for name in ('SLURM_JOB_ID', 'SLURM_STEP_ID'))
+    return str(10000 + (10 * job + step) % 20000)
+
+
+def _first_slurm_node() -> str:
+    # A step may use only some nodes of its job.
+    nodes = os.environ.get('SLURM_STEP_NODELIST',
+                           os.environ.get('SLURM_NODELIST'))
+    try:
         hosts = subprocess.run(
-            ['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']],
+            ['scontrol', 'show', 'hostname', nodes or ''],
             stdout=subprocess.PIPE, text=True, check=True).stdout
-        os.environ['MASTER_ADDR'] = hosts.split()[0]
+        return hosts.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise ValueError(
+            f'scontrol could not name the first of the nodes {nodes} '
+            f'({error}): set MASTER_ADDR to its host name') from error

@@ -3,7 +3,7 @@
 import os
 
 import open_clip
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, is_main_process
 from torch import Tensor
 
 from cris.io.checkpoints import compare_weights, read_checkpoint, state_dict_of
@@ -114,10 +114,12 @@ def _download(source: str, model_name: str | None, quick_gelu: bool) -> str:
         raise ValueError(
             f'the weights {tag!r} of {name} were trained with quick_gelu='
             f'{trained_with}: set quick_gelu={trained_with} in the backbone')
-    # One process per machine downloads, then the others read the cache. If
-    # one fails, all end: they would wait for it until the time-out.
+    # The first process downloads, then one on each machine, as machines may
+    # share the cache or not; the others read it. If one fails, all end: they
+    # would wait for it until the time-out.
     path, problem = '', None
-    for has_turn in (int(os.environ.get('LOCAL_RANK', 0)) == 0, True):
+    first_here = int(os.environ.get('LOCAL_RANK', 0)) == 0
+    for has_turn in (is_main_process(), first_here, True):
         if has_turn:
             try:
                 path = open_clip.download_pretrained(cfg)

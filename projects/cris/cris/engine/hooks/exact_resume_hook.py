@@ -69,7 +69,7 @@ class ExactResumeHook(Hook):
     def before_train(self, runner: Runner) -> None:
         positions = dist.all_gather_object((runner.epoch, runner.iter))
         if len(set(positions)) > 1:
-            raise RuntimeError(
+            raise ValueError(
                 'the processes resumed at different (epoch, iteration): '
                 f'{positions}. They must see the same files in '
                 f'{runner.work_dir}: name the checkpoint, --resume CKPT')
