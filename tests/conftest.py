@@ -20,6 +20,8 @@ from cris.datasets.refshapes import write_refshapes
 
 GOLDEN = Path(__file__).parent / 'data' / 'golden'
 REPO = Path(__file__).parents[1]
+# Forks of a process that has asked CUDA for its GPUs cannot use them.
+os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
 # What the tools keep beside themselves.
 sys.path[:0] = [
     str(REPO / 'tools' / folder)

@@ -62,18 +62,20 @@ class Watch(TorchDispatchMode):
     ``on_host``: operators of which a tensor is on the CPU, by name;
     ``moved``: tensors that went from or to the CPU, by place and dtype;
     ``turned_back``: concatenations that turn channels last into channels
-    first; ``cast``: shapes of matrices among the weights that were cast.
+    first; ``cast``: shapes of matrices among the weights that were cast;
+    ``asked``: values that the host read, for which a GPU is waited.
     """
 
     def __init__(self):
         super().__init__()
         self.on_host, self.moved = Counter(), Counter()
-        self.turned_back, self.cast = 0, []
+        self.turned_back, self.cast, self.asked = 0, [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if (func is torch.ops.aten._local_scalar_dense.default
-                and isinstance(args[0], FakeTensor)):
-            return True  # a question such as whether all are finite
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.asked += 1
+            if isinstance(args[0], FakeTensor):
+                return True  # such as whether all are finite
         out = func(*args, **(kwargs or {}))
         before = tensors((args, kwargs))
         devices = {x.device.type for x in before + tensors(out)}
@@ -230,6 +232,16 @@ def test_gradients(pretended, name, with_cp):
     """On the CPU: without a GPU, autograd refuses to work for one."""
     model = build(name, 'cpu', WITH_CP if with_cp else {}).train()
     check_gradients(model, model.loss(*batch('cpu')))
+
+
+def test_a_step_of_training_reads_no_value(pretended):
+    """On the CPU, for the same reason. With GPUs, only the log waits."""
+    model = build(R50, 'cpu').train()
+    wrapper = build_optim_wrapper(
+        model, dict(model.cfg.optim_wrapper, type='OptimWrapper'))
+    with Watch() as watch:
+        model.train_step(raw_batch(), wrapper)
+    assert watch.asked == 0
 
 
 @pytest.mark.parametrize('name, precision', CASES)
