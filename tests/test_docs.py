@@ -89,6 +89,8 @@ def test_files_and_options_of_commands_exist(fence):
         assert (REPO / file).is_file(), file
         if Path(file).name.startswith(('dist_', 'slurm_')):
             file = re.sub('(dist|slurm)_', '', file).replace('.sh', '.py')
+        if file == 'tools/gpu_check.sh':
+            file = 'tools/misc/gpu_check.py'
         source = source_of(REPO / file)
         for argument in arguments:
             if argument.startswith('--'):

@@ -188,7 +188,10 @@ def test_bfloat16_keeps_logits_in_fp32(tiny, tokens):
 
 @pytest.mark.parametrize('cfg, said', [
     (dict(model_name='RN51'), 'RN50, '),
-    (dict(model_name='ViT-B-32'), 'VisionTransformer'),
+    (dict(model_name='ViT-B-16-SigLIP'), "does not use CLIP's tokens.*RN50"),
+    (dict(model_name='coca_ViT-B-32'), 'a token of its own'),
+    (dict(model_name='roberta-ViT-B-32'), 'of the transformers package'),
+    (dict(model_name='vit_relpos_medium_patch16_cls_224'), 'takes one size'),
     (dict(embed_dim=64), 'embed_dim=64'),
     (dict(model_name='RN50', embed_dim=512), 'embed_dim=1024'),
     (dict(model_name='RN50', vision_cfg=dict(width=32)),

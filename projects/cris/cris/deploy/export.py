@@ -9,13 +9,13 @@ import os
 import warnings
 
 import torch
-from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.fileio import dump
 from mmengine.utils import digit_version, mkdir_or_exist
 from torch import Tensor, nn
 
 from cris.datasets.tokenizer import tokenize
+from cris.models.cris import fold_batch_norm
 from cris.models.fast_cpu import FoldedProjector
 
 from .files import GRAPHS, PARTS, graph_file
@@ -100,7 +100,8 @@ def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
 
 def _exportable(model: nn.Module) -> nn.Module:
     """A copy on the CPU in fp32, with batch normalisation folded."""
-    model = fuse_conv_bn(copy.deepcopy(model).cpu().float().eval())
+    model = copy.deepcopy(model).cpu().float().eval()
+    fold_batch_norm(model)
     # ONNX fixes the number of groups of a convolution, but the number of
     # expressions has to vary.
     head = model.decode_head

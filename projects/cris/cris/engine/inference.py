@@ -1,9 +1,9 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import torch
-from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from cris.models.cris import fold_batch_norm
 from cris.models.fast_cpu import optimize_for_cpu_inference
 
 from .precision import before_torch_2_4
@@ -48,7 +48,7 @@ def optimize_for_inference(model: nn.Module, precision: str = 'fp32',
         raise ValueError("precision='bf16' needs torch >= 2.4 on a CPU, found "
                          f'{torch.__version__}')
     dtype = _DTYPES[precision]
-    fuse_conv_bn(model.eval())
+    fold_batch_norm(model.eval())
     model.to(memory_format=torch.channels_last)
     if precision != 'fp32':
         model.inference_dtype = dtype

@@ -4,6 +4,8 @@
 Shapes: B images of H x W pixels; E expressions of L tokens; D is the width of
 the text transformer, C the dimension of CLIP's joint embedding space.
 """
+from collections.abc import Sequence
+
 import open_clip
 import torch
 from mmengine.model import BaseModule
@@ -11,53 +13,75 @@ from mmseg.registry import MODELS
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
-from .clip_weights import read_clip_weights
-from .image_encoders import keep_spatial
-from .layers import recompute
+from .clip_weights import read_clip_weights, tag_of
+from .image_encoders import CLIP_ENCODERS, freeze_unused, keep_spatial, tap
+
+# In place of CLIP's image encoder, which is not used.
+_NO_VISION = dict(image_size=32, patch_size=32, width=64, layers=1)
 
 
 @MODELS.register_module()
 class CLIPBackbone(BaseModule):
-    """CLIP's ResNet image encoder and its text transformer, from open_clip.
+    """The image encoder and the text transformer of a CLIP of open_clip.
 
     Args:
-        model_name (str, optional): A model of open_clip with a ResNet image
-            encoder, e.g. ``'RN50'`` or ``'RN101'``, in place of the next
-            three arguments.
+        model_name (str, optional): A model of open_clip, e.g. ``'RN50'`` or
+            ``'ViT-B-16'``, in place of the next three arguments.
         embed_dim (int, optional): Dimension of the joint embedding space.
         vision_cfg (dict, optional): open_clip's own keys, e.g.
             ``dict(image_size=224, layers=[3, 4, 6, 3], width=64)``.
         text_cfg (dict, optional): open_clip's own keys, e.g.
             ``dict(context_length=77, vocab_size=49408, width=512, heads=8,
             layers=12)``.
-        quick_gelu (bool): Use QuickGELU in the text transformer, as OpenAI's
-            weights need it.
-        with_cp (bool): Compute the image encoder's stem and first stage again
-            in the backward pass instead of keeping their activations, which
-            are the largest: the same gradients with 0.1 GB less per image of
-            416 x 416 pixels in fp32, for 3 % more work.
+        image_encoder (dict, optional): Config of a module of any registry in
+            place of CLIP's, e.g. ``dict(type='mmpretrain.ConvNeXt',
+            arch='tiny', out_indices=(1, 2, 3))``. It returns maps
+            ``(B, C, h, w)`` at strides 8, 16 and 32 or, as a ViT, up to three
+            of one size. Its own init_cfg gives its weights.
+        out_indices (Sequence[int], optional): Up to three blocks of a ViT of
+            open_clip, from 0, in ascending order, for the maps at strides 8,
+            16, 32; by default all three are the last block's.
+        quick_gelu (bool, optional): Use QuickGELU, as OpenAI's weights need
+            it. By default as the weights of init_cfg need it, if they are a
+            tag, else as the model's name says: for a name that OpenAI has.
+        with_cp (bool): Compute the largest maps of the image encoder (the
+            stem and first stage of a ResNet, each block of a ViT) again in
+            the backward pass: for RN50 the same gradients with 0.1 GB less
+            per image of 416 x 416 pixels in fp32, for 3 % more work.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=...)``
             loads CLIP's weights from a file or a pretrained tag such as
-            ``'openai'``, see :func:`.clip_weights.read_clip_weights`.
+            ``'openai'``, see :func:`.clip_weights.read_clip_weights`; with
+            image_encoder only those of the text transformer.
             Nothing is loaded before ``init_weights()``.
+
+    Attributes:
+        image_channels (tuple[int]): Of the maps c3, c4, c5.
+        text_channels (tuple[int]): Of words and sentences.
 
     Raises:
         ValueError: If the model is unknown, incompletely or contradictorily
-            described, or its image encoder is not a ResNet.
+            described, or cannot serve.
     """
 
     def __init__(self, model_name: str | None = None,
                  embed_dim: int | None = None, vision_cfg: dict | None = None,
-                 text_cfg: dict | None = None, quick_gelu: bool = True,
+                 text_cfg: dict | None = None, *,
+                 image_encoder: dict | None = None,
+                 out_indices: Sequence[int] | None = None,
+                 quick_gelu: bool | None = None,
                  with_cp: bool = False, init_cfg: dict | None = None):
         super().__init__(init_cfg=init_cfg)
         if init_cfg is not None and init_cfg.get('type') != 'Pretrained':
             raise ValueError("init_cfg of CLIPBackbone must be of type "
                              f"'Pretrained', got {init_cfg}")
+        if image_encoder is not None:
+            if vision_cfg is not None:
+                raise ValueError('give either image_encoder or vision_cfg')
+            vision_cfg = _NO_VISION
         sizes = dict(
             embed_dim=embed_dim, vision_cfg=vision_cfg, text_cfg=text_cfg)
         if model_name is not None:
-            sizes = _sizes_of(model_name, sizes)
+            sizes = clip_sizes(model_name, sizes)
         if None in sizes.values():
             raise ValueError(
                 'CLIPBackbone needs model_name, or embed_dim, vision_cfg and '
@@ -65,53 +89,60 @@ class CLIPBackbone(BaseModule):
                 ', '.join(f'{key}={value!r}' for key, value in sizes.items()))
 
         self.model_name = model_name
+        if quick_gelu is None:
+            quick_gelu = needs_quick_gelu(
+                model_name, (init_cfg or {}).get('checkpoint'))
         self.quick_gelu = quick_gelu
-        self.with_cp = with_cp
         clip = open_clip.CustomTextCLIP(**sizes, quick_gelu=quick_gelu)
-        if not isinstance(clip.visual, ModifiedResNet):
-            raise ValueError(
-                f'CRIS taps the four stages of a CLIP ResNet, but {model_name}'
-                f' describes a {type(clip.visual).__name__}: use a ResNet such'
-                " as 'RN50' or 'RN101', or vision_cfg with a list of four "
-                'numbers as layers')
-        self.visual = keep_spatial(clip.visual)
-        self.text = clip.text
+        self.visual, self.text = clip.visual, clip.text
+        names = set(clip.state_dict())
+        if image_encoder is not None:
+            self.visual = MODELS.build(image_encoder)
+        elif isinstance(self.visual, ModifiedResNet):
+            keep_spatial(self.visual)
+        self._taps = tap(self.visual, out_indices, with_cp)
+        if not isinstance(self.visual, ModifiedResNet):
+            freeze_unused(self.visual, self._taps)
+        # CLIP's own weights for what comes after the maps are not needed.
+        self._dropped = names - set(self.state_dict())
+        channels = list(self._taps.channels)
+        self.image_channels = tuple(channels[:1] * (3 - len(channels))
+                                    + channels)
+        self.text_channels = (self.text.width, self.text.output_dim)
 
     def init_weights(self) -> None:
         """Load the weights named by init_cfg, if any."""
+        own = not isinstance(self.visual, CLIP_ENCODERS)
+        if own and hasattr(self.visual, 'init_weights'):
+            self.visual.init_weights()
         if self.init_cfg is not None:
-            self.load_state_dict(
-                read_clip_weights(
-                    self.init_cfg['checkpoint'], self.state_dict(),
-                    model_name=self.model_name, quick_gelu=self.quick_gelu))
+            wanted = self.state_dict()
+            if own:
+                wanted = {name: weight for name, weight in wanted.items()
+                          if name.startswith('text.')}
+            weights = read_clip_weights(
+                self.init_cfg['checkpoint'], wanted, self._dropped,
+                model_name=self.model_name, quick_gelu=self.quick_gelu)
+            self.load_state_dict(weights, strict=not own)
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Feature maps of the last three stages.
+        """Feature maps at three strides.
 
         Args:
             images (Tensor): Normalised images, ``(B, 3, H, W)``; H and W are
                 multiples of 32.
 
         Returns:
-            tuple[Tensor]: c3, c4, c5 at strides 8, 16, 32.
+            tuple[Tensor]: c3, c4, c5 at strides 8, 16, 32, with
+            ``image_channels``.
 
         Raises:
             ValueError: If H or W is not a multiple of 32.
         """
         _check_size(images)
-        if self.with_cp and torch.is_grad_enabled():
-            c2 = recompute(self._stem_and_layer1, self.visual, images)
-        else:
-            c2 = self._stem_and_layer1(images)
-        c3 = self.visual.layer2(c2)
-        c4 = self.visual.layer3(c3)
-        c5 = self.visual.attnpool(self.visual.layer4(c4))
-        return c3, c4, c5
+        return tuple(self._taps.pyramid(self.visual, images))
 
     forward = encode_image
-
-    def _stem_and_layer1(self, images: Tensor) -> Tensor:
-        return self.visual.layer1(self.visual.stem(images))
 
     def encode_text(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Features of every word and of the whole sentence.
@@ -135,21 +166,34 @@ class CLIPBackbone(BaseModule):
                 f'context_length <= {text.context_length}')
         # TextTransformer.forward runs at its full context length only.
         x = text.token_embedding(tokens) + text.positional_embedding[:length]
-        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
-        words = text.ln_final(x)
+        mask = text.attn_mask
+        if mask is not None:  # else words see those after them
+            mask = mask[:length, :length]
+        words = text.ln_final(text.transformer(x, attn_mask=mask))
         # The end-of-text token has the largest id.
         rows = torch.arange(len(tokens), device=tokens.device)
         end = words[rows, tokens.argmax(dim=-1)]
         return words, end @ text.text_projection
 
 
-def _sizes_of(model_name: str, given: dict) -> dict:
-    """open_clip's sizes of a model, with which those given must agree."""
+def clip_sizes(model_name: str, given: dict) -> dict:
+    """open_clip's sizes of a model, with which those given must agree.
+
+    Raises:
+        ValueError: If they do not, or CRIS cannot use the model.
+    """
     config = open_clip.get_model_config(model_name)
-    if config is None:
-        resnets = [n for n in open_clip.list_models() if n.startswith('RN')]
-        raise ValueError(f'open_clip has no model {model_name!r}; CRIS can '
-                         f'use {", ".join(resnets)}')
+    fault = 'open_clip has no such model'
+    if config is not None:
+        fault = _why_not(config, given['vision_cfg'] is _NO_VISION)
+    if fault is not None:
+        usable = [name for name in open_clip.list_models()
+                  if _why_not(open_clip.get_model_config(name)) is None]
+        raise ValueError(f'model_name={model_name!r}: {fault}. CRIS can use '
+                         f'{", ".join(usable)}')
+    given = dict(given)
+    if given['vision_cfg'] is _NO_VISION:
+        config = dict(config, vision_cfg=_NO_VISION)
     for key, value in given.items():
         same = value is None or value == config[key]
         if isinstance(value, dict):
@@ -159,6 +203,30 @@ def _sizes_of(model_name: str, given: dict) -> dict:
                 f'model_name={model_name!r} has {key}={config[key]}, but '
                 f'{key}={value} is given: leave one of them out')
     return {key: config[key] for key in given}
+
+
+def _why_not(config: dict, text_only: bool = False) -> str | None:
+    """Why CRIS cannot use a model of open_clip."""
+    vision, text = config['vision_cfg'], config['text_cfg']
+    if 'hf_model_name' in text:
+        return 'its text encoder is one of the transformers package'
+    if 'hf_tokenizer_name' in text or text.get('vocab_size', 49408) != 49408:
+        return "its text encoder does not use CLIP's tokens"
+    if text.get('embed_cls'):
+        return 'its text encoder has a token of its own for the sentence'
+    if not text_only and 'relpos' in vision.get('timm_model_name', ''):
+        return 'its image encoder takes one size of images'
+    return None
+
+
+def needs_quick_gelu(model_name: str | None, source: str | None) -> bool:
+    """Whether weights, or else a model's usual ones, were made with it."""
+    if model_name is None or model_name.endswith('-quickgelu'):
+        return True
+    cfg = tag_of(source, model_name)[2] if source else None
+    if cfg:
+        return bool(cfg.get('quick_gelu'))
+    return 'openai' in open_clip.list_pretrained_tags_by_model(model_name)
 
 
 def _check_size(images: Tensor) -> None:

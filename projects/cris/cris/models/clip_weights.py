@@ -1,6 +1,7 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """CLIP's weights, under the names of CLIPBackbone."""
 import os
+from collections.abc import Container, Iterable
 
 import open_clip
 from mmengine.dist import all_gather_object, is_main_process
@@ -13,9 +14,12 @@ _TAG_PREFIX = 'open_clip://'
 # causal mask, which a traced model keeps.
 _NOT_NEEDED = ('logit_scale', 'logit_bias', 'input_resolution',
                'context_length', 'vocab_size', 'attn_mask', 'text.attn_mask')
+_FAMILIES = {'visual.layer1.': "CLIP's ResNet", 'visual.transformer.': 'a ViT',
+             'visual.trunk.': 'one of timm', 'visual.': 'of another kind'}
 
 
-def read_clip_weights(source: str, wanted: dict[str, Tensor], *,
+def read_clip_weights(source: str, wanted: dict[str, Tensor],
+                      dropped: Container[str] = (), *,
                       model_name: str | None = None,
                       quick_gelu: bool = True) -> dict[str, Tensor]:
     """Read CLIP's weights for a backbone of the same size.
@@ -28,13 +32,15 @@ def read_clip_weights(source: str, wanted: dict[str, Tensor], *,
             model_name ``'open_clip://openai'`` or ``'openai'``.
         wanted (dict[str, Tensor]): The backbone's state_dict. ``connect``,
             the residual branch of its attention pool, is not in CLIP and is
-            kept. A longer text positional embedding is cut.
+            kept. A longer text positional embedding is cut. If it has no
+            image encoder, that of the file is left out.
+        dropped (Container[str]): Names of the file that are left out.
         model_name (str, optional): The backbone's, for a bare tag.
         quick_gelu (bool): The backbone's; must agree with the tag. Files do
             not say which activation they need.
 
     Returns:
-        dict[str, Tensor]: A full state_dict of the backbone.
+        dict[str, Tensor]: Those wanted, all of them.
 
     Raises:
         FileNotFoundError: If the file does not exist or cannot be fetched.
@@ -42,15 +48,16 @@ def read_clip_weights(source: str, wanted: dict[str, Tensor], *,
             or a CLIP of another size.
     """
     path = source
-    if source.startswith(_TAG_PREFIX) or (
-            model_name is not None
-            and open_clip.pretrained.is_pretrained_cfg(model_name, source)):
+    if tag_of(source, model_name) is not None:
         path = _download(source, model_name, quick_gelu)
     weights = state_dict_of(read_checkpoint(path))
-    _refuse_others(path, weights)
+    _refuse_others(path, weights, wanted)
+    text_only = not any(name.startswith('visual.') for name in wanted)
     weights = {
         name if name.startswith(('visual.', 'text.')) else f'text.{name}': w
-        for name, w in weights.items() if name not in _NOT_NEEDED
+        for name, w in weights.items()
+        if not (name in _NOT_NEEDED or name in dropped
+                or text_only and name.startswith('visual.'))
     }
     position = 'text.positional_embedding'
     if position in weights:
@@ -69,8 +76,31 @@ def read_clip_weights(source: str, wanted: dict[str, Tensor], *,
     return weights
 
 
-def _refuse_others(path: str, weights: dict) -> None:
-    """Raise if a file does not hold CLIP with a ResNet; name what it holds."""
+def tag_of(source: str, model_name: str | None
+           ) -> tuple[str | None, str, dict] | None:
+    """Model, tag and open_clip's settings (empty: none) of what is a tag."""
+    *named, tag = source.removeprefix(_TAG_PREFIX).split('/')
+    name = '/'.join(named) or model_name
+    cfg = open_clip.get_pretrained_cfg(name, tag) if name else {}
+    if source.startswith(_TAG_PREFIX):
+        return name, tag, cfg
+    if model_name is not None and open_clip.pretrained.is_pretrained_cfg(
+            model_name, source):
+        return model_name, source, open_clip.get_pretrained_cfg(
+            model_name, source)
+    return None
+
+
+def _family(names: Iterable[str]) -> str | None:
+    """What kind of image encoder these names of CLIP's weights are of."""
+    for prefix, family in _FAMILIES.items():
+        if any(name.startswith(prefix) for name in names):
+            return family
+    return None
+
+
+def _refuse_others(path: str, weights: dict, wanted: dict) -> None:
+    """Raise if a file does not hold the CLIP wanted; say what it holds."""
 
     def has(*prefixes: str) -> bool:
         return any(name.startswith(prefixes) for name in weights)
@@ -80,13 +110,19 @@ def _refuse_others(path: str, weights: dict) -> None:
                  'command line (one of the official code after '
                  'tools/model_converters/official_cris.py), not in the '
                  'init_cfg of the backbone')
-    elif has('visual.transformer.', 'visual.trunk.', 'vision_model.'):
-        found = ("a CLIP whose image encoder is not a ModifiedResNet; use "
-                 'RN50, RN101 or a larger ResNet of CLIP')
+    elif has('vision_model.'):
+        found = ('a CLIP of the transformers package: its names are not '
+                 'those of OpenAI or open_clip')
     elif has('visual.'):
-        if has('token_embedding.', 'text.'):
+        theirs, ours = _family(weights), _family(wanted)
+        if not has('token_embedding.', 'text.'):
+            found = 'the image encoder of a CLIP without its text encoder'
+        elif ours in (None, theirs):
             return
-        found = 'the image encoder of a CLIP without its text encoder'
+        else:
+            found = (f'a CLIP whose image encoder is {theirs}, but the '
+                     f"backbone's is {ours}: change model_name, or the "
+                     'weights')
     elif has('layer1.', 'conv1.', 'stem.'):
         found = ('an image classifier, not CLIP: the text encoder and the '
                  'attention pool are missing')
@@ -99,12 +135,10 @@ def _refuse_others(path: str, weights: dict) -> None:
 
 def _download(source: str, model_name: str | None, quick_gelu: bool) -> str:
     """Download the file of a tag into open_clip's cache, if need be."""
-    *named, tag = source.removeprefix(_TAG_PREFIX).split('/')
-    name = '/'.join(named) or model_name
+    name, tag, cfg = tag_of(source, model_name)
     if name is None:
         raise ValueError(f'{source} does not name the model of the tag: write '
                          f'{_TAG_PREFIX}MODEL/{tag}')
-    cfg = open_clip.get_pretrained_cfg(name, tag)
     if not cfg:
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise ValueError(f'open_clip has no weights {tag!r} of {name!r}; it '

@@ -10,13 +10,18 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.structures import PixelData
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
 from cris.geometry import unletterbox
+
+from .head import VisionLanguageDecoderHead
+from .neck import CrossModalFPN
 
 ImageFeatures = tuple[Tensor, Tensor, Tensor]
 
@@ -32,8 +37,11 @@ class CRIS(BaseSegmentor):
 
     Args:
         backbone (dict): Config of the image and text encoders.
-        neck (dict): Config of the cross-modal feature pyramid.
-        decode_head (dict): Config of the decoder head.
+        neck (dict): Config of the cross-modal feature pyramid; its
+            ``in_channels`` and ``sentence_channels`` may be ``'auto'``: the
+            backbone's.
+        decode_head (dict): Config of the decoder head; the same holds for
+            its ``word_channels`` and ``sentence_channels``.
         data_preprocessor (dict, optional): Config of the preprocessor.
         init_cfg (dict, optional): Initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=FILE)``.
@@ -53,8 +61,15 @@ class CRIS(BaseSegmentor):
         # mmseg's preprocessor has no argument for it.
         self.data_preprocessor._non_blocking = True
         self.backbone = MODELS.build(backbone)
-        self.neck = MODELS.build(neck)
-        self.decode_head = MODELS.build(decode_head)
+        self.neck = MODELS.build(self._with_channels(neck))
+        self.decode_head = MODELS.build(self._with_channels(decode_head))
+
+    def _with_channels(self, cfg: dict) -> dict:
+        words, sentence = self.backbone.text_channels
+        found = dict(in_channels=self.backbone.image_channels,
+                     word_channels=words, sentence_channels=sentence)
+        return {key: found[key] if key in found and value == 'auto' else value
+                for key, value in cfg.items()}
 
     def predict_logits(self, images: Tensor, tokens: Tensor,
                        image_index: Tensor | None = None) -> Tensor:
@@ -249,6 +264,18 @@ class CRIS(BaseSegmentor):
         if self.inference_dtype is None:
             return nullcontext()
         return torch.autocast(device.type, self.inference_dtype)
+
+
+def fold_batch_norm(model: CRIS) -> None:
+    """Fold it into the convolutions before it, in place.
+
+    Only where it is known to follow them: in the neck, the head and CLIP's
+    ResNet. In other encoders a layer of this name may do more, or come first.
+    """
+    for part in (model.backbone.visual, model.neck, model.decode_head):
+        if isinstance(part, (ModifiedResNet, CrossModalFPN,
+                             VisionLanguageDecoderHead)):
+            fuse_conv_bn(part)
 
 
 def _in_autocast(device: torch.device) -> bool:

@@ -1,12 +1,26 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""CLIP's image encoder, kept spatial.
+"""Image encoders, kept spatial: three maps of any of them.
 
-Shapes: B images; h x w pixels at stride 32; C channels.
+Shapes: B images of H x W pixels; h x w pixels at stride 32; C channels.
 """
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import timm
 import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
+
+from .layers import recompute
+
+STRIDES = (8, 16, 32)
+CLIP_ENCODERS = (ModifiedResNet, VisionTransformer, TimmModel)
+_PROBE = 448  # pixels: a multiple of 32 and of a ViT's 14
 
 
 class SpatialAttentionPool(AttentionPool2d):
@@ -45,9 +59,12 @@ class SpatialAttentionPool(AttentionPool2d):
         """Positional embedding of every pixel, ``(1, h * w, C_in)``."""
         grid = self.positional_embedding[1:].T.unflatten(
             -1, (self.grid_size, self.grid_size))
-        grid = F.interpolate(
-            grid[None], size, mode='bicubic', align_corners=False)
-        return grid.flatten(2).transpose(1, 2)
+        return resize_grid(grid[None], size).flatten(2).transpose(1, 2)
+
+
+def resize_grid(grid: Tensor, size: Sequence[int]) -> Tensor:
+    """Positions ``(1, C, h, w)`` for a map of another size."""
+    return F.interpolate(grid, size, mode='bicubic', align_corners=False)
 
 
 def keep_spatial(visual: ModifiedResNet) -> ModifiedResNet:
@@ -58,3 +75,205 @@ def keep_spatial(visual: ModifiedResNet) -> ModifiedResNet:
                                            pool.num_heads, visual.output_dim)
     visual.init_parameters()
     return visual
+
+
+@dataclass
+class Taps:
+    """Where an encoder gives its maps.
+
+    Attributes:
+        channels (Sequence[int]): Of each map.
+        strides (Sequence[int]): Pixels of the image for a pixel of each map:
+            8, 16, 32, or the same for all, the patch size of a ViT.
+        maps (Callable): From the encoder and images to the maps.
+    """
+    channels: Sequence[int]
+    strides: Sequence[int]
+    maps: Callable[[nn.Module, Tensor], Sequence[Tensor]]
+
+    def __post_init__(self):
+        flat = len(set(self.strides)) == 1
+        if tuple(self.strides) != STRIDES and not flat:
+            raise ValueError(
+                'the image encoder gives maps at the strides '
+                f'{", ".join(map(str, self.strides))}: CRIS needs 8, 16, 32, '
+                'or one stride as a ViT has; set its out_indices')
+
+    def pyramid(self, visual: nn.Module, images: Tensor) -> list[Tensor]:
+        """Maps at strides 8, 16, 32.
+
+        Those of a ViT are resized, without weights of their own: the neck
+        begins with convolutions. If patches do not divide the images, these
+        are resized to the next size that they do.
+        """
+        size = images.shape[-2:]
+        stride = self.strides[-1]
+        if tuple(self.strides) == STRIDES:
+            return list(self.maps(visual, images))
+        fitting = [max(1, round(side / stride)) * stride for side in size]
+        if fitting != list(size):
+            images = F.interpolate(images, fitting, mode='bicubic',
+                                   align_corners=False)
+        maps = list(self.maps(visual, images))
+        maps = [maps[0]] * (3 - len(maps)) + maps  # few: for several strides
+        return [_resize(x, [side // wanted for side in size])
+                for x, wanted in zip(maps, STRIDES, strict=True)]
+
+
+def _resize(x: Tensor, size: list[int]) -> Tensor:
+    if list(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size, mode='bilinear', align_corners=False)
+
+
+def tap(visual: nn.Module, out_indices: Sequence[int] | None = None,
+        with_cp: bool = False) -> Taps:
+    """Find the maps of an image encoder, and drop what comes after them.
+
+    Args:
+        visual (nn.Module): open_clip's, or any module that returns maps
+            ``(B, C, h, w)``, of which the last three are taken.
+        out_indices (Sequence[int], optional): Up to three blocks of a ViT of
+            open_clip, from 0, whose maps are taken; by default the last.
+        with_cp (bool): Compute the stem and first stage of a ResNet, or all
+            blocks of others, again in the backward pass.
+
+    Raises:
+        ValueError: If the maps are not as CRIS needs them.
+    """
+    if isinstance(visual, ModifiedResNet):
+        width = visual.layer2[-1].conv3.out_channels
+        return Taps((width, 2 * width, visual.output_dim), STRIDES,
+                    partial(_resnet_maps, with_cp=with_cp))
+    if isinstance(visual, VisionTransformer):
+        blocks = _blocks(len(visual.transformer.resblocks), out_indices)
+        visual.transformer.resblocks = visual.transformer.resblocks[
+            :blocks[-1] + 1]
+        visual.ln_post = visual.attn_pool = visual.proj = None
+        return Taps([visual.transformer.width] * len(blocks),
+                    visual.patch_size[:1] * len(blocks),
+                    partial(_vit_maps, blocks=blocks, with_cp=with_cp))
+    if isinstance(visual, TimmModel):
+        taps = _tap_timm(visual, out_indices)
+        visual.set_grad_checkpointing(with_cp)
+        return taps
+    for name, value in (('out_indices', out_indices), ('with_cp', with_cp)):
+        if value:
+            raise ValueError(f'{name} is for encoders of open_clip: give it '
+                             'to image_encoder, if it has such an argument')
+    return _probe(visual)
+
+
+def _blocks(count: int, wanted: Sequence[int] | None) -> list[int]:
+    wanted = [count - 1] if wanted is None else list(wanted)
+    if not 1 <= len(wanted) <= 3 or wanted != sorted(wanted) or not all(
+            0 <= index < count for index in wanted):
+        raise ValueError(f'out_indices={wanted} must be one to three '
+                         f'ascending blocks between 0 and {count - 1}')
+    return wanted
+
+
+def _resnet_maps(visual: ModifiedResNet, x: Tensor,
+                 with_cp: bool) -> tuple[Tensor, ...]:
+
+    def first(x: Tensor) -> Tensor:
+        return visual.layer1(visual.stem(x))
+
+    c2 = _run(first, visual, x, with_cp)
+    c3 = visual.layer2(c2)
+    c4 = visual.layer3(c3)
+    return c3, c4, visual.attnpool(visual.layer4(c4))
+
+
+def _run(function: Callable, module: nn.Module, x: Tensor,
+         with_cp: bool) -> Tensor:
+    if with_cp and torch.is_grad_enabled():
+        return recompute(function, module, x)
+    return function(x)
+
+
+def _vit_maps(visual: VisionTransformer, x: Tensor, blocks: list[int],
+              with_cp: bool) -> list[Tensor]:
+    """As open_clip's forward_intermediates, at any size of the images."""
+    x = visual.conv1(x)
+    size = x.shape[-2:]
+    first, grid = visual.positional_embedding.split(
+        [1, len(visual.positional_embedding) - 1])
+    if tuple(size) != tuple(visual.grid_size):
+        grid = grid.T.unflatten(-1, visual.grid_size)[None]
+        grid = resize_grid(grid, size)[0].flatten(1).T
+    x = x.flatten(2).transpose(1, 2) + grid
+    start = (visual.class_embedding + first).to(x.dtype)
+    x = torch.cat([start.expand(len(x), 1, -1), x], dim=1)
+    x = visual.ln_pre(visual.patch_dropout(x))
+    maps = []
+    for index, block in enumerate(visual.transformer.resblocks):
+        x = _run(block, block, x, with_cp)
+        if index in blocks:
+            maps.append(x[:, 1:].transpose(1, 2).unflatten(-1, size))
+    return maps
+
+
+def _tap_timm(visual: TimmModel, out_indices: Sequence[int] | None) -> Taps:
+    name = visual.trunk.pretrained_cfg['architecture']
+    settings = dict(num_classes=0)
+    try:  # a ViT
+        trunk = timm.create_model(name, dynamic_img_size=True, **settings)
+    except TypeError:
+        trunk = timm.create_model(name, **settings)
+    visual.trunk, visual.head = trunk, None
+    strides = [info['reduction'] for info in trunk.feature_info]
+    if set(STRIDES) <= set(strides):
+        indices = [strides.index(stride) for stride in STRIDES]
+    else:
+        indices = _blocks(len(strides), out_indices)
+    trunk.prune_intermediate_layers(indices, prune_norm=True)
+    infos = [trunk.feature_info[index] for index in indices]
+    return Taps([info['num_chs'] for info in infos],
+                [info['reduction'] for info in infos],
+                partial(_timm_maps, indices=indices))
+
+
+def _timm_maps(visual: TimmModel, x: Tensor,
+               indices: list[int]) -> list[Tensor]:
+    return visual.trunk.forward_intermediates(
+        x, indices=indices, intermediates_only=True)
+
+
+def _probe(visual: nn.Module) -> Taps:
+    """What a module returns for an image without content."""
+    maps = _last_maps(*_trial(visual))
+    shapes = [tuple(x.shape) for x in maps]
+    if any(len(shape) != 4 for shape in shapes):
+        raise ValueError(
+            f'the image encoder {type(visual).__name__} returns tensors of '
+            f'{shapes}: CRIS needs maps (B, C, h, w)')
+    strides = [round(_PROBE / shape[2]) for shape in shapes]
+    return Taps([shape[1] for shape in shapes], strides, _last_maps)
+
+
+def freeze_unused(visual: nn.Module, taps: Taps) -> None:
+    """Freeze weights on which no map depends; several ranks need that."""
+    with torch.inference_mode(False), torch.enable_grad():
+        trial, images = _trial(visual)
+        sum(x.sum() for x in taps.maps(trial, images)).backward()
+    for ours, theirs in zip(visual.parameters(), trial.parameters(),
+                            strict=True):
+        ours.requires_grad_(theirs.grad is not None)
+
+
+def _trial(visual: nn.Module) -> tuple[nn.Module, Tensor]:
+    """A copy that computes nothing but shapes, and an image for it."""
+    weights = {id(p): nn.Parameter(torch.empty_like(p, device='meta'),
+                                   p.requires_grad)
+               for p in visual.parameters()}
+    weights |= {id(b): torch.empty_like(b, device='meta')
+                for b in visual.buffers()}
+    trial = copy.deepcopy(visual, weights)
+    trial.eval()
+    return trial, torch.empty(1, 3, _PROBE, _PROBE, device='meta')
+
+
+def _last_maps(visual: nn.Module, x: Tensor) -> list[Tensor]:
+    maps = visual(x)
+    return [maps] if isinstance(maps, Tensor) else list(maps)[-3:]
