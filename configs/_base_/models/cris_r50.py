@@ -17,20 +17,19 @@ model = dict(
     backbone=dict(
         type='CLIPBackbone',
         model_name='RN50',
-        quick_gelu=True,
         with_cp=False,
         # CLIP's weights, fetched when training starts; or a file of them.
         init_cfg=dict(type='Pretrained', checkpoint='openai')),
     neck=dict(
         type='CrossModalFPN',
-        in_channels=[512, 1024, 1024],
+        in_channels='auto',  # the backbone's: R50's are 512, 1024, 1024
         out_channels=[256, 512, 1024],
-        sentence_channels=1024),
+        sentence_channels='auto'),
     decode_head=dict(
         type='VisionLanguageDecoderHead',
         in_channels=512,
-        word_channels=512,
-        sentence_channels=1024,
+        word_channels='auto',
+        sentence_channels='auto',
         num_layers=3,
         num_heads=8,
         feedforward_channels=2048,

@@ -59,6 +59,18 @@ def import_packages() -> None:
     print(printed.getvalue().replace(REMARK, ''), end='')
 
 
+def spare_multimodal() -> None:
+    """Let mmpretrain's backbones be imported beside transformers 5.
+
+    If transformers is there (peft needs it), mmpretrain also imports its
+    multimodal models, which fail with version 5. CRIS has no use for them.
+    """
+    found = _version('transformers')
+    if found and Version(found).major >= 5:
+        from mmpretrain.utils import dependency
+        dependency.WITH_MULTIMODAL = False
+
+
 def _version(distribution: str):
     try:
         return version(distribution)

@@ -23,7 +23,9 @@ def load_config(path: str, options: Sequence[str] | dict | None = None,
     file is run before its child is read, so the child's value would not reach
     the pipelines otherwise. An option that names one transform
     (``test_dataloader.dataset.pipeline.2.size=320``) has priority, and the
-    alternatives of a ``RandomChoice`` or ``TestTimeAug`` are kept. It warns
+    alternatives of a ``RandomChoice`` or ``TestTimeAug`` are kept. A Letterbox
+    with the config's ``border_value`` gets the mean of the model's
+    data_preprocessor for it, which becomes 0. It warns
     if image_size is far from ``model_image_size``, what the model is made for.
     Where there is a GPU, data loaders pin their memory, unless the config says
     otherwise.
@@ -50,6 +52,7 @@ def load_config(path: str, options: Sequence[str] | dict | None = None,
         if name in cfg:
             for transform in _transforms(dict(cfg.items()), kind):
                 transform[argument] = cfg[name]
+    _set_border(cfg)
     cfg.merge_from_dict(options)
     if torch.cuda.is_available():
         for loader in ('train_dataloader', 'val_dataloader',
@@ -88,6 +91,17 @@ def _transforms(node: Any, kind: str) -> Iterator[dict]:
     for child in children:
         if isinstance(child, (dict, list, tuple)):
             yield from _transforms(child, kind)
+
+
+def _set_border(cfg: Config) -> None:
+    preprocessor = cfg.get('model', {}).get('data_preprocessor') or {}
+    mean = preprocessor.get('mean')
+    if mean is None:
+        return
+    border = mean[::-1] if preprocessor.get('bgr_to_rgb') else mean
+    for letterbox in _transforms(dict(cfg.items()), 'Letterbox'):
+        if letterbox.get('border_value') == cfg.get('border_value'):
+            letterbox['border_value'] = border
 
 
 def _check_image_size(cfg: Config) -> None:

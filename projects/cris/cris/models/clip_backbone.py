@@ -13,6 +13,8 @@ from mmseg.registry import MODELS
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
+from cris._requirements import spare_multimodal
+
 from .clip_weights import read_clip_weights, tag_of
 from .image_encoders import CLIP_ENCODERS, freeze_unused, keep_spatial, tap
 
@@ -97,6 +99,7 @@ class CLIPBackbone(BaseModule):
         self.visual, self.text = clip.visual, clip.text
         names = set(clip.state_dict())
         if image_encoder is not None:
+            spare_multimodal()
             self.visual = MODELS.build(image_encoder)
         elif isinstance(self.visual, ModifiedResNet):
             keep_spatial(self.visual)
