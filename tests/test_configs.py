@@ -95,7 +95,7 @@ def check_model(name, cfg):
     # mmpretrain's cannot be built without content.
     with torch.device('cpu' if 'image_encoder' in cfg.backbone else 'meta'):
         model = MODELS.build(cfg)
-    if name == 'tiny':
+    if name in ('tiny', 'efficientnet-lite0'):
         return
     if name in OTHER_ENCODERS:
         assert count(model) / 1e6 == pytest.approx(
@@ -142,6 +142,14 @@ def test_refcoco_m_is_the_test_set_of_a_model_of_refcoco():
     assert data == dict(
         type='ReferParquetDataset', data_root='data/refcoco-m/hub',
         split='validation', test_mode=True, pipeline=pipeline)
+
+
+@each(CONFIGS)
+def test_images_are_padded_with_the_mean(path):
+    cfg = Config.fromfile(path)
+    colours = values_of(cfg.to_dict(), 'Letterbox', 'border_value')
+    for colour in colours:
+        assert colour == cfg.model.data_preprocessor.mean[::-1]  # BGR
 
 
 @each(CONFIGS)
@@ -325,3 +333,18 @@ def test_image_size_far_from_the_models_is_warned_of(size, warned):
 def test_image_size_that_is_not_one(size):
     with pytest.raises(ValueError, match='height, width'):
         load_config(TINY, [f'image_size={size}'])
+
+
+def test_pretrained_layers_learn_slowly():
+    from mmengine.optim import build_optim_wrapper
+    (path, ) = (REPO / 'configs/cris').glob('cris_efficientnet-lite0_*.py')
+    cfg = Config.fromfile(path)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    avoid_fused(cfg)
+    groups = build_optim_wrapper(model,
+                                 cfg.optim_wrapper).optimizer.param_groups
+    rates = {id(p): g['lr'] for g in groups for p in g['params']}
+    for name, p in model.named_parameters():
+        slow = name.startswith('backbone.visual.')
+        assert rates[id(p)] == pytest.approx(1.2e-4 if slow else 1.2e-3), name

@@ -52,6 +52,7 @@ REGISTRY = {
                 img_size=224, patch_size=14, out_type='featmap'),
     'TIMM': dict(type='mmpretrain.TIMMBackbone', features_only=True,
                  model_name='efficientnet_lite0', out_indices=(2, 3, 4)),
+    'Lite0': dict(type='EfficientNetLite0'),
     'mmseg': dict(type='MixVisionTransformer', embed_dims=8,
                   num_layers=[1, 1, 1, 1]),
 }

@@ -1,11 +1,12 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 from .clip_backbone import CLIPBackbone
 from .cris import CRIS
+from .efficientnet_lite import EfficientNetLite0
 from .head import VisionLanguageDecoderHead
 from .losses import TextToPixelContrastiveLoss
 from .neck import CrossModalFPN
 
 __all__ = [
-    'CRIS', 'CLIPBackbone', 'CrossModalFPN', 'VisionLanguageDecoderHead',
-    'TextToPixelContrastiveLoss'
+    'CRIS', 'CLIPBackbone', 'CrossModalFPN', 'EfficientNetLite0',
+    'VisionLanguageDecoderHead', 'TextToPixelContrastiveLoss'
 ]

