@@ -25,16 +25,25 @@ def main() -> None:
     add('src', help='checkpoint of a run')
     add('dst', help='file to write; its hash is added to the name')
     add('--half', action='store_true', help='write weights as fp16')
+    add('--adapters', action='store_true',
+        help='write only what was trained, and a hash of the frozen weights, '
+        "which the config's init_cfg gives when the file is loaded")
     add('--trust-checkpoint', action='store_true',
         help='run any code in the checkpoint; only for files of known origin')
     args = parser.parse_args()
     from safetensors.torch import save
     from torch import Tensor
 
-    from cris.io.checkpoints import read_checkpoint, state_dict_of
+    from cris.io.checkpoints import (
+        read_checkpoint,
+        state_dict_of,
+        trained_only,
+    )
     try:
-        weights = state_dict_of(
-            read_checkpoint(args.src, args.trust_checkpoint))
+        checkpoint = read_checkpoint(args.src, args.trust_checkpoint)
+        weights, metadata = (
+            trained_only(checkpoint) if args.adapters
+            else (state_dict_of(checkpoint), {}))
     except (OSError, ValueError) as error:
         raise SystemExit(f'{args.src}: {error}') from error
     for name, w in weights.items():
@@ -42,7 +51,7 @@ def main() -> None:
             raise SystemExit(f'{args.src}: {name} is a {type(w).__name__}, '
                              'not a tensor')
         weights[name] = (halved(name, w) if args.half else w).contiguous()
-    content = save(weights, metadata=dict(format='pt'))
+    content = save(weights, metadata=dict(metadata, format='pt'))
     sha256 = hashlib.sha256(content).hexdigest()
     path = Path(
         f'{args.dst.removesuffix(".safetensors")}-{sha256[:8]}.safetensors')

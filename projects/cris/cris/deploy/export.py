@@ -15,6 +15,7 @@ from mmengine.utils import digit_version, mkdir_or_exist
 from torch import Tensor, nn
 
 from cris.datasets.tokenizer import tokenize
+from cris.models.adapters import merge_adapters
 from cris.models.cris import fold_batch_norm
 from cris.models.fast_cpu import FoldedProjector
 
@@ -99,8 +100,9 @@ def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
 
 
 def _exportable(model: nn.Module) -> nn.Module:
-    """A copy on the CPU in fp32, with batch normalisation folded."""
+    """A copy on the CPU in fp32, adapters merged, batch norm folded."""
     model = copy.deepcopy(model).cpu().float().eval()
+    merge_adapters(model)
     fold_batch_norm(model)
     # ONNX fixes the number of groups of a convolution, but the number of
     # expressions has to vary.

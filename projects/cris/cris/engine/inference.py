@@ -3,6 +3,7 @@ import torch
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from cris.models.adapters import merge_adapters
 from cris.models.cris import fold_batch_norm
 from cris.models.fast_cpu import optimize_for_cpu_inference
 
@@ -16,9 +17,9 @@ def optimize_for_inference(model: nn.Module, precision: str = 'fp32',
                            compile: bool = False) -> nn.Module:
     """Make a trained model as fast as its device allows, in place.
 
-    Batch norm is folded into the convolutions, weights are ordered channels
-    last and cast once; logits stay in fp32. On a CPU, faster modules are
-    swapped in. The model can no longer be trained or saved.
+    Adapters are merged, batch norm is folded into the convolutions, weights
+    are ordered channels last and cast once; logits stay in fp32. On a CPU,
+    faster modules are swapped in. The model can no longer be trained or saved.
 
     Args:
         model (nn.Module): A CRIS on its device, with its weights, or a
@@ -48,7 +49,8 @@ def optimize_for_inference(model: nn.Module, precision: str = 'fp32',
         raise ValueError("precision='bf16' needs torch >= 2.4 on a CPU, found "
                          f'{torch.__version__}')
     dtype = _DTYPES[precision]
-    fold_batch_norm(model.eval())
+    merge_adapters(model.eval())
+    fold_batch_norm(model)
     model.to(memory_format=torch.channels_last)
     if precision != 'fp32':
         model.inference_dtype = dtype

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import torch
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch import nn
 from torch.distributed import DistNetworkError
 
 from cris.io.atomic import write_text
@@ -26,6 +27,8 @@ _DETAILS = re.compile(
     r'paramwise_options -- |Distributed training is not used, all Sync|'
     r'LR is set based on batch size|The prefix is not set in metric class|'
     r'.* will be deprecated')
+_PARTS = {'backbone.visual.': 'image', 'backbone.text.': 'text',
+          'neck.': 'neck', 'decode_head.': 'head'}
 
 
 def quiet_logs() -> None:
@@ -58,6 +61,27 @@ def log_run(runner: Runner) -> None:
         f'{runner.experiment_name} in {runner.work_dir}: '
         f'{runner.world_size} process(es), {device}, seed {runner.seed}, '
         f'cris {__version__}, PyTorch {torch.__version__}')
+
+
+def log_trained(runner: Runner, model: nn.Module) -> None:
+    """Log in one line how many parameters are trained, of all and by part."""
+    counts: dict[str, list[int]] = {'all': [0, 0]}
+    for name, weight in model.named_parameters():
+        part = next((part for prefix, part in _PARTS.items()
+                     if name.startswith(prefix)), 'others')
+        for key in ('all', part):
+            trained, total = counts.setdefault(key, [0, 0])
+            counts[key] = [trained + weight.numel() * weight.requires_grad,
+                           total + weight.numel()]
+    trained, total = counts.pop('all')
+    runner.logger.info(
+        f'trained parameters: {_millions(trained, total)} '
+        f'({100 * trained / max(1, total):.1f} %); ' + ', '.join(
+            f'{part} {_millions(*count)}' for part, count in counts.items()))
+
+
+def _millions(trained: int, total: int) -> str:
+    return f'{trained / 1e6:.2f} of {total / 1e6:.2f} M'
 
 
 @contextmanager

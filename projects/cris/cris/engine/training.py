@@ -15,13 +15,22 @@ from mmengine.runner import Runner
 from torch import nn
 
 from cris.io.atomic import disk_space
-from cris.io.checkpoints import CheckpointError, check_fit, use_safe_loader
+from cris.io.checkpoints import (
+    CheckpointError,
+    add_frozen,
+    check_fit,
+    holds_trained_only,
+    read_checkpoint,
+    state_dict_of,
+    use_safe_loader,
+)
+from cris.models.adapters import is_adapter
 from cris.models.fast_cpu import optimize_for_cpu_training, reuse_memory
 
 from .config import load_config
 from .hooks.data_timeout_hook import explain_data_errors
 from .inference import compile_parts
-from .logs import log_run, quiet_logs, short_errors
+from .logs import log_run, log_trained, quiet_logs, short_errors
 from .precision import avoid_fused, use_bfloat16
 from .ranks import init_ranks
 from .run_checkpoints import latest_checkpoint
@@ -53,6 +62,7 @@ def run(cfg: Config, phase: SimpleNamespace) -> None:
     runner = build(cfg)
     log_run(runner)
     model = _unwrapped(runner.model)
+    log_trained(runner, model)
     if not torch.cuda.is_available() and isinstance(runner, Runner):
         optimize_for_cpu_training(model)
     if compiled:
@@ -96,7 +106,9 @@ def choose_checkpoint(cfg: Config) -> None:
     # Other strategies of FlexibleRunner may load only a part of the weights.
     checked = ('runner_type' not in cfg
                or cfg.get('strategy', {}).get('type') == 'ShardedStrategy')
-    if cfg.resume or cfg.load_from and checked:
+    if cfg.resume or cfg.load_from and checked and not (
+            cfg.load_from.endswith('.safetensors')
+            and holds_trained_only(read_checkpoint(cfg.load_from))):
         cfg.model = without_pretrained(cfg.model)
 
 
@@ -208,9 +220,25 @@ class _SetUpHook(Hook):
                 f'from it with --cfg-options load_from={self.path}')
         # mmengine only warns and leaves unmatched weights random. A sharded
         # model is checked by its strategy.
+        if not isinstance(runner, Runner):
+            return
+        model = _unwrapped(runner.model)
+        if holds_trained_only(checkpoint):
+            add_frozen(checkpoint, model, self.path)
+        wanted = model.state_dict()
+        # A plain CRIS may be the start of a run with adapters.
+        if not any(map(is_adapter, state_dict_of(checkpoint))):
+            wanted = {n: w for n, w in wanted.items() if not is_adapter(n)}
+        check_fit(checkpoint, wanted, self.path)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """For publish_model.py --adapters."""
         if isinstance(runner, Runner):
-            weights = _unwrapped(runner.model).state_dict()
-            check_fit(checkpoint, weights, self.path)
+            weights = _unwrapped(runner.model).state_dict(keep_vars=True)
+            checkpoint['meta']['frozen'] = [
+                name for name, weight in weights.items()
+                if isinstance(weight, nn.Parameter)
+                and not weight.requires_grad]
 
     def before_train_epoch(self, runner: Runner) -> None:
         self.phase.running = True

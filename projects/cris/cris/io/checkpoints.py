@@ -1,24 +1,28 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Checkpoints: nothing in them is executed, and they fit or are refused."""
 import codecs
+import hashlib
 import logging
 import os
 import os.path as osp
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 from zipfile import is_zipfile
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer, MMLogger, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from mmengine.utils import digit_version
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from . import hub
 from .archives import check_checkpoint_file, is_torchscript, read_torchscript
@@ -53,6 +57,8 @@ _OBJECTS = {
     **{f'numpy.{core}.multiarray.{function.__name__}': function
        for core in ('core', '_core') for function in (_reconstruct, scalar)},
 }
+# In the metadata of a file without the frozen weights: their hash.
+_FROZEN = 'frozen_sha256'
 # How mmengine recognises a checkpoint that is not a local file.
 _URLS = [
     'http://', 'https://', 'pavi://', 'modelzoo://', 'torchvision://',
@@ -153,13 +159,85 @@ def load_weights(model: nn.Module, path: str | os.PathLike,
                  trust: bool = False) -> None:
     """Load a checkpoint into a model of exactly that shape.
 
+    If it holds only what was trained, its init_cfg gives the frozen weights.
+
     Args and errors as of :func:`read_checkpoint` and :func:`check_fit`.
     """
     if is_model_wrapper(model):
         model = model.module
     checkpoint = read_checkpoint(path, trust)
+    if holds_trained_only(checkpoint):
+        with _quiet():  # mmengine logs every weight
+            model.init_weights()
+        add_frozen(checkpoint, model, path)
     check_fit(checkpoint, model.state_dict(), path)
     model.load_state_dict(state_dict_of(checkpoint))
+
+
+def holds_trained_only(checkpoint: dict) -> bool:
+    """Whether it was written by ``publish_model.py --adapters``."""
+    meta = checkpoint.get('meta')
+    return isinstance(meta, dict) and _FROZEN in meta
+
+
+def trained_only(checkpoint: dict) -> tuple[dict, dict[str, str]]:
+    """Weights that a run did not freeze, and the metadata of their file.
+
+    Raises:
+        CheckpointError: If the run, which names them, froze none.
+    """
+    weights = state_dict_of(checkpoint)
+    meta = checkpoint.get('meta')
+    names = meta.get('frozen') if isinstance(meta, dict) else None
+    if not names or not set(names) <= weights.keys():
+        raise CheckpointError(
+            'no weights were frozen in the run of this checkpoint (it would '
+            'name them): publish it without --adapters')
+    frozen = {name: weights.pop(name) for name in names}
+    return weights, {_FROZEN: hash_weights(frozen)}
+
+
+def add_frozen(checkpoint: dict, model: nn.Module,
+               path: str | os.PathLike) -> None:
+    """Complete what was trained by the frozen weights of a model, in place.
+
+    Raises:
+        CheckpointError: If it does not fit the model, or was trained with
+            other frozen weights.
+    """
+    wanted = model.state_dict(keep_vars=True)
+    weights = state_dict_of(checkpoint)
+    frozen = {name: weight.detach() for name, weight in wanted.items()
+              if isinstance(weight, nn.Parameter)
+              and not weight.requires_grad and name not in weights}
+    weights |= frozen
+    check_fit(dict(checkpoint, state_dict=weights), wanted, path)
+    if hash_weights(frozen) != checkpoint['meta'][_FROZEN]:
+        raise CheckpointError(
+            f'{path} holds only what was trained, on other frozen weights '
+            'than those that init_cfg gives this model: name the file that '
+            'the training started from there')
+    checkpoint['state_dict'] = weights
+
+
+def hash_weights(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of names, shapes and values in fp32."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        digest.update(f'{name}{tuple(weight.shape)}'.encode())
+        digest.update(weight.detach().cpu().float().contiguous().numpy())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_fit(checkpoint: dict, wanted: dict,
@@ -214,7 +292,11 @@ def _reason(error: Exception) -> str:
 
 def _load(path: str, trust: bool, mmap: bool) -> Any:
     if path.endswith('.safetensors'):
-        return load_file(path)
+        with safe_open(path, 'pt') as file:
+            found = (file.metadata() or {}).get(_FROZEN)
+        weights = load_file(path)
+        return dict(state_dict=weights,
+                    meta={_FROZEN: found}) if found else weights
     torchscript = is_torchscript(path)
     if torchscript or not trust:
         check_checkpoint_file(path)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from cris._requirements import spare_multimodal
 
+from .adapters import add_adapters, is_adapter, reset_adapters
 from .clip_weights import read_clip_weights, tag_of
+from .freezing import freeze_stages, keep_frozen_in_eval
 from .image_encoders import CLIP_ENCODERS, freeze_unused, keep_spatial, tap
 
 # In place of CLIP's image encoder, which is not used.
@@ -50,6 +52,16 @@ class CLIPBackbone(BaseModule):
             stem and first stage of a ResNet, each block of a ViT) again in
             the backward pass: for RN50 the same gradients with 0.1 GB less
             per image of 416 x 416 pixels in fp32, for 3 % more work.
+        frozen_stages (int | str): The stem and this many stages of the image
+            encoder are not trained, -1 for none: layers of a ResNet (5 is the
+            attention pool), blocks of a ViT, stages of timm. ``'all'`` is all
+            but ``connect``, which CLIP does not have; with image_encoder only
+            -1 and ``'all'``.
+        frozen_text (bool): The text transformer is not trained.
+        peft (dict, optional): Adapters for what is not frozen by these two;
+            the rest of both encoders is frozen then. ``dict(type='LoRA',
+            r=16, ...)`` with arguments of peft.LoraConfig, see
+            :func:`.adapters.add_adapters`.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=...)``
             loads CLIP's weights from a file or a pretrained tag such as
             ``'openai'``, see :func:`.clip_weights.read_clip_weights`; with
@@ -62,7 +74,8 @@ class CLIPBackbone(BaseModule):
 
     Raises:
         ValueError: If the model is unknown, incompletely or contradictorily
-            described, or cannot serve.
+            described, or cannot serve, or has no such stages or layers.
+        ImportError: If adapters are wanted and peft is not installed.
     """
 
     def __init__(self, model_name: str | None = None,
@@ -71,7 +84,9 @@ class CLIPBackbone(BaseModule):
                  image_encoder: dict | None = None,
                  out_indices: Sequence[int] | None = None,
                  quick_gelu: bool | None = None,
-                 with_cp: bool = False, init_cfg: dict | None = None):
+                 with_cp: bool = False, frozen_stages: int | str = -1,
+                 frozen_text: bool = False, peft: dict | None = None,
+                 init_cfg: dict | None = None):
         super().__init__(init_cfg=init_cfg)
         if init_cfg is not None and init_cfg.get('type') != 'Pretrained':
             raise ValueError("init_cfg of CLIPBackbone must be of type "
@@ -112,14 +127,24 @@ class CLIPBackbone(BaseModule):
         self.image_channels = tuple(channels[:1] * (3 - len(channels))
                                     + channels)
         self.text_channels = (self.text.width, self.text.output_dim)
+        freeze_stages(self.visual, frozen_stages)
+        if frozen_text:
+            self.text.requires_grad_(False)
+        self._adapted = peft is not None
+        if self._adapted:
+            add_adapters(self, peft)
+        self._frozen = self._adapted or frozen_text or frozen_stages != -1
 
     def init_weights(self) -> None:
         """Load the weights named by init_cfg, if any."""
         own = not isinstance(self.visual, CLIP_ENCODERS)
         if own and hasattr(self.visual, 'init_weights'):
             self.visual.init_weights()
+            if self._adapted:
+                reset_adapters(self)
         if self.init_cfg is not None:
-            wanted = self.state_dict()
+            wanted = {name: weight for name, weight
+                      in self.state_dict().items() if not is_adapter(name)}
             if own:
                 wanted = {name: weight for name, weight in wanted.items()
                           if name.startswith('text.')}
@@ -127,6 +152,14 @@ class CLIPBackbone(BaseModule):
                 self.init_cfg['checkpoint'], wanted, self._dropped,
                 model_name=self.model_name, quick_gelu=self.quick_gelu)
             self.load_state_dict(weights, strict=not own)
+
+    def train(self, mode: bool = True) -> 'CLIPBackbone':
+        """As of nn.Module; what is frozen stays in eval mode."""
+        super().train(mode)
+        if mode and self._frozen:
+            keep_frozen_in_eval(self.visual)
+            keep_frozen_in_eval(self.text)
+        return self
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Feature maps at three strides.

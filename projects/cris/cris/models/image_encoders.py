@@ -242,7 +242,7 @@ def _timm_maps(visual: TimmModel, x: Tensor,
 
 def _probe(visual: nn.Module) -> Taps:
     """What a module returns for an image without content."""
-    maps = _last_maps(*_trial(visual))
+    maps = _last_maps(meta_copy(visual), probe_image())
     shapes = [tuple(x.shape) for x in maps]
     if any(len(shape) != 4 for shape in shapes):
         raise ValueError(
@@ -255,23 +255,28 @@ def _probe(visual: nn.Module) -> Taps:
 def freeze_unused(visual: nn.Module, taps: Taps) -> None:
     """Freeze weights on which no map depends; several ranks need that."""
     with torch.inference_mode(False), torch.enable_grad():
-        trial, images = _trial(visual)
-        sum(x.sum() for x in taps.maps(trial, images)).backward()
+        trial = meta_copy(visual)
+        sum(x.sum() for x in taps.maps(trial, probe_image())).backward()
     for ours, theirs in zip(visual.parameters(), trial.parameters(),
                             strict=True):
         ours.requires_grad_(theirs.grad is not None)
 
 
-def _trial(visual: nn.Module) -> tuple[nn.Module, Tensor]:
-    """A copy that computes nothing but shapes, and an image for it."""
+def meta_copy(module: nn.Module) -> nn.Module:
+    """A copy, in eval mode, that computes nothing but shapes."""
     weights = {id(p): nn.Parameter(torch.empty_like(p, device='meta'),
                                    p.requires_grad)
-               for p in visual.parameters()}
+               for p in module.parameters()}
     weights |= {id(b): torch.empty_like(b, device='meta')
-                for b in visual.buffers()}
-    trial = copy.deepcopy(visual, weights)
-    trial.eval()
-    return trial, torch.empty(1, 3, _PROBE, _PROBE, device='meta')
+                for b in module.buffers()}
+    module = copy.deepcopy(module, weights)
+    module.eval()  # mmpretrain's returns None
+    return module
+
+
+def probe_image() -> Tensor:
+    """An image for a :func:`meta_copy` of an encoder."""
+    return torch.empty(1, 3, _PROBE, _PROBE, device='meta')
 
 
 def _last_maps(visual: nn.Module, x: Tensor) -> list[Tensor]:

@@ -1,0 +1,327 @@
+# Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+"""What is frozen, and LoRA in the two encoders."""
+import copy
+import sys
+from importlib.util import find_spec
+
+import open_clip
+import pytest
+import torch
+from conftest import REPO
+from mmengine.config import Config
+from mmengine.model import ExponentialMovingAverage
+from mmengine.runner.checkpoint import get_state_dict, load_state_dict
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cris.datasets.tokenizer import tokenize
+from cris.engine import optimize_for_inference
+from cris.models.fast_cpu import optimize_for_cpu_training
+
+TINY = Config.fromfile(REPO / 'configs/_base_/models/cris_tiny.py').model
+TEXT = dict(context_length=32, vocab_size=49408, width=48, heads=3, layers=2)
+RESNET = dict(image_size=64, layers=[1, 1, 1, 1], width=16)
+VIT = dict(image_size=64, patch_size=16, width=64, layers=3)
+CONVNEXT = dict(timm_model_name='convnext_atto', timm_pool='', image_size=64,
+                timm_proj='linear')
+LORA = dict(type='LoRA', r=4, lora_alpha=8)
+same = torch.testing.assert_close
+
+
+def cris(vision=RESNET, **backbone):
+    """A small CRIS whose adapters, if any, do something."""
+    cfg = copy.deepcopy(TINY)
+    cfg.neck.update(in_channels='auto', sentence_channels='auto')
+    cfg.decode_head.update(word_channels='auto', sentence_channels='auto')
+    if 'image_encoder' not in backbone:
+        backbone['vision_cfg'] = vision
+    cfg.backbone = dict(type='CLIPBackbone', embed_dim=64, text_cfg=TEXT,
+                        **backbone)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    for name, weight in model.named_parameters():
+        if 'lora_B' in name:
+            nn.init.normal_(weight, std=0.1)
+    return model
+
+
+def batch():
+    torch.manual_seed(1)
+    samples = []
+    for _ in range(2):
+        sample = SegDataSample(metainfo=dict(ori_shape=(64, 64)))
+        sample.tokens = tokenize(['a red circle', 'sky'], 17)
+        sample.gt_sem_seg = PixelData(data=torch.rand(2, 64, 64).round())
+        samples.append(sample)
+    return torch.randn(2, 3, 64, 64), samples
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()._forward(*batch())
+
+
+def step(model):
+    """A step of training; what changed, by name."""
+    model.train()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    before = copy.deepcopy(model.state_dict())
+    (loss, ) = model.loss(*batch()).values()
+    loss.backward()
+    assert all(weight.grad is not None for weight in weights)
+    torch.optim.AdamW(weights, 1e-2).step()
+    return {name for name, weight in model.state_dict().items()
+            if not torch.equal(weight, before[name])}
+
+
+def frozen_names(module):
+    return {name for name, weight in module.named_parameters()
+            if not weight.requires_grad}
+
+
+@pytest.mark.parametrize('vision, stages, frozen, trained', [
+    (RESNET, 0, ['bn3.'], ['layer1.', 'layer4.', 'attnpool.']),
+    (RESNET, 2, ['conv1.', 'layer1.', 'layer2.'], ['layer3.']),
+    (RESNET, 4, ['layer4.'], ['attnpool.q_proj.', 'attnpool.connect.']),
+    (RESNET, 5, ['layer4.', 'attnpool.q_proj.', 'attnpool.positional'],
+     ['attnpool.connect.']),
+    (RESNET, 'all', ['layer4.', 'attnpool.c_proj.'], ['attnpool.connect.']),
+    (VIT, 0, ['conv1.', 'class_', 'ln_pre.'], ['transformer.resblocks.0.']),
+    (VIT, 2, ['positional_embedding', 'transformer.resblocks.1.'],
+     ['transformer.resblocks.2.']),
+    (CONVNEXT, 0, ['trunk.stem.'], ['trunk.stages.0.']),
+    (CONVNEXT, 2, ['trunk.stages.1.'], ['trunk.stages.2.']),
+    (CONVNEXT, 'all', ['trunk.stages.3.'], []),
+])
+def test_frozen_stages(vision, stages, frozen, trained):
+    visual = cris(vision, frozen_stages=stages).backbone.visual
+    names = frozen_names(visual)
+    for prefix in (*frozen, *trained):
+        own = {name for name, _ in visual.named_parameters()
+               if name.startswith(prefix)}
+        assert own and own & names == (own if prefix in frozen else set())
+
+
+def test_frozen_stages_stay_as_they_were():
+    """Weights, statistics, and nothing is kept for their backward pass."""
+    model = cris(frozen_stages=3, frozen_text=True)
+    seen = []
+    for module in (model.backbone.visual.layer3, model.backbone.text.ln_final):
+        module.register_forward_hook(
+            lambda module, args, out: seen.append(out.requires_grad))
+    changed = step(model)
+    assert seen == [False, False]
+    prefixes = ('backbone.visual.layer4.', 'backbone.visual.attnpool.',
+                'neck.', 'decode_head.')
+    assert changed and all(name.startswith(prefixes) for name in changed)
+    assert 'backbone.visual.layer4.0.bn1.running_mean' in changed
+    visual = model.backbone.visual
+    assert not visual.bn1.training and not visual.layer3[0].bn1.training
+    assert visual.layer4[0].bn1.training
+
+
+def test_both_encoders_may_be_frozen():
+    model = cris(VIT, frozen_stages='all', frozen_text=True)
+    assert all(name.startswith(('neck.', 'decode_head.'))
+               for name in step(model))
+    assert frozen_names(model.backbone) == {
+        name for name, _ in model.backbone.named_parameters()}
+
+
+def test_backbones_of_registries_are_frozen_as_a_whole():
+    encoder = dict(type='MixVisionTransformer', embed_dims=8,
+                   num_layers=[1, 1, 1, 1])
+    visual = cris(image_encoder=encoder, frozen_stages='all').backbone.visual
+    assert len(frozen_names(visual)) == len(list(visual.parameters()))
+    with pytest.raises(ValueError, match="use 'all', or give it to image_enc"):
+        cris(image_encoder=encoder, frozen_stages=1)
+
+
+@pytest.mark.parametrize('stages', [6, -2, 'some'])
+def test_stages_that_do_not_exist(stages):
+    with pytest.raises(ValueError, match='has 5 stages after its stem'):
+        cris(frozen_stages=stages)
+
+
+def test_without_peft_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'peft', None)
+    with pytest.raises(ImportError, match="pip install 'peft>=0.14'"):
+        cris(peft=LORA)
+
+
+needs_peft = pytest.mark.skipif(
+    find_spec('peft') is None, reason='needs requirements/optional.txt')
+DORA = dict(LORA, use_dora=True)
+CASES = [(RESNET, DORA), (VIT, LORA)]
+
+
+def plain_of(model):
+    """Without adapters, with the same weights; names and shapes agree."""
+    vision = model.vision
+    plain = cris(vision)
+    weights = model.state_dict()
+    assert set(plain.state_dict()) == {
+        name for name in weights if '.lora_' not in name}
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    return plain
+
+
+def adapted(vision=RESNET, peft=LORA, **backbone):
+    model = cris(vision, peft=peft, **backbone)
+    model.vision = vision
+    return model
+
+
+@needs_peft
+@pytest.mark.parametrize('vision, peft', CASES)
+def test_a_plain_checkpoint_is_the_start_of_adapters(vision, peft):
+    """By torch's loader and by mmengine's, which saves and loads itself."""
+    torch.manual_seed(5)
+    plain = cris(vision)
+    for weight in plain.parameters():
+        weight.data += 0.02 * torch.randn_like(weight)
+    model = adapted(vision, peft)
+    for name, weight in model.named_parameters():
+        if 'lora_B' in name:
+            nn.init.zeros_(weight)
+    assert (logits(model) - logits(plain)).abs().max() > 1e-3
+    model.load_state_dict(plain.state_dict())
+    same(logits(model), logits(plain), atol=1e-5, rtol=1e-5)
+    again = adapted(vision, peft)
+    load_state_dict(again, get_state_dict(model), strict=True)
+    same(logits(again), logits(model))
+    assert set(get_state_dict(model)) == set(model.state_dict())
+
+
+@needs_peft
+@pytest.mark.parametrize('vision, peft', CASES)
+def test_only_what_is_new_is_trained(vision, peft):
+    model = adapted(vision, dict(peft, lora_dropout=0.1))
+    start = adapted(vision, peft)
+    assert (logits(model) - logits(plain_of(model))).abs().max() > 1e-3
+    changed = step(model)
+    for name in model.state_dict():
+        if name.endswith(('running_mean', 'running_var', 'tracked')):
+            continue
+        new = '.lora_' in name or '.connect.' in name or not name.startswith(
+            'backbone.')
+        assert (name in changed) == new, name
+    # The whole state, through a file.
+    start.load_state_dict(model.state_dict())
+    same(logits(start), logits(model))
+
+
+@needs_peft
+@pytest.mark.parametrize('vision, peft', [*CASES, (CONVNEXT, DORA)])
+def test_merged_adapters_give_the_same_logits(vision, peft):
+    model = adapted(vision, peft)
+    plain = logits(model)
+    fast = optimize_for_inference(copy.deepcopy(model))
+    assert not any('.lora_' in name for name, _ in fast.named_modules())
+    same(logits(fast), plain, atol=1e-4, rtol=1e-4)
+
+
+@needs_peft
+def test_swapped_modules_keep_the_adapters():
+    model = adapted()
+    fast = copy.deepcopy(model)
+    optimize_for_cpu_training(fast)
+    same(logits(fast), logits(model), atol=1e-5, rtol=1e-5)
+    step(fast)
+
+
+@needs_peft
+def test_the_average_of_weights_loads_a_plain_model():
+    model, plain = adapted(), cris()
+    average = ExponentialMovingAverage(model, momentum=0.5)
+    nn.init.ones_(plain.backbone.visual.attnpool.q_proj.weight)
+    for each in (model, average.module):
+        load_state_dict(each, plain.state_dict(), strict=True)
+    average.update_parameters(model)
+    step(model)
+    average.update_parameters(model)
+    averaged = average.state_dict()
+    assert averaged.pop('steps') == 2
+    weights = model.state_dict()
+    assert {f'module.{name}' for name in weights} == set(averaged)
+    name = 'backbone.visual.attnpool.q_proj.{}weight'.format
+    assert (averaged['module.' + name('')] == 1).all()
+    assert not torch.equal(averaged['module.' + name('lora_B.default.')],
+                           weights[name('lora_B.default.')])
+
+
+@needs_peft
+def test_frozen_parts_get_no_adapters():
+    names = [name for name, weight in adapted(
+        VIT, frozen_text=True, frozen_stages=1).named_parameters()
+        if '.lora_' in name]
+    assert names and all(
+        name.startswith(('backbone.visual.transformer.resblocks.1.',
+                         'backbone.visual.transformer.resblocks.2.'))
+        for name in names)
+    with pytest.raises(ValueError, match='all are frozen'):
+        adapted(VIT, frozen_text=True, frozen_stages='all')
+
+
+@needs_peft
+@pytest.mark.parametrize('peft, said', [
+    (dict(LORA, target_modules=['c_proj', 'query']),
+     r"not frozen \(query\); these could match: .*q_proj.*in_proj, out_proj"),
+    (dict(LORA, target_modules='layer1'), r'not frozen \(layer1\)'),
+    (dict(type='IA3'), "must be 'LoRA'"),
+    (dict(LORA, rank=4), 'rank'),
+    (dict(LORA, init_lora_weights='pissa'), 'loaded later'),
+    (dict(LORA, modules_to_save=['ln_final']), 'not supported'),
+])
+def test_arguments_of_peft_that_cannot_be_used(peft, said):
+    with pytest.raises(ValueError, match=said):
+        adapted(peft=peft)
+
+
+@needs_peft
+def test_layers_by_name_or_pattern():
+    by_name = adapted(peft=dict(LORA, target_modules=['conv3', 'c_fc']))
+    pattern = adapted(peft=dict(
+        LORA, target_modules=r'visual.*\.conv3|text.*\.c_fc'))
+    names = [name for name, _ in by_name.named_parameters() if 'lora_' in name]
+    assert len(names) == 2 * (4 + 1 + 2)
+    assert names == [n for n, _ in pattern.named_parameters() if 'lora_' in n]
+    same(logits(optimize_for_inference(copy.deepcopy(by_name))),
+         logits(by_name), atol=1e-4, rtol=1e-4)
+
+
+@needs_peft
+def test_clips_weights_below_the_adapters(tmp_path):
+    clip = open_clip.CustomTextCLIP(
+        embed_dim=64, vision_cfg=VIT, text_cfg=TEXT, quick_gelu=True)
+    torch.save(clip.state_dict(), tmp_path / 'clip.pt')
+    backbone = adapted(VIT, init_cfg=dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'clip.pt'))).backbone
+    backbone.init_weights()
+    theirs = clip.state_dict()
+    for name, weight in backbone.state_dict().items():
+        assert '.lora_' in name or torch.equal(weight, theirs[name])
+
+
+@needs_peft
+def test_an_encoder_that_initialises_itself_starts_without_effect():
+    encoder = dict(type='mmpretrain.ConvNeXt', arch='atto',
+                   out_indices=(1, 2, 3), gap_before_final_norm=False)
+    with pytest.raises(ValueError, match='could match: .*pointwise_conv1'):
+        adapted(image_encoder=encoder)
+    backbone = adapted(image_encoder=encoder, peft=dict(
+        DORA, target_modules=['pointwise_conv1'])).backbone
+    backbone.init_weights()
+    for name, weight in backbone.visual.named_parameters():
+        if 'lora_B' in name:
+            assert not weight.any()
+        if 'magnitude' in name:
+            layer = backbone.visual.get_submodule(name.partition('.lora')[0])
+            same(weight, layer.weight.norm(dim=1))
