@@ -81,7 +81,7 @@ def log_trained(runner: Runner, model: nn.Module) -> None:
 
 
 def _millions(trained: int, total: int) -> str:
-    return f'{trained / 1e6:.2f} of {total / 1e6:.2f} M'
+    return f'{trained / 1e6:.4g} of {total / 1e6:.4g} M'
 
 
 @contextmanager

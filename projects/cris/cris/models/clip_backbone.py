@@ -17,7 +17,7 @@ from cris._requirements import spare_multimodal
 
 from .adapters import add_adapters, is_adapter, reset_adapters
 from .clip_weights import read_clip_weights, tag_of
-from .freezing import freeze_stages, keep_frozen_in_eval
+from .freezing import freeze_stages, keep_frozen_in_eval, layer_depth
 from .image_encoders import CLIP_ENCODERS, freeze_unused, keep_spatial, tap
 
 # In place of CLIP's image encoder, which is not used.
@@ -160,6 +160,13 @@ class CLIPBackbone(BaseModule):
             keep_frozen_in_eval(self.visual)
             keep_frozen_in_eval(self.text)
         return self
+
+    def get_layer_depth(self, param_name: str,
+                        prefix: str = '') -> tuple[int, int]:
+        """For mmpretrain's LearningRateDecayOptimWrapperConstructor, see
+        :func:`.freezing.layer_depth`.
+        """
+        return layer_depth(self, param_name.removeprefix(prefix))
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Feature maps at three strides.

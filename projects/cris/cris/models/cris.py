@@ -71,6 +71,14 @@ class CRIS(BaseSegmentor):
         return {key: found[key] if key in found and value == 'auto' else value
                 for key, value in cfg.items()}
 
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """Depth and number of depths: the neck and the head, the deepest, are
+        trained at the full rate, the backbone's layers at decaying ones.
+        """
+        if param_name.startswith('backbone.'):
+            return self.backbone.get_layer_depth(param_name, 'backbone.')
+        return 0, 1
+
     def predict_logits(self, images: Tensor, tokens: Tensor,
                        image_index: Tensor | None = None) -> Tensor:
         """Logits of every expression at a quarter of the images' size.

@@ -39,6 +39,24 @@ def stage_of(visual: nn.Module) -> dict[str, int] | None:
     return None
 
 
+def layer_depth(backbone: nn.Module, name: str) -> tuple[int, int]:
+    """Depth of a parameter in its encoder, and the number of depths.
+
+    0 is the stem or the embedding; a stage of the image encoder, or a block
+    of the text transformer, is one deeper. What has no depth is the deepest.
+    """
+    tower, _, name = name.partition('.')
+    if tower == 'text':
+        count = len(backbone.text.transformer.resblocks)
+        depth = 0 if 'embedding' in name else 1 + _number(
+            r'transformer\.resblocks\.(\d+)\.', name, count)
+    else:
+        stages = stage_of(backbone.visual) or {}
+        count = max(stages.values(), default=-1)
+        depth = stages.get(name, count + 1)
+    return depth, count + 2
+
+
 def _number(pattern: str, name: str, default: int) -> int:
     match = re.match(pattern, name)
     return int(match[1]) if match else default
