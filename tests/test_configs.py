@@ -70,6 +70,7 @@ DATA = {
 MODEL = {
     'r50': (146.85, 3, True),
     'r101': (161.25, 3, True),
+    'r50-lora': (147.68, 3, True),
     'r50-static-dec0': (131.86, 0, False),
     'r50-dec0': (134.22, 0, True),
     'r50-static-dec1': (136.07, 1, False),
@@ -92,6 +93,8 @@ def check_data(name, cfg):
 
 
 def check_model(name, cfg):
+    if 'peft' in cfg.backbone:
+        pytest.importorskip('peft')
     # mmpretrain's cannot be built without content.
     with torch.device('cpu' if 'image_encoder' in cfg.backbone else 'meta'):
         model = MODELS.build(cfg)

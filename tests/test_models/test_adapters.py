@@ -1,28 +1,40 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """What is frozen, and LoRA in the two encoders."""
 import copy
+import functools
+import json
+import logging
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import open_clip
+import publish_model
 import pytest
 import torch
-from conftest import REPO
+from conftest import CONFIG, REPO
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import get_state_dict, load_state_dict
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import cris as cris_api
 from cris.datasets.tokenizer import tokenize
-from cris.engine import optimize_for_inference
+from cris.engine import load_config, optimize_for_inference
+from cris.engine.logs import log_trained
+from cris.engine.training import _SetUpHook, choose_checkpoint
+from cris.io.checkpoints import CheckpointError, read_checkpoint
 from cris.models.fast_cpu import optimize_for_cpu_training
 
 TINY = Config.fromfile(REPO / 'configs/_base_/models/cris_tiny.py').model
-TEXT = dict(context_length=32, vocab_size=49408, width=48, heads=3, layers=2)
+TEXT = dict(context_length=32, vocab_size=49408, width=48, heads=3, layers=1)
 RESNET = dict(image_size=64, layers=[1, 1, 1, 1], width=16)
 VIT = dict(image_size=64, patch_size=16, width=64, layers=3)
 CONVNEXT = dict(timm_model_name='convnext_atto', timm_pool='', image_size=64,
@@ -33,13 +45,18 @@ same = torch.testing.assert_close
 
 def cris(vision=RESNET, **backbone):
     """A small CRIS whose adapters, if any, do something."""
+    if 'image_encoder' not in backbone:
+        backbone['vision_cfg'] = vision
+    return copy.deepcopy(build(json.dumps(backbone)))
+
+
+@functools.cache
+def build(backbone):
     cfg = copy.deepcopy(TINY)
     cfg.neck.update(in_channels='auto', sentence_channels='auto')
     cfg.decode_head.update(word_channels='auto', sentence_channels='auto')
-    if 'image_encoder' not in backbone:
-        backbone['vision_cfg'] = vision
     cfg.backbone = dict(type='CLIPBackbone', embed_dim=64, text_cfg=TEXT,
-                        **backbone)
+                        **json.loads(backbone))
     torch.manual_seed(0)
     model = MODELS.build(cfg)
     for module in model.modules():
@@ -156,6 +173,130 @@ def test_without_peft_the_error_says_what_to_install(monkeypatch):
         cris(peft=LORA)
 
 
+@pytest.mark.parametrize('vision, rates', [
+    (RESNET, {'visual.conv1.': 2**-6, 'visual.layer1.': 2**-5,
+              'visual.layer4.': 2**-2, 'visual.attnpool.q_proj.': 2**-1,
+              'visual.attnpool.connect.': 1, 'text.token_embedding.': 2**-2,
+              'text.positional_embedding': 2**-2,
+              'text.transformer.resblocks.0.': 2**-1, 'text.ln_final.': 1}),
+    (CONVNEXT, {'visual.trunk.stem.': 2**-5,
+                'visual.trunk.stages.3.': 2**-1}),
+])
+def test_the_rate_decays_with_depth(vision, rates):
+    model = cris(vision)
+    optimizer = build_optim_wrapper(model, dict(
+        optimizer=dict(type='AdamW', lr=1., weight_decay=0.1),
+        constructor='mmpretrain.LearningRateDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=0.5)))
+    found = {group['param_name']: group['lr'] for group
+             in optimizer.param_groups if 'param_name' in group}
+    rates = {f'backbone.{name}': rate for name, rate in rates.items()}
+    for prefix, rate in {**rates, 'neck.': 1, 'decode_head.': 1}.items():
+        own = {value for name, value in found.items()
+               if name.startswith(prefix)}
+        assert own == {rate}, prefix
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A config, a checkpoint, its file of what was trained, its publisher."""
+    cfg = load_config(str(CONFIG))
+    backbone = cfg.model.backbone
+    clips = [tmp_path / 'clip.pt', tmp_path / 'other.pt']
+    for clip in clips:
+        torch.save(open_clip.CustomTextCLIP(
+            embed_dim=backbone.embed_dim, vision_cfg=dict(backbone.vision_cfg),
+            text_cfg=dict(backbone.text_cfg), quick_gelu=True
+        ).state_dict(), clip)
+    backbone.update(frozen_stages=3, frozen_text=True, init_cfg=dict(
+        type='Pretrained', checkpoint=str(clips[0])))
+    model = cris_api.init_model(cfg, pretrained=False, device='cpu')
+    model.backbone.init_weights()
+    checkpoint = dict(meta={}, state_dict=model.state_dict())
+    hook_of(model).before_save_checkpoint(runner_of(model), checkpoint)
+    torch.save(checkpoint, tmp_path / 'epoch_1.pth')
+
+    def publish():
+        monkeypatch.setattr('sys.argv', [
+            'publish_model.py', str(tmp_path / 'epoch_1.pth'),
+            str(tmp_path / 'out/cris'), '--adapters'])
+        publish_model.main()
+        (path, ) = (tmp_path / 'out').iterdir()
+        return str(path)
+
+    return SimpleNamespace(
+        cfg=cfg, model=model, checkpoint=tmp_path / 'epoch_1.pth',
+        other=str(clips[1]), publish=publish)
+
+
+def runner_of(model):
+    runner = Runner.__new__(Runner)
+    runner.model = model
+    return runner
+
+
+def hook_of(model, path=None):
+    return _SetUpHook(None, Config(dict(load_from=path, resume=False)))
+
+
+def test_only_what_was_trained_is_published(published):
+    weights = published.model.state_dict()
+    path = published.publish()
+    saved = load_file(path)
+    assert saved.keys() == weights.keys() - {
+        f'backbone.{name}' for name in frozen_names(published.model.backbone)}
+    assert 'backbone.visual.layer4.0.conv1.weight' in saved
+    assert 'backbone.visual.attnpool.connect.0.weight' in saved
+    for build in (
+            lambda: cris_api.init_model(published.cfg, path, device='cpu'),
+            lambda: loaded(published, path)):
+        same(dict(build().state_dict()), dict(weights), atol=0, rtol=0)
+
+
+def loaded(published, path):
+    """As a run starts from the file with load_from."""
+    cfg = published.cfg
+    cfg.update(load_from=path, resume=False)
+    choose_checkpoint(cfg)
+    model = cris_api.init_model(cfg, pretrained=False, device='cpu')
+    model.backbone.init_weights()
+    checkpoint = read_checkpoint(path)
+    hook_of(model, path).after_load_checkpoint(runner_of(model), checkpoint)
+    model.load_state_dict(checkpoint['state_dict'])
+    return model
+
+
+def test_other_frozen_weights_are_refused(published):
+    path = published.publish()
+    published.cfg.model.backbone.init_cfg.checkpoint = published.other
+    for load in (cris_api.init_model, lambda cfg, path, device: loaded(
+            published, path)):
+        with pytest.raises(CheckpointError, match='other frozen weights'):
+            load(published.cfg, path, device='cpu')
+    published.cfg.model.backbone.frozen_stages = 2
+    with pytest.raises(CheckpointError, match='missing: .*layer3'):
+        cris_api.init_model(published.cfg, path, device='cpu')
+
+
+def test_a_run_that_froze_nothing_has_no_adapters(published):
+    torch.save(dict(state_dict=published.model.state_dict()),
+               published.checkpoint)
+    with pytest.raises(SystemExit, match='without --adapters'):
+        published.publish()
+
+
+def test_the_log_says_what_is_trained(caplog):
+    model = cris(frozen_stages='all')
+    runner = SimpleNamespace(logger=logging.getLogger('trained'))
+    with caplog.at_level('INFO'):
+        log_trained(runner, model)
+    total, connect = (sum(p.numel() for p in module.parameters()) for module in
+                      (model.backbone.visual,
+                       model.backbone.visual.attnpool.connect))
+    assert (f'image {connect / 1e6:.4g} of {total / 1e6:.4g} M'
+            in caplog.text)
+
+
 needs_peft = pytest.mark.skipif(
     find_spec('peft') is None, reason='needs requirements/optional.txt')
 DORA = dict(LORA, use_dora=True)
@@ -183,10 +324,9 @@ def adapted(vision=RESNET, peft=LORA, **backbone):
 @pytest.mark.parametrize('vision, peft', CASES)
 def test_a_plain_checkpoint_is_the_start_of_adapters(vision, peft):
     """By torch's loader and by mmengine's, which saves and loads itself."""
-    torch.manual_seed(5)
     plain = cris(vision)
-    for weight in plain.parameters():
-        weight.data += 0.02 * torch.randn_like(weight)
+    for weight in plain.backbone.parameters():
+        weight.data *= 1.01
     model = adapted(vision, peft)
     for name, weight in model.named_parameters():
         if 'lora_B' in name:
@@ -291,7 +431,7 @@ def test_layers_by_name_or_pattern():
     pattern = adapted(peft=dict(
         LORA, target_modules=r'visual.*\.conv3|text.*\.c_fc'))
     names = [name for name, _ in by_name.named_parameters() if 'lora_' in name]
-    assert len(names) == 2 * (4 + 1 + 2)
+    assert len(names) == 2 * (4 + 1 + 1)
     assert names == [n for n, _ in pattern.named_parameters() if 'lora_' in n]
     same(logits(optimize_for_inference(copy.deepcopy(by_name))),
          logits(by_name), atol=1e-4, rtol=1e-4)
@@ -314,8 +454,6 @@ def test_clips_weights_below_the_adapters(tmp_path):
 def test_an_encoder_that_initialises_itself_starts_without_effect():
     encoder = dict(type='mmpretrain.ConvNeXt', arch='atto',
                    out_indices=(1, 2, 3), gap_before_final_norm=False)
-    with pytest.raises(ValueError, match='could match: .*pointwise_conv1'):
-        adapted(image_encoder=encoder)
     backbone = adapted(image_encoder=encoder, peft=dict(
         DORA, target_modules=['pointwise_conv1'])).backbone
     backbone.init_weights()
