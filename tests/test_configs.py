@@ -149,7 +149,7 @@ def test_refcoco_m_is_the_test_set_of_a_model_of_refcoco():
 
 @each(CONFIGS)
 def test_images_are_padded_with_the_mean(path):
-    cfg = Config.fromfile(path)
+    cfg = load_config(str(path))
     colours = values_of(cfg.to_dict(), 'Letterbox', 'border_value')
     for colour in colours:
         assert colour == cfg.model.data_preprocessor.mean[::-1]  # BGR
