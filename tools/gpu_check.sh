@@ -4,5 +4,6 @@
 # Writes check.json, table.md and check.log, and prints the table. Without a
 # GPU it is a small, quick run on the CPU. Exit status 1: something failed.
 set -euo pipefail
+export GPU_CHECK_FROM=$PWD
 . "$(dirname "$0")/misc/setup_env.sh"
 exec python tools/misc/gpu_check.py "$@"

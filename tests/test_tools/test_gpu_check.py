@@ -27,8 +27,8 @@ def machine(**changes):
             gpu[key] = changes.pop(key)
     return dict(dict(
         torch='2.14.1', cuda='13.0', gpus=[gpu], nccl=True, warnings=[],
-        driver='535.54', listed=['NVIDIA H100'], cores=16, hidden=False),
-        **changes)
+        driver='535.54', listed=['NVIDIA H100'], cores=16, cpu='EPYC',
+        visible=None), **changes)
 
 
 def test_a_gpu_that_is_free_needs_no_remark():
@@ -39,8 +39,8 @@ def test_a_gpu_that_is_free_needs_no_remark():
     (dict(free=50 * GB), r'in use by others: 30 of 80 GB are taken'),
     (dict(name='NVIDIA H100 MIG 1g.10gb'), 'is an MIG slice'),
     (dict(nccl=False), 'has no NCCL: several GPUs and sharding are not tried'),
-    (dict(gpus=[], listed=[]), 'No GPU was found: a small, quick run'),
-    (dict(gpus=[], hidden=True), 'No GPU was found: a small, quick run'),
+    (dict(gpus=[], listed=[]), 'No GPU was found: a short run on the CPU'),
+    (dict(gpus=[], visible=''), 'CUDA_VISIBLE_DEVICES hides all GPUs'),
     (dict(warnings=['GPU0 is too old']), 'GPU0 is too old')])
 def test_remarks(changes, sentence):
     (remark, ) = judge(machine(**changes))
@@ -52,6 +52,10 @@ def test_remarks(changes, sentence):
                              'system is too old (found version 11040).']),
      'the driver 535.54 is too old for PyTorch 2.14.1, which is built for '
      'CUDA 13.0: update the driver'),
+    (dict(gpus=[], listed=[], warnings=[
+        'CUDA initialization: The NVIDIA driver on your system is too old']),
+     'is too old for PyTorch 2.14.1'),  # in a container without nvidia-smi
+    (dict(gpus=[], visible='7'), r'(CUDA_VISIBLE_DEVICES=7), but PyTorch'),
     (dict(gpus=[], cuda=None), 'is built without CUDA: install one'),
     (dict(gpus=[]), 'lists NVIDIA H100, but PyTorch 2.14.1 finds none'),
     (dict(error='CUDA error: out of memory'),
@@ -84,7 +88,8 @@ def test_batches_that_do_not_fit(fits, wanted, monkeypatch, capsys):
 
 @pytest.fixture
 def check(tmp_path):
-    return Check(tmp_path / 'out', 1, machine(gpus=[]))
+    return Check(tmp_path / 'out', 1, machine(
+        gpus=[], remarks=['No GPU.'], minutes=1, commit='abc', date='today'))
 
 
 def test_no_process_is_left(check, tmp_path):
@@ -93,7 +98,7 @@ def test_no_process_is_left(check, tmp_path):
     ignores = ('import signal, time; from pathlib import Path\n'
                'signal.signal(signal.SIGTERM, signal.SIG_IGN)\n'
                f'while True: Path({str(beat)!r}).touch(); time.sleep(.01)')
-    with pytest.raises(TimeoutError, match='longer than 2 s'):
+    with pytest.raises(TimeoutError, match='ended after 2 s'):
         check.run(sys.executable, '-c', f'''
 import subprocess, sys, time
 subprocess.Popen([sys.executable, '-c', {ignores!r}], start_new_session=True)
@@ -120,6 +125,7 @@ def test_what_failed_is_said(check):
 
 
 def test_without_time_all_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, 'LEAST', 0)
     monkeypatch.setattr(sys, 'argv', [
         'gpu_check.py', '--minutes', '0', '--out', str(tmp_path)])
     assert gpu_check.main() == 0
@@ -130,6 +136,29 @@ def test_without_time_all_is_left_out(tmp_path, monkeypatch, capsys):
         'left out: there was no time left'}
     assert {path.name for path in tmp_path.iterdir()} == {
         'check.json', 'check.log', 'table.md'}
+
+
+def test_speed_goes_on_after_a_failure(check, monkeypatch):
+    def figures(command, config, *args, limit):
+        if 'default' in args:
+            raise Failed('out of order')
+        return dict(training=[{'mode': args[1]}])
+
+    monkeypatch.setattr(check, 'figures', figures)
+    check.folder = check.out
+    check.end += 600
+    check.try_part('speed', gpu_check.speed)
+    part = check.parts['speed']
+    assert part['status'] == 'failed: tiny, default'
+    assert part['rows'] == [{'mode': 'recompute'}]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(sys, 'argv', [
+        'gpu_check.py', '--out', str(tmp_path / 'file')])
+    assert gpu_check.main() == 1
+    assert capsys.readouterr().err.startswith('error: [Errno 17]')
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from gpu_machine import Unusable, judge, look
 
 REPO = Path(__file__).parents[2]
 BENCHMARK = 'tools/analysis_tools/benchmark.py'
+LEAST = 2  # minutes
 #: Share of the time that a part may take, or 2 minutes (tests: 5), if longer.
 SHARES = dict(tests=.25, speed=.4, training=1)
 GENERATE = '''
@@ -134,7 +135,8 @@ class Check:
                 process.terminate()
                 if not stop:
                     raise TimeoutError(
-                        f'it took longer than {limit:.0f} s') from None
+                        f'it was ended after {limit:.0f} s; give more '
+                        '--minutes') from None
                 status = process.wait(120)
         finally:
             end_processes()
@@ -172,7 +174,9 @@ class Check:
             part(self, limit, entry['rows'])
         except LeftOut as reason:
             entry['status'] = f'left out: {reason}'
-        except (Failed, TimeoutError) as error:
+        except TimeoutError as error:
+            entry['status'] = f'unfinished: {error}'
+        except Failed as error:
             entry['status'] = f'failed: {error}'
         entry['seconds'] = round(time.monotonic() - begin, 1)
         print(f'{entry["status"]} ({entry["seconds"]:.0f} s)', flush=True)
@@ -190,7 +194,8 @@ def _reason(text: str, status: int) -> str:
     errors = [line for line in lines
               if re.match(r'(error:|FAILED|\w*(\.\w+)*Error\b)', line)]
     last = (errors or lines or ['it printed nothing'])[-1]
-    return f'{last[:300]} (status {status})'
+    counts = re.findall(r'^\d+ failed.*', text, re.MULTILINE)  # pytest's
+    return f'{"; ".join([*counts[-1:], last[:300]])} (status {status})'
 
 
 def end_processes() -> None:
@@ -233,7 +238,7 @@ def tests(check: Check, limit: float, rows: list) -> None:
 
 def speed(check: Check, limit: float, rows: list) -> None:
     """A process for each model and way; what the time allows."""
-    end, plan = time.monotonic() + limit, check.plan
+    end, plan, failed = time.monotonic() + limit, check.plan, []
     for mode in plan.modes:
         # Each batch is compiled anew.
         batches = plan.batches[-2:-1] if mode == 'compile' else plan.batches
@@ -250,7 +255,13 @@ def speed(check: Check, limit: float, rows: list) -> None:
             except TimeoutError:
                 check.note(f'no time for {name}')
                 continue
+            except Failed as error:
+                failed.append(name)
+                check.note(f'{name} failed: {error}')
+                continue
             rows += found['training']
+    if failed:
+        raise Failed(', '.join(failed))
     if not rows:
         raise TimeoutError('no time for any model')
 
@@ -295,6 +306,8 @@ def ranks(check: Check, limit: float, rows: list) -> None:
               '--megabytes', 256 if check.machine['gpus'] else 4, '--json',
               file, limit=limit / 3)
     rows += json.loads(file.read_text())['sums']
+    if check.ranks == 1:
+        del rows[0]['bus, GB/s']
     if not check.machine['gpus']:
         return
     sharded = next((REPO / 'configs/cris/sharded').glob('*.py'))
@@ -304,7 +317,8 @@ def ranks(check: Check, limit: float, rows: list) -> None:
               f'train_dataloader.dataset.indices={16 * check.ranks}',
               'model.backbone.init_cfg=None', 'train_cfg.max_epochs=1',
               'train_cfg.val_interval=9', 'default_hooks.logger.interval=1',
-              limit=limit * 2 / 3)
+              limit=limit * 2 / 3,
+              MASTER_PORT=str(20000 + os.getpid() % 9000))
     rows.append({'sharded training': f'8 steps on {check.ranks} GPU(s)'})
 
 
@@ -347,9 +361,10 @@ def training(check: Check, limit: float, rows: list) -> None:
     if not found:
         raise Failed('no step was logged in this time')
     rows.append({
-        'model': plan.training['model'], 'steps': found[-1]['step'],
-        'first loss': found[0]['loss'], 'last loss': found[-1]['loss'],
-        'val mIoU': scores[-1] if scores else 'none yet'})
+        'model': plan.training['model'], 'pixels': plan.training['side'],
+        'steps': found[-1]['step'], 'first loss': found[0]['loss'],
+        'last loss': found[-1]['loss'],
+        'val mIoU so far, %': scores[-1] if scores else 'none yet'})
 
 
 def _set(check: Check, part: str) -> list[str]:
@@ -361,11 +376,16 @@ def _set(check: Check, part: str) -> list[str]:
 
 def table(machine: dict, parts: dict) -> str:
     """Markdown, for the README."""
-    cards = sorted({gpu['name'] for gpu in machine['gpus']})
-    lines = [f'{len(machine["gpus"])} x {", ".join(cards)}' if cards
-             else 'No GPU', f'{machine["cores"]} CPU cores',
-             f'driver {machine["driver"]}', f'torch {machine["torch"]}']
-    text = f'{"; ".join(lines)}\n'
+    cards = [f'{gpu["name"]} ({gpu["total"] / 1e9:.0f} GB)'
+             for gpu in machine['gpus']]
+    text = '; '.join([
+        f'{len(cards)} x {", ".join(dict.fromkeys(cards))}' if cards
+        else 'No GPU', f'{machine["cores"]} CPU cores, {machine["cpu"]}',
+        f'driver {machine["driver"]}', f'torch {machine["torch"]}',
+        f'commit {machine["commit"]}', machine['date'],
+        f'{machine["minutes"]:g} minutes']) + '\n'
+    for remark in machine['remarks']:
+        text += f'\n{remark}\n'
     for name, part in parts.items():
         found = '; '.join([part['status'], *part['notes']])
         text += f'\n**{name}**: {found}\n'
@@ -380,22 +400,41 @@ def _cell(value: object) -> str:
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 
 
+def _commit() -> str:
+    done = subprocess.run(['git', 'describe', '--always', '--dirty'],
+                          cwd=REPO, capture_output=True, text=True)
+    return done.stdout.strip() or 'unknown'
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
-    parser.add_argument('--minutes', type=float, default=10)
+    parser.add_argument('--minutes', type=float, default=10,
+                        help='for all parts together (default: 10)')
     parser.add_argument('--out', type=Path,
-                        default=REPO / 'work_dirs/gpu_check')
+                        default=REPO / 'work_dirs/gpu_check',
+                        help='folder of check.log, check.json and table.md '
+                        '(default: work_dirs/gpu_check)')
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    machine = look()
+    if not LEAST <= args.minutes < 1e6:
+        parser.error(f'--minutes {args.minutes}: at least {LEAST}')
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    # The script has changed the folder.
+    out = Path(os.environ.get('GPU_CHECK_FROM', '.'), args.out).absolute()
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / 'check.log').touch()
+        machine = look()
         remarks = judge(machine)
-    except Unusable as error:
+    except (OSError, Unusable) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     print('\n'.join(remarks))
-    check = Check(args.out.absolute(), args.minutes, machine)
-    check.machine['remarks'] = remarks
+    machine.update(remarks=remarks, minutes=args.minutes, commit=_commit(),
+                   date=time.strftime('%Y-%m-%d'))
+    check = Check(out, args.minutes, machine)
     print(f'Log: {check.log}')
     check.folder = Path(tempfile.mkdtemp(dir=check.out))
     try:
@@ -409,8 +448,12 @@ def main() -> int:
         end_processes()
         shutil.rmtree(check.folder, ignore_errors=True)
     print(f'\n{(check.out / "table.md").read_text()}')
-    failed = [name for name, part in check.parts.items()
-              if part['status'].startswith('failed')]
+    unfinished, failed = (
+        [name for name, part in check.parts.items()
+         if part['status'].startswith(status)]
+        for status in ('unfinished', 'failed'))
+    if unfinished:
+        print(f'{", ".join(unfinished)} found no time: give more --minutes')
     if failed:
         print(f'error: {", ".join(failed)} failed, see {check.log}',
               file=sys.stderr)

@@ -37,22 +37,40 @@ class Unusable(Exception):
 def look() -> dict:
     """Versions, ``gpus`` (name, capability, bytes in total and free) as
     PyTorch finds them, and the names that the driver's nvidia-smi lists.
+
+    Raises:
+        Unusable: If PyTorch fails.
     """
-    out = subprocess.run([sys.executable, '-c', _LOOK], capture_output=True,
-                         text=True, check=True).stdout
-    machine = json.loads(out.splitlines()[-1])
+    done = subprocess.run([sys.executable, '-c', _LOOK], capture_output=True,
+                          text=True)
+    if done.returncode:
+        raise Unusable('PyTorch cannot look for GPUs: '
+                       + (done.stderr.splitlines() or ['no reason'])[-1])
+    machine = json.loads(done.stdout.splitlines()[-1])
     machine.update(driver='none', listed=[],
-                   cores=len(os.sched_getaffinity(0)),
-                   hidden=os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1'))
+                   cores=len(os.sched_getaffinity(0)), cpu=_cpu(),
+                   visible=os.environ.get('CUDA_VISIBLE_DEVICES'))
     if shutil.which('nvidia-smi'):
-        lines = subprocess.run(
-            ['nvidia-smi', '--query-gpu=driver_version,name',
-             '--format=csv,noheader'], capture_output=True,
-            text=True).stdout.splitlines()
+        try:
+            lines = subprocess.run(
+                ['nvidia-smi', '--query-gpu=driver_version,name',
+                 '--format=csv,noheader'], capture_output=True, text=True,
+                timeout=60).stdout.splitlines()
+        except subprocess.TimeoutExpired:
+            lines = []
         rows = [line.split(', ', 1) for line in lines if ', ' in line]
         if rows:
             machine.update(driver=rows[0][0], listed=[r[1] for r in rows])
     return machine
+
+
+def _cpu() -> str:
+    try:
+        with open('/proc/cpuinfo') as file:
+            return next(line.partition(':')[2].strip() for line in file
+                        if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return 'unknown'
 
 
 def judge(machine: dict) -> list[str]:
@@ -63,9 +81,18 @@ def judge(machine: dict) -> list[str]:
     """
     torch = f'PyTorch {machine["torch"]}'
     if not machine['gpus']:
-        if not machine['listed'] or machine['hidden']:
-            return ['No GPU was found: a small, quick run on the CPU.']
-        found = f'nvidia-smi lists {", ".join(machine["listed"])}'
+        small = ('a short run on the CPU, at small sizes. Its figures are no '
+                 'results.')
+        if machine['visible'] in ('', '-1'):
+            return [f'CUDA_VISIBLE_DEVICES hides all GPUs: {small}']
+        warned = any('CUDA' in line or 'NVIDIA' in line
+                     for line in machine['warnings'])
+        if not machine['listed'] and not warned:
+            return [f'No GPU was found: {small}']
+        found = ('nvidia-smi lists ' + ', '.join(machine['listed'])
+                 if machine['listed'] else 'there is a driver')
+        if machine['visible']:
+            found += f' (CUDA_VISIBLE_DEVICES={machine["visible"]})'
         if machine['cuda'] is None:
             raise Unusable(f'{found}, but {torch} is built without CUDA: '
                            'install one with it')

@@ -28,5 +28,5 @@ def main(args: Namespace) -> None:
     if rank == 0:
         report(args, sums=[{
             'backend': 'nccl' if DEVICE == 'cuda' else 'gloo', 'ranks': ranks,
-            'MiB': args.megabytes, 'a sum, ms': 1e3 * seconds,
+            'MiB': args.megabytes, 'all-reduce, ms': 1e3 * seconds,
             'bus, GB/s': rate}])

@@ -105,7 +105,7 @@ def largest_batches(args: Namespace, precision: str, flops: int,
         rows.append({
             'model': args.name, 'mode': mode, 'precision': precision,
             'batch': batch, 'images/s': found['images/s'],
-            'of matrix products, %': 100 / found['ratio'],
+            '% of the rate of matrix products': 100 / found['ratio'],
             'peak memory, GB': found['peak memory, GB']})
         print(rows[-1], flush=True)
     return rows
