@@ -112,21 +112,20 @@ def _adaptable(backbone: nn.Module) -> list[str]:
     """Names of layers that can be adapted: they are called, not frozen."""
     visual, transformer = map(meta_copy, (backbone.visual,
                                           backbone.text.transformer))
-    called = {'visual': set(), 'text.transformer': set()}
-    for prefix, tower in zip(called, (visual, transformer), strict=True):
+    called = set()
+    for prefix, tower in (('visual', visual),
+                          ('text.transformer', transformer)):
         for name, module in tower.named_modules():
             if isinstance(module, nn.Linear) or (
                     isinstance(module, nn.Conv2d) and module.groups == 1):
                 module.register_forward_hook(
-                    lambda *_, add=called[prefix].add, name=name: add(name))
+                    lambda *_, name=f'{prefix}.{name}': called.add(name))
     with torch.no_grad():
         backbone._taps.maps(visual, probe_image())
         transformer(torch.empty(1, 2, backbone.text.width, device='meta'))
     return [name for name, module in backbone.named_modules()
-            if any(name.removeprefix(f'{prefix}.') in names
-                   and name.startswith(prefix)
-                   for prefix, names in called.items())
-            and module.weight.requires_grad and not is_new(f'{name}.')]
+            if name in called and module.weight.requires_grad
+            and not is_new(f'{name}.')]
 
 
 def _targets(names: list[str], wanted: str | list[str] | None) -> list[str]:
