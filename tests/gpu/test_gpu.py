@@ -32,7 +32,7 @@ from cris.models import fast_cpu
 DEVICE = 'cuda'
 CONFIGS = REPO / 'configs/cris'
 R50 = 'cris_r50_8xb8-amp-50e_refcoco-416x416'
-#: A config of every model; the first three are the most different.
+#: A config of every model.
 NAMES = [R50, 'cris_r101_8xb8-amp-50e_refcoco-416x416',
          'cris_r50-static-dec0_8xb8-amp-50e_refcoco-416x416',
          'cris_tiny_1xb8-3e_refshapes-160x160',
@@ -40,17 +40,18 @@ NAMES = [R50, 'cris_r101_8xb8-amp-50e_refcoco-416x416',
            for model in ('r50-dec0', 'r50-dec1', 'r50-dec2', 'r50-dec4',
                          'r50-static-dec1', 'vit-b16', 'vit-l14-336',
                          'r50x16'))]
+QUICK = [R50, 'cris_tiny_1xb8-3e_refshapes-160x160']
 #: What the base config proposes where memory is short.
 WITH_CP = {'model.backbone.with_cp': True, 'model.decode_head.with_cp': True}
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 
 def case(name, *values):
-    """Arguments of a test, which is slow but for the first three."""
+    """Arguments of a test, which is slow but for two models."""
     short = name.split('_8xb8')[0].split('_1xb8')[0]
     return pytest.param(
         name, *values, id='-'.join([short, *map(str, filter(None, values))]),
-        marks=[pytest.mark.slow] if name in NAMES[3:] else [])
+        marks=[] if name in QUICK else [pytest.mark.slow])
 
 
 CASES = [case(R50, 'fp32'), case(R50, 'bf16'),

@@ -62,6 +62,7 @@ def test_api(tmp_path):
         row['with 4, s'] / row['one call with 1, s'] / 4)
 
 
+@pytest.mark.slow
 def test_evaluation(shapes, tmp_path):
     out, tables = measure(tmp_path, 'test', CONFIG, '--images', 2,
                           '--expressions', 3, *options(shapes))

@@ -72,6 +72,7 @@ def losses(config, root, work):
     return [line['loss'] for line in lines if 'loss' in line]
 
 
+@pytest.mark.slow
 def test_a_conversion_trains_to_the_same_losses(refer_set, tmp_path):
     tool(PREPARE, 'convert', refer_set.root, '--dataset', 'refer', '--to',
          'official-json', '--out', tmp_path / 'json')

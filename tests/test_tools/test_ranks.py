@@ -215,6 +215,7 @@ torch.distributed.destroy_process_group()
 '''
 
 
+@pytest.mark.slow
 def test_nodes_that_share_a_cache_download_once(tmp_path):
     statuses, outputs = run_ranks(SHARED_CACHE, [tmp_path] * 2)
     assert statuses == [0, 0], outputs
@@ -237,6 +238,7 @@ time.sleep(max(0, start + 8 - time.time()))
 '''
 
 
+@pytest.mark.slow
 def test_the_timeout_of_the_config_holds_on_cpus(tmp_path):
     _, outputs = run_ranks(LATE, [tmp_path] * 2)
     assert float(outputs[0].split('waited')[1].split()[0]) < 5, outputs
