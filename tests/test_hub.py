@@ -104,6 +104,7 @@ def test_faults_of_the_network(hub, tmp_path):
     assert len(downloads) == 3  # cut, cut, rest; the second call none
 
 
+@pytest.mark.slow
 def test_weights(hub, tmp_path):
     weights = REPO / read_model_index()[TINY]['Weights']
     hub.repos['o/r']['tiny.safetensors'] = weights.read_bytes()

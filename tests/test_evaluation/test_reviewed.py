@@ -271,6 +271,7 @@ def command(refer_set, tmp_path):
     return start
 
 
+@pytest.mark.slow
 def test_command_line(command, refer_set, tmp_path):
     entries = list(rows(refer_set))
     path = write(tmp_path / 'r.json', entries)

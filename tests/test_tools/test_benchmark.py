@@ -38,6 +38,7 @@ def test_choices_are_those_of_the_package():
     assert benchmark.BACKENDS == tuple(BACKENDS)
 
 
+@pytest.mark.slow
 def test_model(tmp_path):
     out, tables = measure(tmp_path, 'model', CONFIG, '--expressions', 1, 3,
                           '--runs', 1, '--train-batch', 2, '--cfg-options',
@@ -54,6 +55,7 @@ def test_model(tmp_path):
     assert len(re.findall(r'^\| fp32 ', out, re.MULTILINE)) == 3
 
 
+@pytest.mark.slow
 def test_api(tmp_path):
     _, tables = measure(tmp_path, 'model', CONFIG, '--api', 4, '--runs', 1)
     (row, ) = tables['calls']

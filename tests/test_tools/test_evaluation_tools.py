@@ -100,6 +100,7 @@ def test_results_add_up_to_the_scores(audited):
     assert all(0 < r['score'] < 1 for r in records)
 
 
+@pytest.mark.slow
 def test_two_ranks_audit_the_same(untrained, audited, tmp_path):
     def start(_, config, checkpoint, *arguments):
         return run('bash', REPO / 'tools/dist_test.sh', config, checkpoint, 2,

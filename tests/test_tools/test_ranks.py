@@ -181,6 +181,7 @@ read_clip_weights('open_clip://RN50/openai', {})
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('faulty', [0, 1])
 def test_all_ranks_end_when_one_cannot_download(
         monkeypatch, tmp_path, faulty):
