@@ -231,3 +231,27 @@ def test_the_papers_ablations(num_layers, tokens):
         weight.reshape(1, 32, 3, 3), bias[0], padding=1)
     close(projector(decoded, torch.randn(2, 64)), expected, atol=1e-5,
           rtol=1e-5)
+
+
+@pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.6'),
+                    reason='the export needs torch >= 2.6')
+def test_the_number_of_expressions_stays_free_in_an_export(tiny, tokens):
+    """len() of a tensor would fix it, in the ONNX graph, too."""
+
+    class Text(torch.nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.backbone = tiny.backbone
+
+        def forward(self, tokens):
+            return self.backbone.encode_text(tokens)
+
+    exported = torch.export.export(
+        Text(), (tokens[:3], ),
+        dynamic_shapes=({0: torch.export.Dim('expressions')}, ))
+    with torch.no_grad():
+        for x, wanted in zip(exported.module()(tokens[:2]),
+                             tiny.backbone.encode_text(tokens[:2]),
+                             strict=True):
+            torch.testing.assert_close(x, wanted)

@@ -214,7 +214,7 @@ class CLIPBackbone(BaseModule):
             mask = mask[:length, :length]
         words = text.ln_final(text.transformer(x, attn_mask=mask))
         # The end-of-text token has the largest id.
-        rows = torch.arange(len(tokens), device=tokens.device)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
         end = words[rows, tokens.argmax(dim=-1)]
         return words, end @ text.text_projection
 

@@ -204,7 +204,7 @@ def _vit_maps(visual: VisionTransformer, x: Tensor, blocks: list[int],
         grid = resize_grid(grid, size)[0].flatten(1).T
     x = x.flatten(2).transpose(1, 2) + grid
     start = (visual.class_embedding + first).to(x.dtype)
-    x = torch.cat([start.expand(len(x), 1, -1), x], dim=1)
+    x = torch.cat([start.expand(x.shape[0], 1, -1), x], dim=1)
     x = visual.ln_pre(visual.patch_dropout(x))
     maps = []
     for index, block in enumerate(visual.transformer.resblocks):
