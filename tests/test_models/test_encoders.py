@@ -15,6 +15,7 @@ from torch import nn
 
 from cris.datasets.tokenizer import tokenize
 from cris.engine import optimize_for_inference
+from cris.models.clip_backbone import needs_quick_gelu
 
 TINY = Config.fromfile(REPO / 'configs/_base_/models/cris_tiny.py').model
 TEXT = dict(context_length=32, vocab_size=49408, width=48, heads=3, layers=2)
@@ -73,6 +74,24 @@ class Stripes(nn.Module):
     def forward(self, x):
         x = self.conv(self.norm(x))
         return tuple(nn.functional.avg_pool2d(x, s) for s in self.strides)
+
+
+@MODELS.register_module()
+class OwnTowers(nn.Module):
+    """Two encoders of a project elsewhere, none of CLIP's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.words = nn.Embedding(49408, 8)
+
+    def forward(self, images):
+        x = self.conv(images)
+        return tuple(nn.functional.avg_pool2d(x, s) for s in (8, 16, 32))
+
+    def encode_text(self, tokens):
+        words = self.words(tokens)
+        return words, words.mean(dim=1)
 
 
 def clip_of(family):
@@ -207,6 +226,47 @@ def test_a_whole_cris(name):
     same(fast, plain, atol=1e-3 * plain.abs().max().item(), rtol=0)
 
 
+@torch.no_grad()
+def test_a_backbone_that_is_no_clip():
+    """It need not say its channels, if the config does."""
+    cfg = copy.deepcopy(TINY)
+    cfg.neck.update(in_channels=[8, 8, 8], sentence_channels=8)
+    cfg.decode_head.update(word_channels=8, sentence_channels=8)
+    model = MODELS.build(dict(cfg, backbone=dict(type='OwnTowers'))).eval()
+    inputs, samples = batch()
+    plain = model._forward(inputs, samples)
+    same(optimize_for_inference(model)._forward(inputs, samples), plain,
+         atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_every_model_of_open_clip():
+    """Each serves, or is refused with the reason and those that serve."""
+    served, refused = [], []
+    for name in open_clip.list_models():
+        try:
+            with torch.device('meta'):
+                backbone = MODELS.build(
+                    dict(type='CLIPBackbone', model_name=name)).eval()
+                maps = backbone.encode_image(torch.empty(1, 3, 96, 160))
+                words, sentence = backbone.encode_text(
+                    torch.ones(2, 17, dtype=torch.int64))
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        served.append(name)
+        assert [tuple(x.shape[1:]) for x in maps] == [
+            (channels, 96 // stride, 160 // stride) for channels, stride
+            in zip(backbone.image_channels, (8, 16, 32), strict=True)], name
+        assert backbone.text_channels == (words.shape[2], sentence.shape[1])
+    print(len(served), 'serve,', len(refused), 'are refused')
+    assert {message.partition('CRIS can use ')[2] for message in refused} == {
+        ', '.join(served)}
+    assert {'RN50x64', 'ViT-L-14-336', 'convnext_base', 'EVA02-L-14',
+            'MobileCLIP-S1', 'ViTamin-B'} <= set(served)
+
+
 def test_unused_weights_are_frozen():
     frozen = [name for name, weight in own_backbone(
         dict(type='Stripes')).visual.named_parameters()
@@ -248,7 +308,6 @@ def test_contradictions(cfg, said):
 
 
 def test_the_gelu_is_that_of_the_weights():
-    from cris.models.clip_backbone import needs_quick_gelu
     assert needs_quick_gelu('RN50', None)
     assert needs_quick_gelu('ViT-B-16', 'openai')
     assert needs_quick_gelu('ViT-B-16-quickgelu', None)

@@ -194,16 +194,15 @@ def test_an_epoch_goes_on_with_other_ranks(before, after, monkeypatch):
     assert set(seen) == set(range(80))
 
 
-@pytest.mark.parametrize('kind, before, after, changed', [
-    ('samples', (2, 4), (3, 4), 'samples per step were 8, now 12'),
-    ('samples', (2, 4), (1, 4), 'samples per step were 8, now 4'),
-    ('shards', (2, 4), (1, 8), 'processes were 2, now 1')])
-@pytest.mark.parametrize('version', ['this', 'earlier'])
+@pytest.mark.parametrize('kind, before, after, changed, version', [
+    ('samples', (2, 4), (3, 4), 'samples per step were 8, now 12', 'this'),
+    ('samples', (2, 4), (3, 4), 'samples per step were 8, now 12', 'earlier'),
+    ('samples', (2, 4), (1, 4), 'samples per step were 8, now 4', 'this'),
+    ('samples', (2, 4), (1, 4), 'samples per step were 8, now 4', 'earlier'),
+    ('shards', (2, 4), (1, 8), 'processes were 2, now 1', 'this')])
 def test_or_refuses_to(kind, before, after, changed, version, monkeypatch):
     _, saved = saved_after(3, *before, kind, monkeypatch)
     if version == 'earlier':
-        if kind == 'shards':
-            pytest.skip('it did not say')
         del saved['exact_resume']['order']
     for runner in runners(*after, kind, monkeypatch, iteration=3):
         with pytest.raises(ValueError, match=f'middle of an epoch.*{changed}.*'

@@ -13,8 +13,8 @@ from conftest import REPO, run
 
 sys.path.append(str(REPO / 'tools/misc'))
 import gpu_check  # noqa: E402
-from gpu_check import Check, Failed  # noqa: E402
 from gpu_machine import Unusable, judge  # noqa: E402
+from gpu_runs import Check, Failed  # noqa: E402
 
 GB = 10**9
 
@@ -66,9 +66,10 @@ def test_gpus_that_cannot_be_used(changes, sentence):
     assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize('fits, wanted', [
-    (64, [8, 16, 32, 64]), (20, [8, 16]), (3, [2]), (1, [])])
-def test_batches_that_do_not_fit(fits, wanted, monkeypatch, capsys):
+@pytest.mark.parametrize('fits, tried', [
+    (64, [8, 16, 32, 64]), (20, [8, 16, 32]), (3, [8, 4, 2]),
+    (1, [8, 4, 2])])
+def test_batches_that_do_not_fit(fits, tried, monkeypatch):
     """Smaller ones are tried if none of those asked for fits."""
 
     def measure(args, precision, flops, batch, *rest):
@@ -79,17 +80,16 @@ def test_batches_that_do_not_fit(fits, wanted, monkeypatch, capsys):
     monkeypatch.setattr(train, 'measure_training', measure)
     rows = train.largest_batches(
         Namespace(batch=[64, 8, 16, 32], name='r50'), 'bf16', 1, 'default')
-    assert [row['batch'] for row in rows] == wanted
-    first_too_large = {64: None, 20: 32, 3: 8, 1: 8}[fits]
-    out = capsys.readouterr().out
-    assert (f'a batch of {first_too_large} does not fit' in out) == (
-        first_too_large is not None)
+    assert [row['batch'] for row in rows] == tried
+    for row in rows:
+        assert (row['images/s'] == 'does not fit') == (row['batch'] > fits)
 
 
 @pytest.fixture
 def check(tmp_path):
-    return Check(tmp_path / 'out', 1, machine(
-        gpus=[], remarks=['No GPU.'], minutes=1, commit='abc', date='today'))
+    return Check(tmp_path, 1, machine(
+        gpus=[], remarks=['No GPU.'], minutes=1, commit='abc', date='today'),
+        gpu_check.CPU)
 
 
 def test_no_process_is_left(check, tmp_path):
@@ -138,6 +138,15 @@ def test_without_time_all_is_left_out(tmp_path, monkeypatch, capsys):
         'check.json', 'check.log', 'table.md'}
 
 
+@pytest.mark.parametrize('gpus, precision, ranks', [
+    ([('H100', '9.0')] * 8, 'bf16', 8), ([('T4', '7.5')], 'fp16', 1),
+    ([('H100 MIG 1g.10gb', '9.0')] * 2, 'bf16', 1), ([], 'fp32', 2)])
+def test_the_plan_fits_the_machine(gpus, precision, ranks):
+    plan = gpu_check.plan_for(dict(gpus=[
+        dict(name=name, capability=capability) for name, capability in gpus]))
+    assert (plan.precision, plan.ranks) == (precision, ranks)
+
+
 def test_speed_goes_on_after_a_failure(check, monkeypatch):
     def figures(command, config, *args, limit):
         if 'default' in args:
@@ -145,7 +154,6 @@ def test_speed_goes_on_after_a_failure(check, monkeypatch):
         return dict(training=[{'mode': args[1]}])
 
     monkeypatch.setattr(check, 'figures', figures)
-    check.folder = check.out
     check.end += 600
     check.try_part('speed', gpu_check.speed)
     part = check.parts['speed']

@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     add('config', help='config file')
     add('--precision', choices=PRECISIONS, default='fp32')
     add('--batch', type=int, nargs='+', default=[8, 16, 32, 64],
-        help='images of a step; larger ones than fit are left out')
+        help='images of a step, up to the first that does not fit')
     add('--mode', nargs='+', choices=MODES, default=['default'],
         help='default: as tools/train.py; channels-first: without the '
         'memory format channels last, which mixed precision uses; recompute: '

@@ -7,25 +7,17 @@ are ended when its time is up.
 import argparse
 import json
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 from gpu_machine import Unusable, judge, look
+from gpu_runs import BENCHMARK, REPO, Check, Failed, LeftOut
 
-REPO = Path(__file__).parents[2]
-BENCHMARK = 'tools/analysis_tools/benchmark.py'
 LEAST = 2  # minutes
-#: Share of the time that a part may take, or 2 minutes (tests: 5), if longer.
-SHARES = dict(tests=.25, speed=.4, training=1)
 GENERATE = '''
 import sys
 from pathlib import Path
@@ -56,6 +48,7 @@ class Plan:
     pictures: int
     training: dict
     train_seconds: float
+    ranks: int
 
 
 CONFIG = 'configs/cris/cris_{}_8xb8-amp-50e_refcoco-416x416.py'
@@ -64,161 +57,26 @@ GPU = Plan(
     batches=[8, 16, 32, 64],
     modes=['default', 'compile', 'channels-first', 'recompute'],
     precision='bf16', options=[], pictures=1200,
-    training=dict(model='cris_r50', side=224, interval=4), train_seconds=1e9)
+    training=dict(model='cris_r50', side=224, interval=4), train_seconds=1e9,
+    ranks=1)
 CPU = Plan(
     configs=['configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py'],
     batches=[2, 4], modes=['default', 'recompute'], precision='fp32',
     options=['image_size=64'], pictures=24,
-    training=dict(model='cris_tiny', side=64, interval=2), train_seconds=60)
+    training=dict(model='cris_tiny', side=64, interval=2), train_seconds=60,
+    ranks=2)
 
 
-class LeftOut(Exception):
-    """Why a part was not tried."""
-
-
-class Failed(Exception):
-    """What went wrong in a part."""
-
-
-class Check:
-    """All parts.
-
-    Args:
-        out (Path): Folder for what is written.
-        minutes (float): For all parts together.
-        machine (dict): From :func:`gpu_machine.look`.
-    """
-
-    def __init__(self, out: Path, minutes: float, machine: dict):
-        self.out, self.minutes, self.machine = out, minutes, machine
-        self.end = time.monotonic() + 60 * minutes
-        self.parts: dict[str, dict] = {}
-        self.plan = GPU if machine['gpus'] else CPU
-        if any(float(gpu['capability']) < 8 for gpu in machine['gpus']):
-            # They only emulate bf16.
-            self.plan = replace(self.plan, precision='fp16')
-        self.ranks = len(machine['gpus']) or 2
-        if any('MIG' in gpu['name'] for gpu in machine['gpus']):
-            self.ranks = 1
-        out.mkdir(parents=True, exist_ok=True)
-        self.log = out / 'check.log'
-        self.log.write_text(f'{json.dumps(machine, indent=2)}\n')
-
-    def run(self, *command: object, limit: float, stop: bool = False,
-            **env: str) -> str:
-        """What a command printed; it goes to the log.
-
-        Args:
-            limit (float): Seconds, after which it is ended. With ``stop``
-                that is its usual end, with the status 143.
-
-        Raises:
-            TimeoutError: If it did not end in time.
-            Failed: If it ended with another status than 0.
-        """
-        words = [str(word) for word in command]
-        if words[0].endswith('.py'):
-            words.insert(0, sys.executable)
-        with open(self.log, 'a') as log:
-            log.write(f'\n$ {" ".join(words)}\n')
-        begin = self.log.stat().st_size
-        with open(self.log, 'a') as log:
-            process = subprocess.Popen(
-                words, cwd=REPO, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, env={
-                    **os.environ, 'GPU_CHECK': str(os.getpid()),
-                    'PYTHON': sys.executable, **env})
-        try:
-            try:
-                status = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                if not stop:
-                    raise TimeoutError(
-                        f'it was ended after {limit:.0f} s; give more '
-                        '--minutes') from None
-                status = process.wait(120)
-        finally:
-            end_processes()
-        with open(self.log, 'rb') as log:
-            log.seek(begin)
-            text = log.read().decode(errors='replace')
-        if status != 0 and not (stop and status == 143):
-            raise Failed(_reason(text, status))
-        return text
-
-    def figures(self, *command: object, limit: float) -> dict:
-        """The tables of a subcommand of benchmark.py."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, 'figures.json')
-            text = self.run(BENCHMARK, *command, '--json', file, limit=limit)
-            for line in re.findall('.* does not fit .*', text):
-                self.note(line)
-            return json.loads(file.read_text())
-
-    def note(self, text: str) -> None:
-        self.parts[self.part]['notes'].append(text)
-        print(f'[{text}]', end=' ', flush=True)
-
-    def try_part(self, name: str, part: Callable) -> None:
-        begin = time.monotonic()
-        limit = min(self.end - begin, max(
-            300 if name == 'tests' else 120,
-            60 * self.minutes * SHARES.get(name, 0)))
-        self.part = name
-        entry = self.parts[name] = dict(status='passed', rows=[], notes=[])
-        print(f'{name} ...', end=' ', flush=True)
-        try:
-            if limit < 5:
-                raise LeftOut('there was no time left')
-            part(self, limit, entry['rows'])
-        except LeftOut as reason:
-            entry['status'] = f'left out: {reason}'
-        except TimeoutError as error:
-            entry['status'] = f'unfinished: {error}'
-        except Failed as error:
-            entry['status'] = f'failed: {error}'
-        entry['seconds'] = round(time.monotonic() - begin, 1)
-        print(f'{entry["status"]} ({entry["seconds"]:.0f} s)', flush=True)
-        self.write()
-
-    def write(self) -> None:
-        (self.out / 'check.json').write_text(json.dumps(
-            dict(machine=self.machine, parts=self.parts), indent=2))
-        (self.out / 'table.md').write_text(table(self.machine, self.parts))
-
-
-def _reason(text: str, status: int) -> str:
-    """The last line that says what went wrong."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines
-              if re.match(r'(error:|FAILED|\w*(\.\w+)*Error\b)', line)]
-    last = (errors or lines or ['it printed nothing'])[-1]
-    counts = re.findall(r'^\d+ failed.*', text, re.MULTILINE)  # pytest's
-    return f'{"; ".join([*counts[-1:], last[:300]])} (status {status})'
-
-
-def end_processes() -> None:
-    """Also those of torchrun, which are in sessions of their own."""
-    mark = f'GPU_CHECK={os.getpid()}'.encode()
-    for _ in range(50):
-        found = []
-        for folder in Path('/proc').glob('[0-9]*'):
-            try:
-                if (mark in (folder / 'environ').read_bytes().split(b'\0')
-                        and '\nState:\tZ' not in (
-                            folder / 'status').read_text()):
-                    found.append(int(folder.name))
-            except OSError:  # it has just ended, or belongs to another user
-                continue
-        if not found:
-            return
-        for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(.1)
+def plan_for(machine: dict) -> Plan:
+    gpus = machine['gpus']
+    if not gpus:
+        return CPU
+    # Older ones only emulate bf16. NCCL connects no MIG slices.
+    return replace(
+        GPU,
+        precision='bf16' if all(float(gpu['capability']) >= 8 for gpu in gpus)
+        else 'fp16',
+        ranks=1 if any('MIG' in gpu['name'] for gpu in gpus) else len(gpus))
 
 
 def data(check: Check, limit: float, rows: list) -> None:
@@ -290,7 +148,8 @@ def loader(check: Check, limit: float, rows: list) -> None:
     rate = 1000 / sum(part['ms'] for part in found['parts'])
     row = {'samples/s of one core': rate}
     speeds = [row['images/s'] for row in check.parts['speed']['rows']
-              if row['mode'] == 'default']
+              if row['mode'] == 'default'
+              and isinstance(row['images/s'], float)]
     if speeds and check.machine['gpus']:
         row['cores for one GPU'] = max(speeds) / rate
     rows.append(row)
@@ -302,24 +161,24 @@ def ranks(check: Check, limit: float, rows: list) -> None:
         raise LeftOut('this PyTorch has no NCCL')
     file = check.folder / 'sums.json'
     check.run(sys.executable, '-m', 'torch.distributed.run', '--standalone',
-              f'--nproc_per_node={check.ranks}', BENCHMARK, 'allreduce',
+              f'--nproc_per_node={check.plan.ranks}', BENCHMARK, 'allreduce',
               '--megabytes', 256 if check.machine['gpus'] else 4, '--json',
               file, limit=limit / 3)
     rows += json.loads(file.read_text())['sums']
-    if check.ranks == 1:
+    if check.plan.ranks == 1:
         del rows[0]['bus, GB/s']
     if not check.machine['gpus']:
         return
     sharded = next((REPO / 'configs/cris/sharded').glob('*.py'))
-    check.run('bash', 'tools/dist_train.sh', sharded, check.ranks,
+    check.run('bash', 'tools/dist_train.sh', sharded, check.plan.ranks,
               '--work-dir', check.folder / 'sharded', '--cfg-options',
               *_set(check, 'train'), 'train_dataloader.batch_size=2',
-              f'train_dataloader.dataset.indices={16 * check.ranks}',
+              f'train_dataloader.dataset.indices={16 * check.plan.ranks}',
               'model.backbone.init_cfg=None', 'train_cfg.max_epochs=1',
               'train_cfg.val_interval=9', 'default_hooks.logger.interval=1',
               limit=limit * 2 / 3,
               MASTER_PORT=str(20000 + os.getpid() % 9000))
-    rows.append({'sharded training': f'8 steps on {check.ranks} GPU(s)'})
+    rows.append({'sharded training': f'8 steps on {check.plan.ranks} GPU(s)'})
 
 
 def losses(check: Check, limit: float, rows: list) -> None:
@@ -327,8 +186,8 @@ def losses(check: Check, limit: float, rows: list) -> None:
     if not check.machine['gpus']:
         raise LeftOut('without GPUs it takes minutes: pytest -m slow '
                       'tests/test_tools/test_ranks.py')
-    if check.ranks == 1:
-        raise LeftOut('there is one GPU')
+    if check.plan.ranks == 1:
+        raise LeftOut('NCCL connects one GPU here')
     text = check.run(
         sys.executable, '-m', 'pytest', '-q', '-m', 'slow', '-k', 'losses',
         '-p', 'no:cacheprovider', 'tests/test_tools/test_ranks.py',
@@ -374,32 +233,6 @@ def _set(check: Check, part: str) -> list[str]:
             f'{part}_dataloader.dataset.data_prefix.img_path=train2014']
 
 
-def table(machine: dict, parts: dict) -> str:
-    """Markdown, for the README."""
-    cards = [f'{gpu["name"]} ({gpu["total"] / 1e9:.0f} GB)'
-             for gpu in machine['gpus']]
-    text = '; '.join([
-        f'{len(cards)} x {", ".join(dict.fromkeys(cards))}' if cards
-        else 'No GPU', f'{machine["cores"]} CPU cores, {machine["cpu"]}',
-        f'driver {machine["driver"]}', f'torch {machine["torch"]}',
-        f'commit {machine["commit"]}', machine['date'],
-        f'{machine["minutes"]:g} minutes']) + '\n'
-    for remark in machine['remarks']:
-        text += f'\n{remark}\n'
-    for name, part in parts.items():
-        found = '; '.join([part['status'], *part['notes']])
-        text += f'\n**{name}**: {found}\n'
-        for heads, rows in groupby(part['rows'], tuple):
-            text += f'\n| {" | ".join(heads)} |\n|{"---|" * len(heads)}\n'
-            for row in rows:
-                text += f'| {" | ".join(map(_cell, row.values()))} |\n'
-    return text
-
-
-def _cell(value: object) -> str:
-    return f'{value:.3g}' if isinstance(value, float) else str(value)
-
-
 def _commit() -> str:
     done = subprocess.run(['git', 'describe', '--always', '--dirty'],
                           cwd=REPO, capture_output=True, text=True)
@@ -423,7 +256,7 @@ def main() -> int:
     out = Path(os.environ.get('GPU_CHECK_FROM', '.'), args.out).absolute()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / 'check.log').touch()
+        (out / 'check.log').touch()  # fails now, if at all
         machine = look()
         remarks = judge(machine)
     except (OSError, Unusable) as error:
@@ -434,9 +267,8 @@ def main() -> int:
     print('\n'.join(remarks))
     machine.update(remarks=remarks, minutes=args.minutes, commit=_commit(),
                    date=time.strftime('%Y-%m-%d'))
-    check = Check(out, args.minutes, machine)
+    check = Check(out, args.minutes, machine, plan_for(machine))
     print(f'Log: {check.log}')
-    check.folder = Path(tempfile.mkdtemp(dir=check.out))
     try:
         for part in (data, tests, speed, evaluation, loader, ranks, losses,
                      training):
@@ -445,8 +277,7 @@ def main() -> int:
         print('interrupted', file=sys.stderr)
         return 130
     finally:
-        end_processes()
-        shutil.rmtree(check.folder, ignore_errors=True)
+        check.close()
     print(f'\n{(check.out / "table.md").read_text()}')
     unfinished, failed = (
         [name for name, part in check.parts.items()

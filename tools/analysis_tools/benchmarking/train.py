@@ -21,6 +21,9 @@ from .measuring import DEVICE, Clock
 _WRAPPERS = dict(fp32=('OptimWrapper', None),
                  bf16=('AmpOptimWrapper', 'bfloat16'),
                  fp16=('AmpOptimWrapper', 'float16'))
+NO_ROOM = 'does not fit'
+_SPEED, _SHARE, _MEMORY = (
+    'images/s', '% of the rate of matrix products', 'peak memory, GB')
 _RECOMPUTE = ('model.backbone.with_cp=True', 'model.decode_head.with_cp=True')
 
 
@@ -88,26 +91,28 @@ def measure_training(args: Namespace, precision: str, flops: int, batch: int,
 
 def largest_batches(args: Namespace, precision: str, flops: int,
                     mode: str) -> list[dict]:
-    """Rows of the batches that fit; if none does, of the next that fits."""
+    """A row for each batch up to the first that does not fit; if none does,
+    for smaller ones, too.
+    """
     rows = []
     batches = sorted(args.batch)
     while batches:
         batch = batches.pop(0)
+        row = {'model': args.name, 'mode': mode, 'precision': precision,
+               'batch': batch}
         try:
             found = measure_training(args, precision, flops, batch, mode,
                                      _WRAPPERS[precision][1] or 'float32')
         except torch.cuda.OutOfMemoryError:
-            print(f'{mode}: a batch of {batch} does not fit this GPU',
-                  flush=True)
-            batches = [] if rows or batch <= 2 else [batch // 2]
+            smaller = not rows or rows[-1][_SPEED] == NO_ROOM
+            batches = [batch // 2] if smaller and batch > 2 else []
+            row |= dict.fromkeys((_SPEED, _SHARE, _MEMORY), NO_ROOM)
             torch.cuda.empty_cache()
-            continue
-        rows.append({
-            'model': args.name, 'mode': mode, 'precision': precision,
-            'batch': batch, 'images/s': found['images/s'],
-            '% of the rate of matrix products': 100 / found['ratio'],
-            'peak memory, GB': found['peak memory, GB']})
-        print(rows[-1], flush=True)
+        else:
+            row |= {_SPEED: found['images/s'], _SHARE: 100 / found['ratio'],
+                    _MEMORY: found['peak memory, GB']}
+        rows.append(row)
+        print(row, flush=True)
     return rows
 
 
@@ -119,6 +124,4 @@ def main(args: Namespace) -> None:
     own = sum(flops[stage] for stage in STAGES)
     rows = [row for mode in args.mode for row in measuring.in_own_process(
         largest_batches, args, args.precision, own, mode)]
-    if not rows:
-        raise SystemExit('error: not even a batch of 2 fits this GPU')
     measuring.report(args, training=rows)

@@ -91,14 +91,15 @@ class CLIPBackbone(BaseModule):
         if init_cfg is not None and init_cfg.get('type') != 'Pretrained':
             raise ValueError("init_cfg of CLIPBackbone must be of type "
                              f"'Pretrained', got {init_cfg}")
-        if image_encoder is not None:
-            if vision_cfg is not None:
-                raise ValueError('give either image_encoder or vision_cfg')
-            vision_cfg = _NO_VISION
+        text_only = image_encoder is not None
+        if text_only and vision_cfg is not None:
+            raise ValueError('give either image_encoder or vision_cfg')
         sizes = dict(
             embed_dim=embed_dim, vision_cfg=vision_cfg, text_cfg=text_cfg)
         if model_name is not None:
-            sizes = clip_sizes(model_name, sizes)
+            sizes = clip_sizes(model_name, sizes, text_only)
+        if text_only:
+            sizes['vision_cfg'] = _NO_VISION
         if None in sizes.values():
             raise ValueError(
                 'CLIPBackbone needs model_name, or embed_dim, vision_cfg and '
@@ -113,7 +114,7 @@ class CLIPBackbone(BaseModule):
         clip = open_clip.CustomTextCLIP(**sizes, quick_gelu=quick_gelu)
         self.visual, self.text = clip.visual, clip.text
         names = set(clip.state_dict())
-        if image_encoder is not None:
+        if text_only:
             spare_multimodal()
             self.visual = MODELS.build(image_encoder)
         elif isinstance(self.visual, ModifiedResNet):
@@ -123,9 +124,7 @@ class CLIPBackbone(BaseModule):
             freeze_unused(self.visual, self._taps)
         # CLIP's own weights for what comes after the maps are not needed.
         self._dropped = names - set(self.state_dict())
-        channels = list(self._taps.channels)
-        self.image_channels = tuple(channels[:1] * (3 - len(channels))
-                                    + channels)
+        self.image_channels = self._taps.image_channels
         self.text_channels = (self.text.width, self.text.output_dim)
         freeze_stages(self.visual, frozen_stages)
         if frozen_text:
@@ -219,8 +218,11 @@ class CLIPBackbone(BaseModule):
         return words, end @ text.text_projection
 
 
-def clip_sizes(model_name: str, given: dict) -> dict:
+def clip_sizes(model_name: str, given: dict,
+               text_only: bool = False) -> dict:
     """open_clip's sizes of a model, with which those given must agree.
+
+    With ``text_only`` its image encoder need not serve.
 
     Raises:
         ValueError: If they do not, or CRIS cannot use the model.
@@ -228,15 +230,12 @@ def clip_sizes(model_name: str, given: dict) -> dict:
     config = open_clip.get_model_config(model_name)
     fault = 'open_clip has no such model'
     if config is not None:
-        fault = _why_not(config, given['vision_cfg'] is _NO_VISION)
+        fault = _why_not(config, text_only)
     if fault is not None:
         usable = [name for name in open_clip.list_models()
                   if _why_not(open_clip.get_model_config(name)) is None]
         raise ValueError(f'model_name={model_name!r}: {fault}. CRIS can use '
                          f'{", ".join(usable)}')
-    given = dict(given)
-    if given['vision_cfg'] is _NO_VISION:
-        config = dict(config, vision_cfg=_NO_VISION)
     for key, value in given.items():
         same = value is None or value == config[key]
         if isinstance(value, dict):

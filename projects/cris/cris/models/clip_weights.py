@@ -79,16 +79,15 @@ def read_clip_weights(source: str, wanted: dict[str, Tensor],
 def tag_of(source: str, model_name: str | None
            ) -> tuple[str | None, str, dict] | None:
     """Model, tag and open_clip's settings (empty: none) of what is a tag."""
-    *named, tag = source.removeprefix(_TAG_PREFIX).split('/')
-    name = '/'.join(named) or model_name
-    cfg = open_clip.get_pretrained_cfg(name, tag) if name else {}
     if source.startswith(_TAG_PREFIX):
-        return name, tag, cfg
-    if model_name is not None and open_clip.pretrained.is_pretrained_cfg(
+        *named, tag = source.removeprefix(_TAG_PREFIX).split('/')
+        name = '/'.join(named) or model_name
+    elif model_name is not None and open_clip.pretrained.is_pretrained_cfg(
             model_name, source):
-        return model_name, source, open_clip.get_pretrained_cfg(
-            model_name, source)
-    return None
+        name, tag = model_name, source
+    else:
+        return None
+    return name, tag, open_clip.get_pretrained_cfg(name, tag) if name else {}
 
 
 def _family(names: Iterable[str]) -> str | None:

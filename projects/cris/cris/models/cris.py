@@ -58,13 +58,13 @@ class CRIS(BaseSegmentor):
             # mmengine finds mmseg's preprocessor only in mmseg's scope.
             data_preprocessor = MODELS.build(data_preprocessor)
         super().__init__(data_preprocessor, init_cfg)
-        # mmseg's preprocessor has no argument for it.
-        self.data_preprocessor._non_blocking = True
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(self._with_channels(neck))
         self.decode_head = MODELS.build(self._with_channels(decode_head))
 
     def _with_channels(self, cfg: dict) -> dict:
+        if 'auto' not in cfg.values():  # a backbone need not know them
+            return cfg
         words, sentence = self.backbone.text_channels
         found = dict(in_channels=self.backbone.image_channels,
                      word_channels=words, sentence_channels=sentence)
@@ -280,7 +280,8 @@ def fold_batch_norm(model: CRIS) -> None:
     Only where it is known to follow them: in the neck, the head and CLIP's
     ResNet. In other encoders a layer of this name may do more, or come first.
     """
-    for part in (model.backbone.visual, model.neck, model.decode_head):
+    visual = getattr(model.backbone, 'visual', None)
+    for part in (visual, model.neck, model.decode_head):
         if isinstance(part, (ModifiedResNet, CrossModalFPN,
                              VisionLanguageDecoderHead)):
             fuse_conv_bn(part)

@@ -99,6 +99,11 @@ class Taps:
                 f'{", ".join(map(str, self.strides))}: CRIS needs 8, 16, 32, '
                 'or one stride as a ViT has; set its out_indices')
 
+    @property
+    def image_channels(self) -> tuple[int, ...]:
+        """Of the maps of :meth:`pyramid`."""
+        return tuple(_three(self.channels))
+
     def pyramid(self, visual: nn.Module, images: Tensor) -> list[Tensor]:
         """Maps at strides 8, 16, 32.
 
@@ -114,10 +119,14 @@ class Taps:
         if fitting != list(size):
             images = F.interpolate(images, fitting, mode='bicubic',
                                    align_corners=False)
-        maps = list(self.maps(visual, images))
-        maps = [maps[0]] * (3 - len(maps)) + maps  # few: for several strides
+        maps = _three(self.maps(visual, images))
         return [_resize(x, [side // wanted for side in size])
                 for x, wanted in zip(maps, STRIDES, strict=True)]
+
+
+def _three(items: Sequence) -> list:
+    """If there are fewer, the first one several times."""
+    return [items[0]] * (3 - len(items)) + list(items)
 
 
 def _resize(x: Tensor, size: list[int]) -> Tensor:

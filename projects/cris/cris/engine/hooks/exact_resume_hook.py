@@ -40,8 +40,7 @@ class ExactResumeHook(Hook):
 
     Raises:
         ValueError: Before training, if the rest of an epoch would be samples
-            in another order.
-        RuntimeError: If the ranks resumed from different checkpoints.
+            in another order, or the ranks resumed from different ones.
     """
 
     priority = 'LOWEST'
