@@ -111,10 +111,12 @@ def launch(script, *args, ok=True, **env):
 
 
 def ranks_train(config, work, ranks, *options, ok=True, **env):
-    return launch('dist_train.sh', config, ranks, '--work-dir', work,
-                  '--cfg-options',
-                  f'train_dataloader.batch_size={8 // ranks}', *options,
-                  ok=ok, **env)
+    log = launch('dist_train.sh', config, ranks, '--work-dir', work,
+                 '--cfg-options',
+                 f'train_dataloader.batch_size={8 // ranks}', *options,
+                 ok=ok, **env)
+    assert not (ok and 'Traceback' in log and 'MAX_RESTARTS' not in env), log
+    return log
 
 
 def run_ranks(script, folders, timeout=60):

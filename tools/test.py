@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     from mmengine.runner import Runner
 
     from cris.engine.config import load_config
-    from cris.engine.hooks.data_timeout_hook import explain_data_errors
+    from cris.engine.hooks.data_timeout_hook import data_workers
     from cris.engine.inference import optimize_for_inference
     from cris.engine.logs import log_run, quiet_logs, short_errors
     from cris.engine.ranks import init_ranks
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
                           if isinstance(m, RefSegMetric))
             metric.leave_out(review.wrong)
         phase.running = True
-        with explain_data_errors(runner):
+        with data_workers(runner):
             scores = runner.test()
     if is_main_process():
         if args.audit:

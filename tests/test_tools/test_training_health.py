@@ -3,10 +3,14 @@
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CONFIG, options, probed, tool
+from torch.utils.data import DataLoader
+
+from cris.engine.hooks.data_timeout_hook import data_workers
 
 
 def train(config, refer_set, *more, ok=False):
@@ -79,3 +83,16 @@ def test_a_pipe_among_the_images_is_refused(refer_set):
     log = train(CONFIG, refer_set,
                 'train_dataloader.dataset.check_images=False')
     assert f'error: {image} is not a regular file' in log
+
+
+def test_data_workers_end_with_the_run():
+    """Not when the garbage is collected."""
+    loader = DataLoader(range(4), num_workers=2, persistent_workers=True)
+    runner = SimpleNamespace(
+        hooks=[], _train_loop=SimpleNamespace(dataloader=loader),
+        _val_loop=dict(type='ValLoop'), _test_loop=None)
+    with data_workers(runner):
+        list(loader)
+        workers = loader._iterator._workers
+        assert all(worker.is_alive() for worker in workers)
+    assert not any(worker.is_alive() for worker in workers)

@@ -172,10 +172,12 @@ def ranks(check: Check, limit: float, rows: list) -> None:
     sharded = next((REPO / 'configs/cris/sharded').glob('*.py'))
     check.run('bash', 'tools/dist_train.sh', sharded, check.plan.ranks,
               '--work-dir', check.folder / 'sharded', '--cfg-options',
-              *_set(check, 'train'), 'train_dataloader.batch_size=2',
+              *_set(check, 'train'), *_set(check, 'val'),
+              'train_dataloader.batch_size=2',
+              f'val_dataloader.dataset.indices={8 * check.plan.ranks}',
               f'train_dataloader.dataset.indices={16 * check.plan.ranks}',
               'model.backbone.init_cfg=None', 'train_cfg.max_epochs=1',
-              'train_cfg.val_interval=9', 'default_hooks.logger.interval=1',
+              'default_hooks.logger.interval=1',
               limit=limit * 2 / 3,
               MASTER_PORT=str(20000 + os.getpid() % 9000))
     rows.append({'sharded training': f'8 steps on {check.plan.ranks} GPU(s)'})

@@ -136,8 +136,10 @@ class Check:
 def _reason(text: str, status: int) -> str:
     """The last line that says what went wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines
-              if re.match(r'(error:|FAILED|\w*(\.\w+)*Error\b)', line)]
+    # Of torchrun's ranks the first error; what torchrun says comes last.
+    errors = [line for line in lines if re.match(
+        r'(\[rank\d+\]: )?(error:|FAILED|\w*(\.\w+)*Error\b)', line)
+        and 'ChildFailedError' not in line]
     last = (errors or lines or ['it printed nothing'])[-1]
     counts = re.findall(r'^\d+ failed.*', text, re.MULTILINE)  # pytest's
     return f'{"; ".join([*counts[-1:], last[:300]])} (status {status})'

@@ -28,7 +28,7 @@ from cris.models.adapters import is_adapter
 from cris.models.fast_cpu import optimize_for_cpu_training, reuse_memory
 
 from .config import load_config
-from .hooks.data_timeout_hook import explain_data_errors
+from .hooks.data_timeout_hook import data_workers
 from .inference import compile_parts
 from .logs import log_run, log_trained, quiet_logs, short_errors
 from .precision import avoid_fused, use_bfloat16
@@ -56,20 +56,23 @@ def train(args: Namespace) -> None:
 
 def run(cfg: Config, phase: SimpleNamespace) -> None:
     """Build the runner of a complete config and train."""
-    # mmengine would compile its own step, the log included.
-    compiled = cfg.pop('compile', False)
-    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
-    runner = build(cfg)
-    log_run(runner)
-    model = _unwrapped(runner.model)
-    log_trained(runner, model)
-    if not torch.cuda.is_available() and isinstance(runner, Runner):
-        optimize_for_cpu_training(model)
-    if compiled:
-        compile_parts(model,
-                      **(compiled if isinstance(compiled, dict) else {}))
+    if 'runner_type' in cfg:  # a FlexibleRunner, which builds its model later
+        runner = RUNNERS.build(cfg)
+        log_run(runner)
+    else:
+        # mmengine would compile its own step, the log included.
+        compiled = cfg.pop('compile', False)
+        runner = Runner.from_cfg(cfg)
+        log_run(runner)
+        model = _unwrapped(runner.model)
+        log_trained(runner, model)
+        if not torch.cuda.is_available():
+            optimize_for_cpu_training(model)
+        if compiled:
+            compile_parts(model,
+                          **(compiled if isinstance(compiled, dict) else {}))
     runner.register_hook(_SetUpHook(phase, cfg))
-    with explain_data_errors(runner):
+    with data_workers(runner):
         check_training(runner, cfg)
         runner.train()
 

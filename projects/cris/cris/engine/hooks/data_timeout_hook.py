@@ -14,7 +14,7 @@ from cris.datasets.base import refer_datasets
 class DataTimeoutHook(Hook):
     """End a run whose data workers have stalled, instead of waiting forever.
 
-    :func:`explain_data_errors` then says which files they were reading.
+    :func:`data_workers` then says which files they were reading.
 
     With several processes, the others wait for the stalled one until the
     time-out of their group, and then end the run without the name of a file.
@@ -54,8 +54,11 @@ class DataWorkerError(RuntimeError):
 
 
 @contextmanager
-def explain_data_errors(runner: Runner) -> Iterator[None]:
-    """Add the files that were being read to errors of data workers.
+def data_workers(runner: Runner) -> Iterator[None]:
+    """Around a run: end its data workers, and explain their errors.
+
+    The files that were being read are added to errors. Loaders that are left
+    to the garbage collection fill the output with errors of their threads.
 
     Raises:
         DataWorkerError: In place of PyTorch's RuntimeError.
@@ -75,3 +78,8 @@ def explain_data_errors(runner: Runner) -> Iterator[None]:
             '\nCheck the disk or the network they are on, or remove broken '
             'files. DataTimeoutHook(seconds=...) sets the longest wait.'
         ) from error
+    finally:
+        for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
+            loader = getattr(loop, 'dataloader', None)  # or still a config
+            if loader is not None and loader._iterator is not None:
+                loader._iterator._shutdown_workers()
