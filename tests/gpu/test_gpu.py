@@ -81,7 +81,8 @@ class Watch(TorchDispatchMode):
                 return True  # such as whether all are finite
         out = func(*args, **(kwargs or {}))
         before = tensors((args, kwargs))
-        devices = {x.device.type for x in before + tensors(out)}
+        # Recomputation passes an empty tensor on.
+        devices = {x.device.type for x in before + tensors(out) if x.numel()}
         if 'cpu' in devices:
             self.on_host[str(func)] += 1
             if len(devices) > 1:
