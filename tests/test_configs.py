@@ -174,6 +174,8 @@ def test_inheritance_is_shallow():
 def test_the_papers_recipe():
     """Facts of the official code: groups, rates, steps."""
     from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import init_default_scope
+    init_default_scope('mmseg')
     cfg = Config.fromfile(
         REPO / 'configs/cris/cris_r50_8xb8-amp-50e_refcoco-416x416.py')
     cfg.model.backbone.update(
@@ -187,6 +189,7 @@ def test_the_papers_recipe():
     groups = build_optim_wrapper(model,
                                  cfg.optim_wrapper).optimizer.param_groups
     rates = {id(p): g['lr'] for g in groups for p in g['params']}
+    assert len(groups) == 3  # those with a key of their own, and the rest
     assert all(g['weight_decay'] == 0 for g in groups)
     for name, p in model.named_parameters():
         clip = name.startswith('backbone') and (
@@ -340,6 +343,8 @@ def test_image_size_that_is_not_one(size):
 
 def test_pretrained_layers_learn_slowly():
     from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import init_default_scope
+    init_default_scope('mmseg')
     (path, ) = (REPO / 'configs/cris').glob('cris_efficientnet-lite0_*.py')
     cfg = Config.fromfile(path)
     with torch.device('meta'):
@@ -347,6 +352,7 @@ def test_pretrained_layers_learn_slowly():
     avoid_fused(cfg)
     groups = build_optim_wrapper(model,
                                  cfg.optim_wrapper).optimizer.param_groups
+    assert len(groups) == 2
     rates = {id(p): g['lr'] for g in groups for p in g['params']}
     for name, p in model.named_parameters():
         slow = name.startswith('backbone.visual.')

@@ -83,7 +83,8 @@ class Watch(TorchDispatchMode):
         before = tensors((args, kwargs))
         # Recomputation passes an empty tensor on.
         devices = {x.device.type for x in before + tensors(out) if x.numel()}
-        if 'cpu' in devices:
+        if 'cpu' in devices and 'attention' not in str(func):
+            # A real one also returns where it stands in the random numbers.
             self.on_host[str(func)] += 1
             if len(devices) > 1:
                 to = tensors(out)[0].device.type
@@ -358,9 +359,10 @@ def test_steps_of_training(real):
     before = copy.deepcopy(model.state_dict())
     wrapper = build_optim_wrapper(model, model.cfg.optim_wrapper)
     losses = [model.train_step(raw_batch(), wrapper)['loss'].item()
-              for _ in range(20)]
+              for _ in range(60)]
     assert np.isfinite(losses).all()
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 2
+    # First nothing, until the loss scale fits; then it rises before it falls.
+    assert np.mean(losses[-5:]) < losses[0] / 2
     assert wrapper.loss_scaler.get_scale() >= 1
     weights = dict(model.named_parameters())
     assert all(weight.isfinite().all() for weight in weights.values())

@@ -4,6 +4,7 @@
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='Adam', lr=1e-4, fused=True),
+    constructor='GroupedOptimWrapperConstructor',
     paramwise_cfg=dict(
         custom_keys={
             'backbone': dict(lr_mult=0.1),

@@ -3,7 +3,8 @@
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1.2e-3, weight_decay=0.01, fused=True),
-    clip_grad=dict(max_norm=1.0))
+    clip_grad=dict(max_norm=1.0),
+    constructor='GroupedOptimWrapperConstructor')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, end=100, by_epoch=False),
     dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True)

@@ -3,10 +3,12 @@
 from .config import load_config
 from .hooks import ReferVisualizationHook
 from .inference import PRECISIONS, optimize_for_inference
+from .param_groups import GroupedOptimWrapperConstructor
 from .precision import avoid_fused, use_bfloat16
 from .sharding import ShardedStrategy
 
 __all__ = [
-    'PRECISIONS', 'ReferVisualizationHook', 'ShardedStrategy', 'avoid_fused',
-    'load_config', 'optimize_for_inference', 'use_bfloat16'
+    'PRECISIONS', 'GroupedOptimWrapperConstructor', 'ReferVisualizationHook',
+    'ShardedStrategy', 'avoid_fused', 'load_config', 'optimize_for_inference',
+    'use_bfloat16'
 ]
