@@ -119,8 +119,8 @@ def test_what_failed_is_said(check):
         rows.append({'sums': 1.25})
         raise Failed('it is broken')
 
-    check.try_part('ranks', broken)
-    assert '**ranks**: failed: it is broken\n\n| sums |\n|---|\n| 1.25 |' in (
+    check.try_part(broken, 1)
+    assert '**broken**: failed: it is broken\n\n| sums |\n|---|\n| 1.25 |' in (
         check.out / 'table.md').read_text()
 
 
@@ -155,7 +155,7 @@ def test_speed_goes_on_after_a_failure(check, monkeypatch):
 
     monkeypatch.setattr(check, 'figures', figures)
     check.end += 600
-    check.try_part('speed', gpu_check.speed)
+    check.try_part(gpu_check.speed, 1)
     part = check.parts['speed']
     assert part['status'] == 'failed: tiny, default'
     assert part['rows'] == [{'mode': 'recompute'}]

@@ -16,8 +16,8 @@ from typing import Any
 
 REPO = Path(__file__).parents[2]
 BENCHMARK = 'tools/analysis_tools/benchmark.py'
-#: Share of the time that a part may take, or 2 minutes (tests: 5), if longer.
-SHARES = dict(tests=.25, speed=.4, training=1)
+#: Seconds that a part may take, however small its share.
+LEAST = 30
 
 
 class LeftOut(Exception):
@@ -69,7 +69,7 @@ class Check:
             words.insert(0, sys.executable)
         with open(self.log, 'a') as log:
             log.write(f'\n$ {" ".join(words)}\n')
-        begin = self.log.stat().st_size
+        begin, start = self.log.stat().st_size, time.monotonic()
         with open(self.log, 'a') as log:
             process = subprocess.Popen(
                 words, cwd=REPO, stdin=subprocess.DEVNULL, stdout=log,
@@ -91,6 +91,8 @@ class Check:
         with open(self.log, 'rb') as log:
             log.seek(begin)
             text = log.read().decode(errors='replace')
+        with open(self.log, 'a') as log:
+            log.write(f'\n[{time.monotonic() - start:.1f} s]\n')
         if status != 0 and not (stop and status == 143):
             raise Failed(_reason(text, status))
         return text
@@ -105,11 +107,11 @@ class Check:
         self.parts[self.part]['notes'].append(text)
         print(f'[{text}]', end=' ', flush=True)
 
-    def try_part(self, name: str, part: Callable) -> None:
-        begin = time.monotonic()
-        limit = min(self.end - begin, max(
-            300 if name == 'tests' else 120,
-            60 * self.minutes * SHARES.get(name, 0)))
+    def try_part(self, part: Callable, share: float) -> None:
+        """Run a part for at most this share of the time that is left."""
+        begin, name = time.monotonic(), part.__name__
+        left = self.end - begin
+        limit = min(left, max(LEAST, share * left))
         self.part = name
         entry = self.parts[name] = dict(status='passed', rows=[], notes=[])
         print(f'{name} ...', end=' ', flush=True)
