@@ -165,7 +165,7 @@ def ranks(check: Check, limit: float, rows: list) -> None:
     check.run(sys.executable, '-m', 'torch.distributed.run', '--standalone',
               f'--nproc_per_node={check.plan.ranks}', BENCHMARK, 'allreduce',
               '--megabytes', 256 if check.machine['gpus'] else 4, '--json',
-              file, limit=limit / 3)
+              file, limit=limit / 2)
     rows += json.loads(file.read_text())['sums']
     if check.plan.ranks == 1:
         del rows[0]['bus, GB/s']
@@ -180,7 +180,7 @@ def ranks(check: Check, limit: float, rows: list) -> None:
               f'train_dataloader.dataset.indices={16 * check.plan.ranks}',
               'model.backbone.init_cfg=None', 'train_cfg.max_epochs=1',
               'default_hooks.logger.interval=1',
-              limit=limit * 2 / 3,
+              limit=limit / 2,
               MASTER_PORT=str(20000 + os.getpid() % 9000))
     rows.append({'sharded training': f'8 steps on {check.plan.ranks} GPU(s)'})
 

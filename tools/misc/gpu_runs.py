@@ -17,7 +17,7 @@ from typing import Any
 REPO = Path(__file__).parents[2]
 BENCHMARK = 'tools/analysis_tools/benchmark.py'
 #: Seconds that a part may take, however small its share.
-LEAST = 30
+LEAST = 45
 
 
 class LeftOut(Exception):
