@@ -116,9 +116,14 @@ def frozen_names(module):
     (CONVNEXT, 0, ['trunk.stem.'], ['trunk.stages.0.']),
     (CONVNEXT, 2, ['trunk.stages.1.'], ['trunk.stages.2.']),
     (CONVNEXT, 'all', ['trunk.stages.3.'], []),
+    ('EfficientNetLite0', 0, ['trunk.conv_stem.', 'trunk.bn1.'],
+     ['trunk.blocks.0.']),
+    ('EfficientNetLite0', 3, ['trunk.blocks.2.'], ['trunk.blocks.3.']),
 ])
 def test_frozen_stages(vision, stages, frozen, trained):
-    visual = cris(vision, frozen_stages=stages).backbone.visual
+    towers = dict(vision=vision) if isinstance(vision, dict) else dict(
+        image_encoder=dict(type=vision))
+    visual = cris(**towers, frozen_stages=stages).backbone.visual
     names = frozen_names(visual)
     for prefix in (*frozen, *trained):
         own = {name for name, _ in visual.named_parameters()

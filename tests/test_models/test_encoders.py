@@ -8,8 +8,10 @@ import torch
 from conftest import REPO
 from mmengine.config import Config
 from mmengine.structures import PixelData
+from mmengine.utils import to_2tuple
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from torch import nn
 
@@ -142,6 +144,59 @@ def test_maps_are_those_of_open_clip(family, tmp_path):
     tokens = tokenize(['a red circle', 'sky'], 32)
     same(backbone.encode_text(tokens)[1], clip.encode_text(tokens),
          atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize('name', [
+    'RN50', 'RN101-quickgelu', 'RN50x4', 'RN50x16', 'RN50x64', 'ViT-B-32',
+    'ViT-B-16', 'ViT-B-16-quickgelu', 'ViT-L-14', 'ViT-L-14-336',
+    'convnext_base', 'convnext_large_d_320', 'EVA02-B-16', 'ViTamin-S',
+    'MobileCLIP-S1', 'swin_base_patch4_window7_224'])
+def test_maps_of_true_sizes_are_those_of_open_clip(name):
+    torch.manual_seed(0)
+    config = open_clip.get_model_config(name)
+    config['text_cfg'].update(layers=1)
+    clip = open_clip.CustomTextCLIP(
+        **{k: config[k] for k in ('embed_dim', 'vision_cfg', 'text_cfg')},
+        quick_gelu='quickgelu' in name).eval()
+    for module in clip.visual.modules():
+        if isinstance(module, nn.BatchNorm2d):  # some weights start at zero
+            nn.init.uniform_(module.weight, 0.5, 1)
+    backbone = MODELS.build(dict(
+        type='CLIPBackbone', model_name=name, quick_gelu='quickgelu' in name,
+    )).eval()
+    missing, _ = backbone.visual.load_state_dict(
+        clip.visual.state_dict(), strict=False)
+    assert all(key.startswith('attnpool.connect') for key in missing)
+    height, width = to_2tuple(clip.visual.image_size)
+    images = torch.randn(1, 3, height, width)
+    ours = {}
+    if isinstance(clip.visual, ModifiedResNet):
+        layers = ('layer2', 'layer3', 'layer4')
+        for layer in layers:
+            getattr(backbone.visual, layer).register_forward_hook(
+                lambda _, __, out, layer=layer: ours.update({layer: out}))
+        *two, c5 = backbone.encode_image(images)
+        assert all(map(torch.equal, two, [ours['layer2'], ours['layer3']]))
+        ours, indices = [ours[layer] for layer in layers], [2, 3, 4]
+    else:
+        ours = backbone._taps.maps(backbone.visual, images)
+        indices = [-1]
+        if isinstance(clip.visual, TimmModel) and len(ours) == 3:
+            infos = [info['reduction'] for info in
+                     clip.visual.trunk.feature_info]
+            indices = [infos.index(stride) for stride in (8, 16, 32)]
+        elif isinstance(clip.visual, TimmModel):
+            indices = [len(clip.visual.trunk.blocks) - 1]
+        else:
+            indices = [clip.visual.transformer.layers - 1]
+    theirs = clip.visual.forward_intermediates(
+        images, indices=indices, intermediates_only=True)[
+            'image_intermediates']
+    for a, b in zip(ours, theirs, strict=True):
+        assert b.std() > 0
+        same(a / b.std(), b / b.std(), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ class CLIPBackbone(BaseModule):
             encoder are not trained, -1 for none: layers of a ResNet (5 is the
             attention pool), blocks of a ViT, stages of timm. ``'all'`` is all
             but ``connect``, which CLIP does not have; with image_encoder only
-            -1 and ``'all'``.
+            -1 and ``'all'``, but for EfficientNetLite0.
         frozen_text (bool): The text transformer is not trained.
         peft (dict, optional): Adapters for what is not frozen by these two;
             the rest of both encoders is frozen then. ``dict(type='LoRA',

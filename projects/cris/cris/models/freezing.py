@@ -8,6 +8,8 @@ from open_clip.transformer import VisionTransformer
 from timm.models import group_parameters
 from torch import nn
 
+from .efficientnet_lite import EfficientNetLite0
+
 
 def is_new(name: str) -> bool:
     """Whether CLIP does not have this weight, so it is always trained."""
@@ -15,12 +17,13 @@ def is_new(name: str) -> bool:
 
 
 def stage_of(visual: nn.Module) -> dict[str, int] | None:
-    """Stage of each of CLIP's weights in an image encoder of open_clip.
+    """Stage of each pretrained weight of an image encoder.
 
     Returns:
         dict[str, int] | None: By the names of the parameters; 0 is the stem.
         A block of a ViT is a stage, the attention pool of CLIP's ResNet the
-        fifth. None for encoders whose stages are not known.
+        fifth. EfficientNet-Lite0 has seven: strides 2, 4, 8, 16, 16, 32, 32.
+        None for encoders whose stages are not known.
     """
     names = [name for name, _ in visual.named_parameters()
              if not is_new(name)]
@@ -30,6 +33,9 @@ def stage_of(visual: nn.Module) -> dict[str, int] | None:
     if isinstance(visual, VisionTransformer):
         block = r'transformer\.resblocks\.(\d+)\.'
         return {name: 1 + _number(block, name, -1) for name in names}
+    if isinstance(visual, EfficientNetLite0):
+        return {name: 1 + _number(r'trunk\.blocks\.(\d+)\.', name, -1)
+                for name in names}
     if isinstance(visual, TimmModel) and hasattr(visual.trunk,
                                                  'group_matcher'):
         stages = group_parameters(
