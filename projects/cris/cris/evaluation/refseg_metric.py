@@ -118,10 +118,12 @@ class RefSegMetric(BaseMetric):
             pixels intersection, union, pred_area and gt_area; iou in [0, 1];
             score, the confidence in [0, 1]: the mean probability of the
             predicted pixels at the original size, or the maximum if nothing
-            is predicted, None without ``seg_logits``; pred_rle and gt_rle,
-            the masks at the original size as ``counts`` of COCO's compressed
-            RLE. Each option above that differs from its default is a further
-            key, the same in every record. Defaults to None.
+            is predicted, None without ``seg_logits``; existence, the
+            probability of a referent, None if the model does not tell;
+            pred_rle and gt_rle, the masks at the original size as ``counts``
+            of COCO's compressed RLE. Each option above that differs from its
+            default is a further key, the same in every record. Defaults to
+            None.
 
     Raises:
         ValueError: If an option has an invalid value.
@@ -248,7 +250,10 @@ class RefSegMetric(BaseMetric):
                 f'prediction of {sample.get("img_path")} has no seg_logits: '
                 'use threshold=None to score pred_sem_seg')
         # In torch, as the head does it, for the same rounding.
-        return (sample['seg_logits']['data'] > self.threshold).cpu().numpy()
+        pred = sample['seg_logits']['data'] > self.threshold
+        if 'existence' in sample:  # as CRIS.predict abstains
+            pred[sample['existence'] < sample['existence_threshold']] = False
+        return pred.cpu().numpy()
 
     def _chosen(self, sample: dict, count: int) -> list[int]:
         """Positions of the expressions that count."""
