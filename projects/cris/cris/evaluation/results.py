@@ -66,17 +66,18 @@ def make_records(sample: dict, chosen: Sequence[int], pred: np.ndarray,
         if 'seg_logits' in sample:
             prob = sample['seg_logits']['data'][k].cpu().numpy()
             score = confidence(prob, pred[i])
-        existence = None
+        more = {}
+        if 'kinds' in sample:
+            more['kind'] = sample['kinds'][k]
         if 'existence' in sample:
-            existence = float(sample['existence'][k])
+            more['existence'] = float(sample['existence'][k])
         records.append(dict(
             img_path=sample.get('img_path'), img_id=sample.get('img_id'),
             ref_id=ref_id, sent_id=sent_id, expression=expression,
             height=pred.shape[1], width=pred.shape[2],
             **{name: int(count[i]) for name, count in counts.items()},
-            iou=float(iou[i]), score=score, existence=existence,
-            pred_rle=_run_lengths(pred[i]),
-            gt_rle=_run_lengths(target[i])))
+            iou=float(iou[i]), score=score, pred_rle=_run_lengths(pred[i]),
+            gt_rle=_run_lengths(target[i]), **more))
     return records
 
 

@@ -18,7 +18,7 @@ An object lies on a side if its centre is beyond the line by the margin:
 ``MARGIN`` from an anchor's centre, half of it from the middle of the picture.
 No expression is made for which an object that fits is closer to the line.
 """
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,6 @@ from .expressions import (
     DIRECTIONS,
     MARGIN,
     PLACE,
-    RELATION,
     RELATION_WORDS,
     SPLIT_KINDS,
     ZONE_WORDS,
@@ -64,20 +63,19 @@ def referents(meaning: Meaning, items: Sequence[Item],
     if not meaning.direction:
         return fitting
     axis, sign = DIRECTIONS[meaning.direction]
-    along = sign * np.array([item.center[axis] for item in items])
+    line, margin = sides[axis] / 2, MARGIN * sides[axis] / 2
     if meaning.anchor is not None:
         anchors = matching(meaning.anchor, items)
         if len(anchors) != 1:
             return None
         fitting = [i for i in fitting if i != anchors[0]]
-        along, margin = along - along[anchors[0]], MARGIN * sides[axis]
-    else:
-        along, margin = along - sign * sides[axis] / 2, MARGIN * sides[axis] / 2
-        if fitting and not meaning.zone:
-            return None
-    if any(abs(along[i]) < margin for i in fitting):
+        line, margin = items[anchors[0]].center[axis], 2 * margin
+    elif fitting and not meaning.zone:
         return None
-    return [i for i in fitting if along[i] > 0]
+    beyond = {i: sign * (items[i].center[axis] - line) for i in fitting}
+    if any(abs(distance) < margin for distance in beyond.values()):
+        return None
+    return [i for i in fitting if beyond[i] > 0]
 
 
 def _places(phrase: Phrase) -> list[Meaning]:
@@ -119,40 +117,76 @@ def hard_phrases(items: Sequence[Item]) -> list[Phrase]:
     found = {
         phrase._replace(**{field: value})
         for item in items for phrase in phrases_of(item)
-        if sum(map(bool, phrase)) > 1
+        if _length(phrase) > 1
         for field, values in zip(Phrase._fields, _VALUES, strict=True)
         if getattr(phrase, field) for value in values}
     return sorted((phrase for phrase in found if not matching(phrase, items)),
                   key=str)
 
 
-def meanings_of(items: Sequence[Item], sides: tuple[int, int],
-                number: str) -> dict[str, list[Meaning]]:
-    """All expressions that are true of none, or of several, by their kind.
+def draw_none(items: Sequence[Item], sides: tuple[int, int], easy: bool,
+              kinds: Sequence[str],
+              rng: np.random.Generator) -> Meaning | None:
+    """Draw an expression that is true of no object.
 
     Args:
         items, sides: As of :func:`referents`.
-        number: ``NONE_EASY``, ``NONE_HARD`` or ``MANY``.
+        easy: Whether it is easy or hard.
+        kinds: Of expressions.py, to choose from.
+        rng: Source of the choices.
+
+    Returns:
+        The meaning, or None if none was found in some tries.
     """
+    absent = easy_phrases(items) if easy else hard_phrases(items)
     present = list(dict.fromkeys(
         phrase for item in items for phrase in phrases_of(item)))
-    pools: dict[str, list[Meaning]] = {}
-    for kind in (ATTRIBUTE, PLACE, RELATION):
-        if number == NONE_EASY:
-            phrases = easy_phrases(items)
-        elif number == NONE_HARD:
-            phrases = hard_phrases(items) + present
-        else:
-            phrases = present
-        made = [m for phrase in phrases for m in _said_of(phrase, items, kind)]
-        if number == NONE_EASY and kind == PLACE:
-            made += [m._replace(zone=False) for m in made]
-        if number == MANY:
-            pools[kind] = [
-                m for m in made if len(referents(m, items, sides) or ()) > 1]
-        else:
-            pools[kind] = [m for m in made if referents(m, items, sides) == []]
-    return pools
+    for _ in range(10):
+        kind = kinds[rng.integers(len(kinds))]
+        wrong_side = not easy and kind != ATTRIBUTE and rng.random() < 0.5
+        phrases = present if wrong_side else absent
+        if not phrases:
+            continue
+        meanings = _said_of(_draw_phrase(phrases, rng), items, kind)
+        if easy and kind == PLACE:  # superlatives, too
+            meanings += [meaning._replace(zone=False) for meaning in meanings]
+        meanings = [m for m in meanings if referents(m, items, sides) == []]
+        if meanings:
+            return meanings[rng.integers(len(meanings))]
+    return None
+
+
+def find_many(items: Sequence[Item], sides: tuple[int, int],
+              kinds: Sequence[str]) -> dict[tuple[int, ...], list[Meaning]]:
+    """All expressions that are true of several objects, by these objects.
+
+    Arguments as of :func:`draw_none`.
+    """
+    found: dict[tuple[int, ...], list[Meaning]] = {}
+    present = dict.fromkeys(
+        phrase for item in items for phrase in phrases_of(item))
+    for phrase in present:
+        if len(matching(phrase, items)) < 2:
+            continue
+        for kind in kinds:
+            for meaning in _said_of(phrase, items, kind):
+                objects = tuple(referents(meaning, items, sides) or ())
+                if len(objects) > 1:
+                    found.setdefault(objects, []).append(meaning)
+    return found
+
+
+def _draw_phrase(phrases: Sequence[Phrase],
+                 rng: np.random.Generator) -> Phrase:
+    """Draw the number of attributes first: most noun phrases are long."""
+    lengths = sorted({_length(phrase) for phrase in phrases})
+    length = lengths[rng.integers(len(lengths))]
+    phrases = [phrase for phrase in phrases if _length(phrase) == length]
+    return phrases[rng.integers(len(phrases))]
+
+
+def _length(phrase: Phrase) -> int:
+    return sum(map(bool, phrase))
 
 
 def word_many(meaning: Meaning, count: int, rng: np.random.Generator) -> str:
@@ -191,23 +225,6 @@ def word_none(meaning: Meaning, rng: np.random.Generator) -> str:
     return text
 
 
-def _draw(meanings: Sequence[Meaning], rng: np.random.Generator) -> Meaning:
-    """Draw how many attributes the noun phrase names, the phrase, the rest.
-
-    A uniform draw would favour long noun phrases and those that go with many
-    anchors.
-    """
-
-    def one_of(options: Sequence) -> Any:
-        options = list(dict.fromkeys(options))
-        return options[rng.integers(len(options))]
-
-    length = one_of([sum(map(bool, m.target)) for m in meanings])
-    phrase = one_of([
-        m.target for m in meanings if sum(map(bool, m.target)) == length])
-    return one_of([m for m in meanings if m.target == phrase])
-
-
 def make_generalized_refs(annotations: Sequence[dict[str, Any]],
                           image: dict[str, Any], refs: Sequence[dict],
                           split: str,
@@ -226,28 +243,31 @@ def make_generalized_refs(annotations: Sequence[dict[str, Any]],
     items = [Item(**annotation['attributes']) for annotation in annotations]
     sides = image['width'], image['height']
     ids = [annotation['id'] for annotation in annotations]
+    kinds = SPLIT_KINDS[split]
     made: list[tuple[str, list[int], list[str]]] = []
     for number in (NONE_EASY, NONE_HARD):
-        pools = meanings_of(items, sides, number)
-        usable = [kind for kind in SPLIT_KINDS[split] if pools[kind]]
+        drawn = [draw_none(items, sides, number == NONE_EASY, kinds, rng)
+                 for _ in range(8)]
         sentences = _different(
-            (word_none(_draw(pools[usable[rng.integers(len(usable))]], rng),
-                       rng) for _ in range(12)),
-            int(rng.integers(2, 5))) if usable else []
+            (word_none(meaning, rng) for meaning in drawn if meaning),
+            int(rng.integers(2, 5)))
         made.append((number, [], sentences))
-    pools = meanings_of(items, sides, MANY)
-    by_objects: dict[tuple[int, ...], dict[str, list[Meaning]]] = {}
-    for kind in SPLIT_KINDS[split]:
-        for meaning in pools[kind]:
-            found = tuple(referents(meaning, items, sides) or ())
-            by_objects.setdefault(found, {}).setdefault(
-                kind, []).append(meaning)
-    groups = list(by_objects)
+    several = find_many(items, sides, kinds)
+    groups = list(several)
     for i in rng.permutation(len(groups))[:2]:
-        kinds = list(by_objects[groups[i]].values())
-        made.append((MANY, list(groups[i]), _different(
-            (word_many(_draw(kinds[rng.integers(len(kinds))], rng),
-                       len(groups[i]), rng) for _ in range(8)), 3)))
+        objects, meanings = groups[i], several[groups[i]]
+        # As often without a relation as with one.
+        pools = [pool for pool in (
+            [m for m in meanings if m.anchor is None],
+            [m for m in meanings if m.anchor is not None]) if pool]
+        drawn = []
+        for _ in range(8):
+            pool = pools[rng.integers(len(pools))]
+            phrase = _draw_phrase([m.target for m in pool], rng)
+            pool = [m for m in pool if m.target == phrase]
+            drawn.append(pool[rng.integers(len(pool))])
+        made.append((MANY, list(objects), _different(
+            (word_many(meaning, len(objects), rng) for meaning in drawn), 3)))
     found = [dict(ref, ann_id=[ref['ann_id']], kind=ONE) for ref in refs]
     # Objects have the numbers 0 to 5 in their picture, these refs 6 to 9.
     for slot, (kind, targets, sentences) in enumerate(made, 6):
@@ -267,7 +287,7 @@ def make_generalized_refs(annotations: Sequence[dict[str, Any]],
     return found
 
 
-def _different(texts, count: int) -> list[str]:
+def _different(texts: Iterable[str], count: int) -> list[str]:
     """The first ``count`` different texts."""
     found: dict[str, str] = {}
     for text in texts:
