@@ -116,8 +116,7 @@ class VisionLanguageDecoderHead(nn.Module):
         self.existence_loss_weight = existence_loss_weight
         if existence:
             self.existence = ExistenceClassifier(
-                in_channels, sentence_channels=sentence_channels,
-                num_queries=num_heads)
+                in_channels, sentence_channels=sentence_channels)
 
     def forward(self, fused: Tensor, *, words: Tensor, sentence: Tensor,
                 padding_mask: Tensor) -> Answer:
