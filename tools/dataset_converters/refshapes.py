@@ -20,6 +20,9 @@ def main(argv: list[str] | None = None) -> None:
         'each of val, testA and testB (default: %(default)s)')
     add('--seed', type=int, default=0, metavar='S',
         help='the same seed gives the same files (default: %(default)s)')
+    add('--generalized', action='store_true',
+        help='also write grefs(unc).json, read like gRefCOCO: expressions '
+        'for no, one or several objects')
     args = parser.parse_args(argv)
     from tqdm import tqdm
 
@@ -27,7 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         summary = write_refshapes(
             args.out, args.num_train, args.num_eval, args.seed,
-            progress=partial(tqdm, desc='RefShapes', unit='image'))
+            progress=partial(tqdm, desc='RefShapes', unit='image'),
+            generalized=args.generalized)
     except (OSError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     for split, numbers in summary.items():

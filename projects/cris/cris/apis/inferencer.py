@@ -22,6 +22,7 @@ from cris.datasets.tokenizer import count_tokens
 from cris.datasets.transforms import TokenizeExpressions, without_loading
 from cris.engine.inference import optimize_for_inference
 from cris.models.cris import ImageFeatures
+from cris.models.head import Answer
 from cris.visualization.draw import draw_prediction
 
 from .inputs import (
@@ -59,7 +60,8 @@ class View:
                              'the image again')
         texts = check_texts(texts)
         return self._inferencer.answer(
-            self._features, texts, torch.zeros(len(texts), dtype=torch.long))
+            self._features, texts,
+            torch.zeros(len(texts), dtype=torch.long)).logits
 
     def close(self) -> None:
         """Free the memory of the encoded image."""
@@ -222,11 +224,12 @@ class CRISInferencer(BaseInferencer):
         """Predictions of a batch of :meth:`preprocess`, see __call__."""
         texts = [sample.expressions for sample in inputs['data_samples']]
         counts = [len(texts_i) for texts_i in texts]
-        logits = self.answer(
+        answer = self.answer(
             self.encode(inputs), sum(texts, []),
             torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)))
         return [self.describe(*each, **kwargs) for each in zip(
-            inputs['images'], texts, logits.split(counts), strict=True)]
+            inputs['images'], texts, answer.logits.split(counts),
+            strict=True)]
 
     @torch.inference_mode()
     def encode(self, inputs: dict) -> ImageFeatures:
@@ -237,16 +240,17 @@ class CRISInferencer(BaseInferencer):
 
     @torch.inference_mode()
     def answer(self, features: ImageFeatures, texts: Sequence[str],
-               image_index: Tensor) -> Tensor:
-        """Logits ``(E, 1, H/4, W/4)``, fp32 on the CPU; as of CRIS.answer.
+               image_index: Tensor) -> Answer:
+        """As of CRIS.answer, fp32 on the CPU.
 
         Warns of texts that are too long.
         """
         for message in self.find_long_texts(texts):
             warnings.warn(message, stacklevel=2)
         tokens = self._tokenize(dict(expressions=texts))['tokens']
-        return self.model.answer(features, tokens.to(self.device),
-                                 image_index.to(self.device)).cpu()
+        answer = self.model.answer(features, tokens.to(self.device),
+                                   image_index.to(self.device))
+        return Answer(*(None if x is None else x.cpu() for x in answer))
 
     def describe(self, image: InputImage, texts: Sequence[str],
                  logits: Tensor, **kwargs) -> dict:

@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 
 from cris.io.files import dump_json, parse_json
 
-_FORMAT = 2  # raise it with every change of the records
+_FORMAT = 3  # raise it with every change of the records
 
 
 def cached(folder: str | None, request: Sequence, files: Sequence[str],

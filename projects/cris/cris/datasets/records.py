@@ -6,7 +6,8 @@ A record is an image with its refs:
 ``dict(ref_id, ann_id, split, category, segmentation, area, sent_ids,
 sentences)``: no, one or several objects, and the sentences that refer to
 them. See masks.py for the segmentation; the area is in pixels. A ref may have
-``ignore``, a region that counts neither as target nor as background. An image
+``ignore``, a region that counts neither as target nor as background, and a
+``kind``, by which scores are grouped. An image
 whose picture is in a parquet file has ``picture``, ``[path, row]`` (its
 content in samples that are read on demand), and ``picture_size`` if that is
 not the annotated one.
@@ -29,8 +30,8 @@ from .masks import (
     mask_files,
 )
 
-_SAMPLE_KEYS = ('ref_id', 'ann_id', 'segmentation', 'ignore', 'sent_ids',
-                'sentences')
+_SAMPLE_KEYS = ('ref_id', 'ann_id', 'segmentation', 'ignore', 'kind',
+                'sent_ids', 'sentences')
 _MAX_LISTED = 10
 _MAX_SENTENCE = 5000  # characters; tokenizing longer texts takes seconds
 
@@ -98,7 +99,7 @@ class RecordBuilder:
     def add(self, image: dict, *, ref_id: int | str, ann_id: Any, split: Any,
             segmentation: Segmentation, sentences: list[str],
             sent_ids: Any = None, category: Any = None,
-            ignore: Segmentation = None) -> None:
+            ignore: Segmentation = None, kind: str | None = None) -> None:
         """Check a ref and add it to its image.
 
         Args:
@@ -143,6 +144,8 @@ class RecordBuilder:
             _checked_area(ignore, image['height'], image['width'],
                           'its region to ignore')
             ref['ignore'] = ignore
+        if kind is not None:
+            ref['kind'] = kind
         self._ref_ids.add(ref_id)
         image = self.images.setdefault(img_id, dict(image, refs=[]))
         image['refs'].append(ref)

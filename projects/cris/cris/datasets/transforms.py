@@ -25,7 +25,7 @@ from .masks import Segmentation, decode_mask
 from .tokenizer import tokenize
 
 _META_KEYS = ('img_path', 'img_id', 'ori_shape', 'img_shape', 'expressions',
-              'ref_ids', 'sent_ids')
+              'ref_ids', 'sent_ids', 'kinds')
 
 
 def without_loading(pipeline: Sequence[dict]) -> list[dict]:
@@ -89,7 +89,7 @@ class ChooseExpressions(BaseTransform):
 
     Required: refs; num_expressions (optional, at least the number of refs).
     Added: expressions (K strings), sent_ids and ref_ids (K of each),
-    ref_index (K positions in refs).
+    ref_index (K positions in refs); kinds (K strings) if all refs have one.
     """
 
     def transform(self, results: dict) -> dict:
@@ -98,6 +98,9 @@ class ChooseExpressions(BaseTransform):
                  for j in range(len(ref['sentences']))]
         if 'num_expressions' in results:
             pairs = self._draw(pairs, results['num_expressions'])
+        if all('kind' in ref for ref in refs):
+            results = dict(
+                results, kinds=[refs[i]['kind'] for i, _ in pairs])
         return dict(
             results,
             expressions=[refs[i]['sentences'][j] for i, j in pairs],
@@ -211,7 +214,8 @@ class PackReferInputs(BaseTransform):
     W), and a SegDataSample with ``tokens (K, L)``, ``gt_sem_seg.data`` (K, H,
     W), float32 in [0, 1], in evaluation bool, perhaps ``gt_ignore.data``, bool
     (K, H, W), pixels that do not count, and the metainfo img_path, img_id,
-    ori_shape, img_shape, expressions, ref_ids and sent_ids, if present.
+    ori_shape, img_shape, expressions, ref_ids, sent_ids and kinds, if
+    present.
     """
 
     def transform(self, results: dict) -> dict:

@@ -35,18 +35,26 @@ class _Graph(nn.Module):
         self.model = model
         self.graph = graph
 
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         model = self.model
         if self.graph == 'image_encoder':
             return model.encode_image(*inputs)
         if self.graph == 'text_encoder':
             return model.encode_text(*inputs)
         if self.graph == 'decoder':
-            return model.decode(inputs[:3], *inputs[3:])
-        images, tokens, image_index = inputs
-        return model.decode(
-            model.encode_image(images), *model.encode_text(tokens), tokens,
-            image_index)
+            answer = model.decode(inputs[:3], *inputs[3:])
+        else:
+            images, tokens, image_index = inputs
+            answer = model.decode(
+                model.encode_image(images), *model.encode_text(tokens), tokens,
+                image_index)
+        return tuple(x for x in answer if x is not None)
+
+
+def _outputs(model: nn.Module, graph: str) -> list[str]:
+    outputs = GRAPHS[graph][1]
+    exists = outputs == ['logits'] and model.decode_head.existence is not None
+    return outputs + ['existence'] if exists else outputs
 
 
 def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
@@ -88,7 +96,7 @@ def export_onnx(model: nn.Module, folder: str, fused: bool = True) -> float:
     for counts in ((1, 1), (1, 7), (3, 5)):
         values = _make_values(model, size, cfg.context_length, counts)
         for graph in graphs:
-            inputs, outputs = GRAPHS[graph]
+            inputs, outputs = GRAPHS[graph][0], _outputs(model, graph)
             path = graph_file(folder, graph)
             found = open_graph(path)({k: values[k].numpy() for k in inputs})
             for output, name in zip(found, outputs, strict=True):
@@ -123,16 +131,15 @@ def _make_values(model: nn.Module, size: tuple[int, int], context_length: int,
             images, 3, *size, generator=torch.Generator().manual_seed(0)),
         tokens=tokenize(sentences, context_length),
         image_index=torch.arange(expressions) % images)
-    for graph, (inputs, outputs) in GRAPHS.items():
+    for graph, (inputs, _) in GRAPHS.items():
         made = _Graph(model, graph)(*(values[name] for name in inputs))
-        made = (made, ) if isinstance(made, Tensor) else made
-        values.update(zip(outputs, made, strict=True))
+        values.update(zip(_outputs(model, graph), made, strict=True))
     return values
 
 
 def _export(model: nn.Module, graph: str, values: dict[str, Tensor],
             path: str) -> None:
-    inputs, outputs = GRAPHS[graph]
+    inputs, outputs = GRAPHS[graph][0], _outputs(model, graph)
     images, expressions = (torch.export.Dim(name) for name in 'BE')
     of_images = ('images', 'p3', 'p4', 'p5')
     shapes = [{0: images if n in of_images else expressions} for n in inputs]
@@ -159,6 +166,7 @@ def _difference(output: Tensor, expected: Tensor, path: str) -> float:
 
 
 def _describe(model: nn.Module, cfg: Config, size: tuple[int, int]) -> dict:
+    head = model.decode_head
     pipeline = cfg.test_dataloader.dataset.pipeline
     (letterbox, ) = (t for t in pipeline if t['type'] == 'Letterbox')
     preprocessor = cfg.model.data_preprocessor
@@ -169,7 +177,9 @@ def _describe(model: nn.Module, cfg: Config, size: tuple[int, int]) -> dict:
         border_value=[float(v) for v in letterbox['border_value']],
         mean=[float(v) for v in preprocessor['mean']],
         std=[float(v) for v in preprocessor['std']],
-        threshold=float(model.decode_head.threshold),
-        align_corners=bool(model.decode_head.align_corners),
+        threshold=float(head.threshold),
+        existence_threshold=(
+            None if head.existence is None else head.existence_threshold),
+        align_corners=bool(head.align_corners),
         opset=_OPSET,
         torch=torch.__version__)

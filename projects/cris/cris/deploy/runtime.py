@@ -16,6 +16,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from cris.models.cris import CRIS, ImageFeatures
+from cris.models.head import Answer
 
 from .files import GRAPHS, PARTS, graph_file, read_description
 
@@ -150,9 +151,13 @@ class ExportedCRIS(CRIS):
         self.cfg = _make_config(about)
         self.image_size = tuple(about['image_size'])
         self.context_length = about['context_length']
-        # What CRIS.original_size and the inferencer read.
+        # What CRIS and the inferencer read. Descriptions that are older than
+        # the classifier of existence do not mention it.
+        exists = about.get('existence_threshold')
         self.decode_head = SimpleNamespace(
-            threshold=about['threshold'], align_corners=about['align_corners'])
+            threshold=about['threshold'], align_corners=about['align_corners'],
+            existence=None if exists is None else 'decoder.onnx',
+            existence_threshold=exists)
         # DistributedDataParallel, in a test on several ranks, requires one.
         self.unused = nn.Parameter(torch.zeros(1))
         self._sessions = {
@@ -180,11 +185,10 @@ class ExportedCRIS(CRIS):
         return self._run('text_encoder', tokens)
 
     def decode(self, features: ImageFeatures, words: Tensor, sentence: Tensor,
-               tokens: Tensor, image_index: Tensor) -> Tensor:
+               tokens: Tensor, image_index: Tensor) -> Answer:
         """See :meth:`CRIS.decode`."""
-        (logits, ) = self._run('decoder', *features, words, sentence, tokens,
-                               image_index)
-        return logits
+        return Answer(*self._run('decoder', *features, words, sentence, tokens,
+                                 image_index))
 
     def _run(self, part: str, *inputs: Tensor) -> tuple[Tensor, ...]:
         arrays = [np.ascontiguousarray(x.detach().cpu()) for x in inputs]

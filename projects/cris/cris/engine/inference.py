@@ -79,8 +79,10 @@ def compile_parts(model: nn.Module, **options) -> None:
 def _cast_products(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast once the weights that autocast would cast at every call."""
     projector = model.decode_head.projector
-    # The projector's last products are computed in fp32.
+    # Their products are computed in fp32.
     kept = {projector.pixel_proj, getattr(projector, 'kernel_proj', None)}
+    if model.decode_head.existence is not None:
+        kept.update(model.decode_head.existence.modules())
     for module in model.modules():
         if module not in kept and isinstance(
                 module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention)):

@@ -19,10 +19,12 @@ from cris.io.checkpoints import (
     CheckpointError,
     add_frozen,
     check_fit,
+    holds_existence,
     holds_trained_only,
     read_checkpoint,
     state_dict_of,
     use_safe_loader,
+    without_existence,
 )
 from cris.models.adapters import is_adapter
 from cris.models.fast_cpu import optimize_for_cpu_training, reuse_memory
@@ -232,6 +234,13 @@ class _SetUpHook(Hook):
         # A plain CRIS may be the start of a run with adapters.
         if not any(map(is_adapter, state_dict_of(checkpoint))):
             wanted = {n: w for n, w in wanted.items() if not is_adapter(n)}
+        # A CRIS that always answers may be the start of one that can abstain.
+        if not self.resume and holds_existence(wanted) and (
+                not holds_existence(state_dict_of(checkpoint))):
+            wanted = without_existence(wanted)
+            runner.logger.info(
+                f'{self.path} has no classifier of existence: '
+                'decode_head.existence starts new')
         check_fit(checkpoint, wanted, self.path)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

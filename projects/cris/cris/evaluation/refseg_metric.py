@@ -19,6 +19,7 @@ from .results import (
 
 COUNTS = ('intersection', 'union', 'pred_area', 'gt_area')
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
+_OF_KINDS = ('gIoU', 'N-acc', 'T-acc', 'n_expressions')
 
 
 def compute_iou(counts: dict[str, np.ndarray],
@@ -110,7 +111,9 @@ class RefSegMetric(BaseMetric):
             the share of the others for which something is. As in ReLA's
             evaluator, mIoU and Pr@X are then over expressions with a target,
             and Pr@X counts IoU >= X. A score over no expressions is left
-            out. Defaults to False.
+            out. If all samples have ``kinds``, such as 'none', 'one' and
+            'many', also gIoU, N-acc, T-acc and n_expressions of each, as
+            ``<kind>/<score>``. Defaults to False.
         out_file (str, optional): ``.json`` or ``.parquet`` (needs
             pyarrow). One record per counted expression, in the order of the
             dataset: img_path, img_id, ref_id, sent_id and expression (None
@@ -120,8 +123,10 @@ class RefSegMetric(BaseMetric):
             predicted pixels at the original size, or the maximum if nothing
             is predicted, None without ``seg_logits``; pred_rle and gt_rle,
             the masks at the original size as ``counts`` of COCO's compressed
-            RLE. Each option above that differs from its default is a further
-            key, the same in every record. Defaults to None.
+            RLE; kind, if samples have ``kinds``; existence, the probability
+            of a referent, if the model tells it. Each option above that
+            differs from its default is a further key, the same in every
+            record. Defaults to None.
 
     Raises:
         ValueError: If an option has an invalid value.
@@ -206,6 +211,8 @@ class RefSegMetric(BaseMetric):
                 iou = compute_iou(counts, self.scoring['empty_union'])
                 counts['records'] = make_records(
                     sample, chosen, pred, target, counts, iou)
+            if self.scoring['generalized'] and 'kinds' in sample:
+                counts['kinds'] = np.array(sample['kinds'], object)[chosen]
             if self.left_out is not None:
                 keys = expression_keys(sample)
                 counts['kept'] = np.array(
@@ -228,6 +235,9 @@ class RefSegMetric(BaseMetric):
         counts = {name: np.concatenate([result[name] for result in results])
                   for name in COUNTS}
         scores = self._scores(counts)
+        if results and all('kinds' in result for result in results):
+            kinds = np.concatenate([result['kinds'] for result in results])
+            scores.update(self._scores_by_kind(counts, kinds))
         if self.left_out is not None:
             kept = np.concatenate([result['kept'] for result in results])
             reviewed = self._scores({k: n[kept] for k, n in counts.items()})
@@ -237,6 +247,16 @@ class RefSegMetric(BaseMetric):
     def _scores(self, counts: dict[str, np.ndarray]) -> dict[str, float]:
         return dict(compute_scores(counts, **self.scoring),
                     n_expressions=len(counts['union']))
+
+    def _scores_by_kind(self, counts: dict[str, np.ndarray],
+                        kinds: np.ndarray) -> dict[str, float]:
+        out = {}
+        for kind in sorted(set(kinds)):
+            scores = self._scores(
+                {name: n[kinds == kind] for name, n in counts.items()})
+            out.update({f'{kind}/{name}': scores[name]
+                        for name in _OF_KINDS if name in scores})
+        return out
 
     def _predicted(self, sample: dict) -> np.ndarray:
         """Predicted pixels, bool (K, h, w)."""
@@ -248,7 +268,10 @@ class RefSegMetric(BaseMetric):
                 f'prediction of {sample.get("img_path")} has no seg_logits: '
                 'use threshold=None to score pred_sem_seg')
         # In torch, as the head does it, for the same rounding.
-        return (sample['seg_logits']['data'] > self.threshold).cpu().numpy()
+        pred = sample['seg_logits']['data'] > self.threshold
+        if 'existence' in sample:  # as CRIS.predict abstains
+            pred[sample['existence'] < sample['existence_threshold']] = False
+        return pred.cpu().numpy()
 
     def _chosen(self, sample: dict, count: int) -> list[int]:
         """Positions of the expressions that count."""

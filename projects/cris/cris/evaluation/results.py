@@ -18,7 +18,7 @@ from .confidence import confidence
 DEFAULTS = dict(threshold=None, inclusive=False, sentences='all',
                 gt_size=None, empty_union=0.0, generalized=False)
 _PIXELS = ('height', 'width', 'intersection', 'union', 'pred_area', 'gt_area')
-_FRACTIONS = ('iou', 'score', 'empty_union')
+_FRACTIONS = ('iou', 'score', 'existence', 'empty_union')
 _MAX_PIXELS = 2**53  # exact in float64
 _REWRITE = 'Write the file again with tools/test.py --results'
 
@@ -66,13 +66,18 @@ def make_records(sample: dict, chosen: Sequence[int], pred: np.ndarray,
         if 'seg_logits' in sample:
             prob = sample['seg_logits']['data'][k].cpu().numpy()
             score = confidence(prob, pred[i])
+        more = {}
+        if 'kinds' in sample:
+            more['kind'] = sample['kinds'][k]
+        if 'existence' in sample:
+            more['existence'] = float(sample['existence'][k])
         records.append(dict(
             img_path=sample.get('img_path'), img_id=sample.get('img_id'),
             ref_id=ref_id, sent_id=sent_id, expression=expression,
             height=pred.shape[1], width=pred.shape[2],
             **{name: int(count[i]) for name, count in counts.items()},
             iou=float(iou[i]), score=score, pred_rle=_run_lengths(pred[i]),
-            gt_rle=_run_lengths(target[i])))
+            gt_rle=_run_lengths(target[i]), **more))
     return records
 
 
@@ -156,7 +161,7 @@ def _fault(record: dict, first: dict) -> str:
             return f'{key} is {record[key]!r:.60}, not true or false'
     for key in _PIXELS + _FRACTIONS:
         value = record.get(key)
-        if key == 'score' and value is None:
+        if key in ('score', 'existence') and value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f'{key} is {value!r:.60}, not a number'
@@ -168,7 +173,7 @@ def _fault(record: dict, first: dict) -> str:
                 f'{record["union"]}')
     if record['height'] < 1 or record['width'] < 1:
         return f'the image has {record["height"]} x {record["width"]} pixels'
-    for key in ('expression', 'img_path', 'pred_rle', 'gt_rle'):
+    for key in ('expression', 'img_path', 'pred_rle', 'gt_rle', 'kind'):
         if not isinstance(record.get(key), (str, type(None))):
             return f'{key} is {record[key]!r:.60}, not a string'
     return ''

@@ -59,6 +59,8 @@ _OBJECTS = {
 }
 # In the metadata of a file without the frozen weights: their hash.
 _FROZEN = 'frozen_sha256'
+# Weights of the head's classifier of existence, an option.
+_EXISTENCE = 'decode_head.existence.'
 # How mmengine recognises a checkpoint that is not a local file.
 _URLS = [
     'http://', 'https://', 'pavi://', 'modelzoo://', 'torchvision://',
@@ -248,10 +250,33 @@ def check_fit(checkpoint: dict, wanted: dict,
         CheckpointError: It names the config that the checkpoint was trained
             with, if the checkpoint does.
     """
-    if differences := compare_weights(state_dict_of(checkpoint), wanted):
+    weights = state_dict_of(checkpoint)
+    if holds_existence(wanted) and not holds_existence(weights):
+        raise CheckpointError(
+            f'{path} has no weights of the classifier of existence '
+            f'({_EXISTENCE}*), which this config has: train it, starting from '
+            f'this file with load_from={path}, or leave it out with '
+            '--cfg-options model.decode_head.existence=False')
+    if holds_existence(weights) and not holds_existence(wanted):
+        raise CheckpointError(
+            f'{path} has weights of a classifier of existence '
+            f'({_EXISTENCE}*), which this config does not have: add it with '
+            '--cfg-options model.decode_head.existence=True')
+    if differences := compare_weights(weights, wanted):
         raise CheckpointError(
             f'{path} does not fit the model of this config:\n{differences}\n'
             f'Use the config it was trained with{_trained_with(checkpoint)}.')
+
+
+def holds_existence(weights: dict) -> bool:
+    """Whether weights by name include a classifier of existence."""
+    return any(name.startswith(_EXISTENCE) for name in weights)
+
+
+def without_existence(weights: dict) -> dict:
+    """Weights by name without those of the classifier of existence."""
+    return {name: weight for name, weight in weights.items()
+            if not name.startswith(_EXISTENCE)}
 
 
 def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:

@@ -6,6 +6,7 @@ total; L tokens. D is the width of the text transformer, C the dimension of
 CLIP's joint embedding space. In :meth:`CRIS.predict`, h x w is an image's
 original size.
 """
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from cris.geometry import unletterbox
 
-from .head import VisionLanguageDecoderHead
+from .head import Answer, VisionLanguageDecoderHead
 from .neck import CrossModalFPN
 
 ImageFeatures = tuple[Tensor, Tensor, Tensor]
@@ -97,7 +98,8 @@ class CRIS(BaseSegmentor):
             ValueError: If H or W is not a multiple of 32, L is longer than
                 the text encoder's context, or E does not fit image_index.
         """
-        return self.answer(self.encode_image(images), tokens, image_index)
+        features = self.encode_image(images)
+        return self.answer(features, tokens, image_index).logits
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         """Features p3, p4, p5 of images ``(B, 3, H, W)``, which all their
@@ -116,17 +118,17 @@ class CRIS(BaseSegmentor):
         return self.backbone.encode_text(tokens)
 
     def decode(self, features: ImageFeatures, words: Tensor, sentence: Tensor,
-               tokens: Tensor, image_index: Tensor) -> Tensor:
-        """From image and text features to logits ``(E, 1, H/4, W/4)``."""
+               tokens: Tensor, image_index: Tensor) -> Answer:
+        """From image and text features to logits."""
         p3, p4, p5 = (feature[image_index] for feature in features)
         fused = self.neck.fuse(p3, p4, p5, sentence=sentence)
         return self.decode_head(
             fused, words=words, sentence=sentence, padding_mask=tokens == 0)
 
     def answer(self, features: ImageFeatures, tokens: Tensor,
-               image_index: Tensor | None = None) -> Tensor:
-        """As :meth:`predict_logits`, of images that :meth:`encode_image` has
-        encoded.
+               image_index: Tensor | None = None) -> Answer:
+        """Logits of pixels, as :meth:`predict_logits`, and of existence, of
+        images that :meth:`encode_image` has encoded.
         """
         image_index = _checked_index(image_index, tokens, len(features[0]))
         with self._autocast(tokens.device):
@@ -137,7 +139,10 @@ class CRIS(BaseSegmentor):
             parts = zip(
                 *(x.split(self.expressions_at_once) for x in inputs),
                 strict=True)
-            return torch.cat([self.decode(features, *part) for part in parts])
+            answers = [self.decode(features, *part) for part in parts]
+            return Answer(*(
+                None if parts[0] is None else torch.cat(parts)
+                for parts in zip(*answers, strict=True)))
 
     def loss(self, inputs: Tensor,
              data_samples: list[SegDataSample]) -> dict[str, Tensor]:
@@ -162,15 +167,16 @@ class CRIS(BaseSegmentor):
                 'batch norm cannot train on a single expression: '
                 'train_dataloader.batch_size or '
                 'train_dataloader.dataset.num_expressions must be 2 or more')
-        logits = self._forward(inputs, data_samples)
+        answer = self._forward(inputs, data_samples)
         masks = [sample.gt_sem_seg.data for sample in data_samples]
-        if not any('gt_ignore' in sample for sample in data_samples):
-            return self.decode_head.loss(logits, masks)
-        ignore = [
-            sample.gt_ignore.data if 'gt_ignore' in sample
-            else torch.zeros_like(mask, dtype=torch.bool)
-            for sample, mask in zip(data_samples, masks, strict=True)]
-        return self.decode_head.loss(logits, masks, ignore)
+        ignore = None
+        if any('gt_ignore' in sample for sample in data_samples):
+            ignore = [
+                sample.gt_ignore.data if 'gt_ignore' in sample
+                else torch.zeros_like(mask, dtype=torch.bool)
+                for sample, mask in zip(data_samples, masks, strict=True)]
+        return self.decode_head.loss(
+            answer.logits, masks, ignore, answer.existence)
 
     def predict(self, inputs: Tensor,
                 data_samples: list[SegDataSample]) -> list[SegDataSample]:
@@ -184,17 +190,31 @@ class CRIS(BaseSegmentor):
         Returns:
             list[SegDataSample]: The same samples with ``pred_sem_seg.data``,
             bool ``(K, h, w)``, and ``seg_logits.data``, float32 ``(K, h, w)``,
-            which holds probabilities, as in mmseg's single-class models.
+            which holds probabilities, as in mmseg's single-class models. If
+            the head has a classifier of existence, also with ``existence``,
+            float32 ``(K,)``, probabilities; where one is below the metainfo
+            ``existence_threshold``, the mask is empty.
         """
-        logits = self._forward(inputs, data_samples)
+        answer = self._forward(inputs, data_samples)
         counts = [len(sample.tokens) for sample in data_samples]
-        for sample, sample_logits in zip(
-                data_samples, logits.split(counts), strict=True):
-            prob = self.original_size(sample_logits, sample.ori_shape[:2])
+        for sample, logits in zip(
+                data_samples, answer.logits.split(counts), strict=True):
+            prob = self.original_size(logits, sample.ori_shape[:2])
             sample.seg_logits = PixelData(data=prob)
             sample.pred_sem_seg = PixelData(
                 data=prob > self.decode_head.threshold)
+        if answer.existence is not None:
+            self._abstain(data_samples, answer.existence.split(counts))
         return data_samples
+
+    def _abstain(self, data_samples: list[SegDataSample],
+                 existence: Sequence[Tensor]) -> None:
+        """Empty the masks of expressions that probably have no referent."""
+        threshold = self.decode_head.existence_threshold
+        for sample, logits in zip(data_samples, existence, strict=True):
+            sample.existence = logits.detach().sigmoid().cpu()
+            sample.set_metainfo(dict(existence_threshold=threshold))
+            sample.pred_sem_seg.data[sample.existence < threshold] = False
 
     def val_step(self, data: dict) -> list[SegDataSample]:
         """:meth:`predict` of a batch. Ground truth stays on the CPU: it is of
@@ -250,7 +270,8 @@ class CRIS(BaseSegmentor):
     def encode_decode(self, inputs: Tensor,
                       batch_data_samples: list[SegDataSample]) -> Tensor:
         """Logits ``(E, 1, H, W)`` at the input size."""
-        return self._upsample(self._forward(inputs, batch_data_samples))
+        return self._upsample(
+            self._forward(inputs, batch_data_samples).logits)
 
     def _upsample(self, x: Tensor) -> Tensor:
         return F.interpolate(
@@ -258,7 +279,7 @@ class CRIS(BaseSegmentor):
             align_corners=self.decode_head.align_corners)
 
     def _forward(self, inputs: Tensor,
-                 data_samples: list[SegDataSample]) -> Tensor:
+                 data_samples: list[SegDataSample]) -> Answer:
         if data_samples is None:
             raise TypeError('CRIS needs data_samples with tokens; use '
                             'predict_logits for images and tokens alone')
@@ -266,7 +287,10 @@ class CRIS(BaseSegmentor):
         image_index = torch.cat([
             tokens.new_full((len(sample.tokens), ), i)
             for i, sample in enumerate(data_samples)])
-        return self.predict_logits(inputs, tokens, image_index)
+        if self.decode_head.existence is None:
+            # The public method, which others may have replaced.
+            return Answer(self.predict_logits(inputs, tokens, image_index))
+        return self.answer(self.encode_image(inputs), tokens, image_index)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager:
         if self.inference_dtype is None:

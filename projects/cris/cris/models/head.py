@@ -1,17 +1,32 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Decode head: from fused features to logits, and their loss.
+"""Decode head: from fused features to logits, and their losses.
 
 Shapes: E expressions of the K of each image; h x w pixels at stride 16, of
 images of H x W; L words of D channels; C channels of the fused features; C_s
 channels of the sentence feature.
 """
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from .decoder import VisionLanguageDecoder
+from .existence import ExistenceClassifier
 from .projector import TextToPixelProjector
+
+
+class Answer(NamedTuple):
+    """What the model says about E expressions.
+
+    Args:
+        logits (Tensor): Of the pixels, ``(E, 1, H/4, W/4)``.
+        existence (Tensor, optional): Logits of there being a referent, fp32
+            ``(E,)``; None if the head has no such classifier.
+    """
+    logits: Tensor
+    existence: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -46,10 +61,17 @@ class VisionLanguageDecoderHead(nn.Module):
             pixels, but at 160 use ``'area'`` with align_corners=False, which
             has no shift.
         loss_decode (dict): Config of the loss.
+        existence (bool): Also say whether an expression has a referent, see
+            :class:`cris.models.existence.ExistenceClassifier`.
+        existence_threshold (float): An expression whose probability of having
+            a referent is below it gets an empty mask.
+        existence_loss_weight (float): Weight of the binary cross entropy of
+            existence.
 
     Raises:
         ValueError: If in_channels is not a multiple of 4, kernel_size is
-            even, or target_resize is unknown.
+            even, target_resize is unknown, or existence_threshold is not in
+            [0, 1].
     """
 
     def __init__(self, in_channels: int, word_channels: int, *,
@@ -59,7 +81,9 @@ class VisionLanguageDecoderHead(nn.Module):
                  kernel_size: int = 3, text_kernel: bool = True,
                  threshold: float = 0.35, align_corners: bool = True,
                  target_resize: str = 'nearest',
-                 loss_decode: dict = dict(type='TextToPixelContrastiveLoss')):
+                 loss_decode: dict = dict(type='TextToPixelContrastiveLoss'),
+                 existence: bool = False, existence_threshold: float = 0.5,
+                 existence_loss_weight: float = 1.0):
         super().__init__()
         if in_channels % 4:
             raise ValueError(
@@ -70,6 +94,9 @@ class VisionLanguageDecoderHead(nn.Module):
         if target_resize not in ('nearest', 'area'):
             raise ValueError(f"target_resize={target_resize!r} must be "
                              "'nearest' or 'area'")
+        if not 0 <= existence_threshold <= 1:
+            raise ValueError(f'existence_threshold={existence_threshold} must '
+                             'be in [0, 1]')
         self.threshold = threshold
         self.align_corners = align_corners
         self.target_resize = target_resize
@@ -84,10 +111,17 @@ class VisionLanguageDecoderHead(nn.Module):
             in_channels, sentence_channels=sentence_channels,
             kernel_size=kernel_size, text_kernel=text_kernel)
         self.loss_decode = MODELS.build(loss_decode)
+        self.existence: nn.Module | None = None
+        self.existence_threshold = float(existence_threshold)
+        self.existence_loss_weight = existence_loss_weight
+        if existence:
+            self.existence = ExistenceClassifier(
+                in_channels, sentence_channels=sentence_channels)
 
     def forward(self, fused: Tensor, *, words: Tensor, sentence: Tensor,
-                padding_mask: Tensor) -> Tensor:
-        """Logits ``(E, 1, 4h, 4w)`` at stride 4.
+                padding_mask: Tensor) -> Answer:
+        """Logits of the pixels, ``(E, 1, 4h, 4w)`` at stride 4, and of
+        existence.
 
         Args:
             fused (Tensor): ``(E, C, h, w)`` at stride 16.
@@ -97,11 +131,15 @@ class VisionLanguageDecoderHead(nn.Module):
         """
         if self.decoder is not None:
             fused = self.decoder(fused, words=words, padding_mask=padding_mask)
-        return self.projector(fused, sentence)
+        logits = self.projector(fused, sentence)
+        if self.existence is None:
+            return Answer(logits)
+        return Answer(logits, self.existence(fused, sentence, logits))
 
     def loss(self, logits: Tensor, masks: list[Tensor],
-             ignore: list[Tensor] | None = None) -> dict[str, Tensor]:
-        """Loss of a batch, a scalar under its name.
+             ignore: list[Tensor] | None = None,
+             existence: Tensor | None = None) -> dict[str, Tensor]:
+        """Losses of a batch, scalars by name.
 
         Args:
             logits (Tensor): ``(E, 1, H/4, W/4)``.
@@ -109,14 +147,21 @@ class VisionLanguageDecoderHead(nn.Module):
                 ``(K, H, W)`` in [0, 1]; the K add up to E.
             ignore (list[Tensor], optional): Pixels that do not count, bool,
                 of the same shapes.
+            existence (Tensor, optional): Logits of existence, ``(E,)``.
         """
-        target = torch.cat(masks)[:, None].float()  # (E, 1, H, W)
+        masks = torch.cat(masks)[:, None].float()  # (E, 1, H, W)
         target = F.interpolate(
-            target, logits.shape[-2:], mode=self.target_resize)
+            masks, logits.shape[-2:], mode=self.target_resize)
         options = {}
         if ignore is not None:
             options['ignore'] = F.interpolate(
                 torch.cat(ignore)[:, None].float(), logits.shape[-2:],
                 mode='nearest') > 0
-        return {self.loss_decode.loss_name: self.loss_decode(
+        losses = {self.loss_decode.loss_name: self.loss_decode(
             logits, target, **options)}
+        if existence is not None:
+            # Of the whole masks: a small referent may vanish in the target.
+            exists = (masks > 0).flatten(1).any(1).float()
+            losses['loss_existence'] = self.existence_loss_weight * (
+                F.binary_cross_entropy_with_logits(existence, exists))
+        return losses

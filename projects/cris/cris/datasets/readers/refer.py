@@ -5,7 +5,8 @@
 ``dict(ref_id, ann_id, image_id, split, sentences=[dict(sent_id, sent)])``.
 gRefCOCO has ``grefs(<split_by>).json`` instead, where ``ann_id`` is a list:
 several objects, or ``[-1]`` or -1 for none. Refs without a sentence are left
-out, as its authors say.
+out, as its authors say. The kind of a ref is its ``kind``, if it has one, or
+else 'none', 'one' or 'many', after the number of its objects.
 """
 import os.path as osp
 import reprlib
@@ -92,6 +93,7 @@ def read_refer(ann_file: str, split_file: str,
                 'category_id', anns[0].get('category_id') if anns else None)
             builder.add(
                 image, ref_id=ref['ref_id'], ann_id=ref['ann_id'],
+                kind=_kind(ref, ann_ids) if may_be_several else None,
                 split=ref['split'], category=instances.category(category),
                 segmentation=(
                     joint_segmentation(anns, builder) if anns else None),
@@ -111,6 +113,11 @@ def _ann_ids(ann_id: Any, may_be_several: bool) -> list:
     for number in ann_ids:
         check_id('ann_id', number)
     return [] if may_be_several and ann_ids == _NO_TARGET else ann_ids
+
+
+def _kind(ref: dict, ann_ids: list) -> str:
+    number = ('none', 'one', 'many')[min(len(ann_ids), 2)]
+    return short(ref.get('kind', number))
 
 
 def _annotation(instances: Instances, ann_id: Any, image_id: Any) -> dict:

@@ -3,7 +3,9 @@
 
 Pictures of coloured shapes on muted textures, written in the REFER layout
 (``instances.json`` in COCO format and ``refs(unc).p``) and read like RefCOCO.
-See scenes.py for the pictures and expressions.py for the sentences.
+On request ``grefs(unc).json``, which is read like gRefCOCO, is written, too.
+See scenes.py for the pictures, expressions.py and generalized.py for the
+sentences.
 """
 import json
 import os
@@ -16,11 +18,13 @@ import cv2
 import numpy as np
 
 from .expressions import make_refs
+from .generalized import make_generalized_refs
 from .scenes import SHAPES, Scene, annotate, paint_scene, sample_scene
 
 SPLITS = ('train', 'val', 'testA', 'testB')
 MAX_IMAGES = 1_000_000
 ANNOTATION_FILES = ('instances.json', 'refs(unc).p')
+GENERALIZED_FILE = 'grefs(unc).json'
 
 
 def sample_picture(seed: int, split: str, number: int) -> tuple[
@@ -40,6 +44,7 @@ def write_refshapes(
         out_dir: str | os.PathLike[str], num_train: int, num_eval: int = 200,
         seed: int = 0,
         progress: Callable[[list[Any]], Iterable[Any]] = iter,
+        generalized: bool = False,
 ) -> dict[str, dict[str, int]]:
     """Write a RefShapes dataset in the REFER layout.
 
@@ -53,9 +58,12 @@ def write_refshapes(
         seed: At least 0. The same seed gives the same bytes, and a picture
             does not depend on the numbers of pictures.
         progress: Wraps the list of pictures to do, e.g. ``tqdm.tqdm``.
+        generalized: Also write expressions for no, one or several objects.
+            The other files do not change.
 
     Returns:
-        For each split the numbers of 'images', 'refs' and 'sentences'.
+        For each split the numbers of 'images', 'refs' and 'sentences'; if
+        generalized, those of ``grefs(unc).json``.
 
     Raises:
         ValueError: If a number is out of range.
@@ -68,14 +76,14 @@ def write_refshapes(
             f'from 1 to {MAX_IMAGES}')
     if seed < 0:
         raise ValueError(f'seed must be at least 0, but is {seed}')
-    for name in ANNOTATION_FILES:
+    for name in (*ANNOTATION_FILES, GENERALIZED_FILE):
         if (out_dir / name).exists():
             raise FileExistsError(f'{out_dir / name} exists already: remove '
                                   f'it or choose another directory')
     (out_dir / 'images').mkdir(parents=True, exist_ok=True)
     jobs = [(split, i) for split in SPLITS
             for i in range(num_train if split == 'train' else num_eval)]
-    images, annotations, refs = [], [], []
+    images, annotations, refs, generalized_refs = [], [], [], []
     summary = {split: dict.fromkeys(('images', 'refs', 'sentences'), 0)
                for split in SPLITS}
     for split, number in progress(jobs):
@@ -91,6 +99,13 @@ def write_refshapes(
         images.append(image)
         annotations += (found := annotate(scene, image['id']))
         refs += (of_image := make_refs(found, image, split, rng))
+        if generalized:
+            # A generator of its own: the other files stay as they are.
+            rng = np.random.default_rng(
+                [seed, SPLITS.index(split), number, 1])
+            of_image = make_generalized_refs(
+                found, image, of_image, split, rng)
+            generalized_refs += of_image
         summary[split]['images'] += 1
         summary[split]['refs'] += len(of_image)
         summary[split]['sentences'] += sum(
@@ -100,10 +115,14 @@ def write_refshapes(
         'images': images, 'annotations': annotations,
         'categories': [{'id': i + 1, 'name': shape, 'supercategory': 'shape'}
                        for i, shape in enumerate(SHAPES)]}
-    contents = (json.dumps(instances, separators=(',', ':')).encode(),
-                pickle.dumps(refs, protocol=2))
+    contents = dict(zip(ANNOTATION_FILES, (
+        json.dumps(instances, separators=(',', ':')).encode(),
+        pickle.dumps(refs, protocol=2)), strict=True))
+    if generalized:
+        contents[GENERALIZED_FILE] = json.dumps(
+            generalized_refs, separators=(',', ':')).encode()
     # Each file appears only when it is complete.
-    for name, content in zip(ANNOTATION_FILES, contents, strict=True):
+    for name, content in contents.items():
         part = out_dir / f'{name}.part'
         part.write_bytes(content)
         part.replace(out_dir / name)
