@@ -31,7 +31,8 @@ EXAMPLES = [
 _TABLE = """
 <style>#scores td, #scores th {{padding: 4px 12px; text-align: left}}
 #scores td + td {{white-space: nowrap}}
-#scores td:first-child {{overflow-wrap: anywhere}}</style>
+#scores td:first-child {{overflow-wrap: anywhere}}
+#overlays .caption-label {{white-space: normal; max-width: 100%}}</style>
 <table><tr><th>phrase</th><th>confidence</th><th>pixels</th></tr>{rows}</table>
 <p>{seconds:.2f} s for the image and {phrases} phrases</p>"""
 KEPT = 3600  # seconds that uploads and answers are kept
@@ -110,7 +111,8 @@ class Page:
             overlays.append((draw.draw_answer(state.shown, prediction, k),
                              '  '.join(filter(None, (text, score, remark)))))
             pixels = int(coco_mask.area(prediction['rles'][k]))
-            found = ', '.join(filter(None, (pixels and f'{pixels:,}', remark)))
+            found = ' in '.join(
+                filter(None, (pixels and f'{pixels:,}', remark)))
             rows.append(f'<tr><td>{html.escape(text)}</td>'
                         f'<td>{score}</td><td>{found}</td></tr>')
         return overlays, _TABLE.format(

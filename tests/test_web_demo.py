@@ -275,6 +275,8 @@ def test_nothing_and_many(browser, web_demo, abstainer, tmp_path):
                 assert re.search(rf'{texts[0]}\s+nothing found \(0.93', shown)
                 assert re.search(rf'{texts[1]}\s+0\.\d\d', shown)
                 assert 'part' not in shown
+            caption = page.locator('#overlays .caption-label').first
+            assert caption.evaluate('e => e.scrollWidth <= e.clientWidth')
         masks = download(page)
         assert masks[1].any() and not masks[0].any()
         page.check('#parts input')
