@@ -18,7 +18,7 @@ from .confidence import confidence
 DEFAULTS = dict(threshold=None, inclusive=False, sentences='all',
                 gt_size=None, empty_union=0.0, generalized=False)
 _PIXELS = ('height', 'width', 'intersection', 'union', 'pred_area', 'gt_area')
-_FRACTIONS = ('iou', 'score', 'empty_union')
+_FRACTIONS = ('iou', 'score', 'existence', 'empty_union')
 _MAX_PIXELS = 2**53  # exact in float64
 _REWRITE = 'Write the file again with tools/test.py --results'
 
@@ -161,7 +161,7 @@ def _fault(record: dict, first: dict) -> str:
             return f'{key} is {record[key]!r:.60}, not true or false'
     for key in _PIXELS + _FRACTIONS:
         value = record.get(key)
-        if key == 'score' and value is None:
+        if key in ('score', 'existence') and value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f'{key} is {value!r:.60}, not a number'
@@ -173,7 +173,7 @@ def _fault(record: dict, first: dict) -> str:
                 f'{record["union"]}')
     if record['height'] < 1 or record['width'] < 1:
         return f'the image has {record["height"]} x {record["width"]} pixels'
-    for key in ('expression', 'img_path', 'pred_rle', 'gt_rle'):
+    for key in ('expression', 'img_path', 'pred_rle', 'gt_rle', 'kind'):
         if not isinstance(record.get(key), (str, type(None))):
             return f'{key} is {record[key]!r:.60}, not a string'
     return ''
