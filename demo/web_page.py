@@ -13,7 +13,6 @@ from typing import NamedTuple
 import gradio as gr
 import numpy as np
 from pycocotools import mask as coco_mask
-from torch import Tensor
 
 from cris.apis.inferencer import CRISInferencer
 from cris.apis.inputs import InputImage, load_image
@@ -22,6 +21,7 @@ from cris.apis.predictions import make_prediction
 from cris.apis.writer import PredictionWriter
 from cris.io.files import read_bytes
 from cris.io.images import open_image
+from cris.models.head import Answer
 from cris.visualization import draw
 
 EXAMPLES = [
@@ -31,16 +31,17 @@ EXAMPLES = [
 _TABLE = """
 <style>#scores td, #scores th {{padding: 4px 12px; text-align: left}}
 #scores td + td {{white-space: nowrap}}
-#scores td:first-child {{overflow-wrap: anywhere}}</style>
+#scores td:first-child {{overflow-wrap: anywhere}}
+#overlays .caption-label {{white-space: normal; max-width: 100%}}</style>
 <table><tr><th>phrase</th><th>confidence</th><th>pixels</th></tr>{rows}</table>
 <p>{seconds:.2f} s for the image and {phrases} phrases</p>"""
 KEPT = 3600  # seconds that uploads and answers are kept
 SHOWN_SIDE = 1024  # pixels of an overlay; masks have the original size
 
 
-class Answer(NamedTuple):
+class State(NamedTuple):
     """State of a session: about 40 KB per expression at 416 pixels."""
-    logits: Tensor
+    answer: Answer
     texts: list[str]
     shape: tuple[int, int]
     shown: np.ndarray  # RGB, uint8
@@ -49,14 +50,18 @@ class Answer(NamedTuple):
 
 
 class Page:
-    """The functions behind the page; args hold its limits."""
+    """The functions behind the page; args hold its limits.
+
+    Settings are a threshold of the pixels, whether to show the parts, and a
+    threshold of existence if the model has one.
+    """
 
     def __init__(self, inferencer: CRISInferencer, args: argparse.Namespace):
         self.inferencer = inferencer
         self.args = args
 
     def ask(self, path: str | None, phrases: str,
-            threshold: float) -> tuple[Answer, list, str]:
+            *settings) -> tuple[State, list, str]:
         """Run the model; the state, and the results of :meth:`show`."""
         start = time.perf_counter()
         try:
@@ -69,7 +74,7 @@ class Page:
                     f'most {self.args.max_phrases} at once.')
             image = self._load(path)
             with self.inferencer.open(image) as view:
-                logits = view.logits(texts)
+                answer = view.answer(texts)
         except (OSError, TypeError, ValueError) as error:
             raise gr.Error(
                 html.escape(str(error)), print_exception=False) from error
@@ -77,9 +82,9 @@ class Page:
             gr.Warning(html.escape(message))
         shown = draw.scale_image(
             image.bgr[..., ::-1], min(1, SHOWN_SIDE / max(image.shape)))
-        answer = Answer(logits, texts, image.shape, shown, osp.basename(path),
-                        time.perf_counter() - start)
-        return answer, *self.show(answer, threshold)
+        state = State(answer, texts, image.shape, shown, osp.basename(path),
+                      time.perf_counter() - start)
+        return state, *self.show(state, *settings)
 
     def _load(self, path: str | None) -> InputImage:
         if not path:
@@ -94,47 +99,47 @@ class Page:
                 'it down.')
         return load_image(content, name)
 
-    def show(self, answer: Answer | None,
-             threshold: float) -> tuple[list, str]:
-        """Overlays and scores at a threshold; the model does not run."""
-        if answer is None:
+    def show(self, state: State | None, *settings) -> tuple[list, str]:
+        """Overlays and scores with the settings; the model does not run."""
+        if state is None:
             return [], ''
-        prediction = self._predict(answer, threshold)
+        prediction = self._predict(state, *settings)
         overlays, rows = [], []
-        for text, score, rle in zip(answer.texts, prediction['scores'],
-                                    prediction['rles'], strict=True):
-            mask = draw.fit_mask(coco_mask.decode(rle), answer.shown)
+        for k, text in enumerate(state.texts):
             text = draw.cut(text, 80)
-            overlays.append((draw.draw_masks(answer.shown, pred=mask),
-                             f'{text}  {score:.2f}'))
-            pixels = int(coco_mask.area(rle))
-            found = f'{pixels:,}' if pixels else 'nothing found'
+            score, remark = draw.verdict(prediction, k)
+            overlays.append((draw.draw_answer(state.shown, prediction, k),
+                             '  '.join(filter(None, (text, score, remark)))))
+            pixels = int(coco_mask.area(prediction['rles'][k]))
+            found = ' in '.join(
+                filter(None, (pixels and f'{pixels:,}', remark)))
             rows.append(f'<tr><td>{html.escape(text)}</td>'
-                        f'<td>{score:.2f}</td><td>{found}</td></tr>')
+                        f'<td>{score}</td><td>{found}</td></tr>')
         return overlays, _TABLE.format(
-            rows=''.join(rows), seconds=answer.seconds, phrases=len(rows))
+            rows=''.join(rows), seconds=state.seconds, phrases=len(rows))
 
-    def archive(self, answer: Answer | None, threshold: float) -> str | None:
+    def archive(self, state: State | None, *settings) -> str | None:
         """Write what is shown as a zip file; gradio deletes it later."""
-        if answer is None:
+        if state is None:
             return None
-        name = osp.splitext(answer.file)[0]
-        prediction = dict(self._predict(answer, threshold), name=name,
-                          img_path=answer.file)
+        name = osp.splitext(state.file)[0]
+        prediction = dict(self._predict(state, *settings), name=name,
+                          img_path=state.file)
         # gradio deletes files of its own folder only.
         target = tempfile.mkdtemp(dir=os.environ.get('GRADIO_TEMP_DIR'))
         with tempfile.TemporaryDirectory() as folder:
             with PredictionWriter(folder) as writer:
                 writer.write(
                     prediction,
-                    draw.draw_prediction(answer.shown, prediction))
+                    draw.draw_prediction(state.shown, prediction))
             return shutil.make_archive(
                 osp.join(target, f'{name}_masks'), 'zip', folder)
 
-    def _predict(self, answer: Answer, threshold: float) -> dict:
+    def _predict(self, state: State, threshold: float, parts: bool = False,
+                 existence_threshold: float | None = None) -> dict:
         return make_prediction(
-            self.inferencer.model, answer.logits, answer.shape, answer.texts,
-            threshold, return_masks=False)
+            self.inferencer.model, state.answer, state.shape, state.texts,
+            threshold, existence_threshold, parts, return_masks=False)
 
 
 def build(page: Page) -> gr.Blocks:
@@ -149,7 +154,8 @@ def build(page: Page) -> gr.Blocks:
             f'The model: `{osp.basename(model)}`{knows}. Up to '
             f'{args.max_megabytes:g} MB, {args.max_megapixels:g} megapixels '
             f'and {args.max_phrases} phrases at once.')
-        answer = gr.State(time_to_live=KEPT)
+        state = gr.State(time_to_live=KEPT)
+        head = page.inferencer.model.decode_head
         with gr.Row():
             with gr.Column():
                 image = gr.Image(label='Image', type='filepath',
@@ -162,10 +168,17 @@ def build(page: Page) -> gr.Blocks:
                 phrases = gr.Textbox(label='Phrases, one per line', lines=4,
                                      elem_id='phrases')
                 ask = gr.Button('Segment', variant='primary', elem_id='ask')
-                threshold = gr.Slider(
-                    0, 1, page.inferencer.model.decode_head.threshold,
-                    step=0.01, label='Threshold of the probability',
-                    elem_id='threshold')
+                settings = [
+                    gr.Slider(0, 1, head.threshold, step=0.01,
+                              label='Threshold of the probability',
+                              elem_id='threshold'),
+                    gr.Checkbox(label='Connected parts, with boxes',
+                                elem_id='parts')]
+                if head.existence is not None:
+                    settings.append(gr.Slider(
+                        0, 1, head.existence_threshold, step=0.01,
+                        label='Threshold of existence', elem_id='existence',
+                        info='Below it, nothing is found.'))
                 folder = Path(__file__).parent
                 gr.Examples([[str(folder / name), texts]
                              for name, texts in EXAMPLES], [image, phrases])
@@ -180,10 +193,11 @@ def build(page: Page) -> gr.Blocks:
                 archive = gr.DownloadButton(visible='hidden',
                                             elem_id='archive')
         shown = [overlays, scores]
-        ask.click(page.ask, [image, phrases, threshold], [answer, *shown])
-        threshold.change(page.show, [answer, threshold], shown,
-                         trigger_mode='always_last')
-        masks.click(page.archive, [answer, threshold], archive).success(
+        ask.click(page.ask, [image, phrases, *settings], [state, *shown])
+        for setting in settings:
+            setting.change(page.show, [state, *settings], shown,
+                           trigger_mode='always_last')
+        masks.click(page.archive, [state, *settings], archive).success(
             None, None, None,
             js="() => document.querySelector('#archive').click()")
     return blocks.queue(max_size=args.max_waiting,

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import cris
+from cris.apis.model_zoo import DEFAULT_MODEL
 from cris.datasets.refcoco import RefCOCODataset
 from cris.datasets.refshapes import write_refshapes
 
@@ -28,6 +29,7 @@ sys.path[:0] = [
     for folder in ('dataset_converters', 'analysis_tools', 'model_converters')
 ]
 CONFIG = next((REPO / 'configs/cris').glob('cris_tiny_*_refer-*.py'))
+GEN = next((REPO / 'configs/cris').glob('cris_tiny-gen_*.py'))
 
 
 @pytest.fixture
@@ -237,6 +239,25 @@ def questions(shapes):
 @pytest.fixture(scope='session')
 def inferencer():
     return cris.CRISInferencer(device='cpu')
+
+
+@pytest.fixture(scope='session')
+def abstainer():
+    """The default model with a classifier of existence, untrained."""
+    default = cris.init_model(DEFAULT_MODEL, device='cpu')
+    model = cris.init_model(str(GEN), device='cpu', pretrained=False)
+    missing, unexpected = model.load_state_dict(
+        default.state_dict(), strict=False)
+    assert not unexpected
+    assert all('existence' in name for name in missing)
+    return cris.CRISInferencer(model)
+
+
+def existence_is(model, *probabilities):
+    """In a with block: what the model says of its first expressions."""
+    logits = torch.tensor(probabilities).logit()
+    return model.decode_head.existence.register_forward_hook(
+        lambda module, inputs, output: logits[:len(output)])
 
 
 @pytest.fixture(scope='session')

@@ -15,8 +15,10 @@ from cris.visualization import ReferLocalVisualizer, draw_expressions
 from cris.visualization.draw import (
     GROUND_TRUTH,
     PREDICTION,
+    draw_answer,
     draw_prediction,
     expression_tile,
+    verdict,
 )
 
 GREY = np.full((60, 80, 3), 128, np.uint8)
@@ -62,7 +64,8 @@ def test_predictions_are_drawn_small_and_a_hundred_at_most():
 
     def draw(count, image):
         return draw_prediction(image, dict(
-            expressions=['a'] * count, scores=[.5] * count, rles=rles[:count]))
+            expressions=['a'] * count, scores=[.5] * count, rles=rles[:count],
+            exists=[True, False] * 75, existence=None))
 
     image = np.full((600, 800, 3), 128, np.uint8)
     one, two = draw(1, image), draw(2, image)
@@ -76,6 +79,32 @@ def test_predictions_are_drawn_small_and_a_hundred_at_most():
     np.testing.assert_array_equal(draw(150, image), draw(100, image))
     large = np.full((3000, 4000, 3), 128, np.uint8)
     assert draw(1, large).shape[1] == 1000
+
+
+def test_answers_of_nothing_and_of_parts_are_drawn():
+    mask = np.zeros((60, 80), np.uint8, order='F')
+    mask[10:40, 20:30] = mask[30:40, 20:60] = 1  # an L
+    rles = [coco_mask.encode(0 * mask), coco_mask.encode(mask)]
+    part = dict(box=[20., 10., 60., 40.])
+    prediction = dict(scores=[.9, .8], exists=[False, True], rles=rles,
+                      existence=[.07, .6], existence_threshold=.5)
+    (drawn, plain) = (draw_answer(GREY, prediction, k) for k in range(2))
+    assert (drawn == GREY).all()
+    assert tuple(plain[35, 59]) == PREDICTION
+    assert (plain[10, 35:] == 128).all()
+    assert verdict(prediction, 0) == ('', 'nothing found (0.93 sure)')
+    assert verdict(prediction, 1) == ('0.80', '')
+    prediction['parts'] = [[], [part]]
+    boxed = draw_answer(GREY, prediction, 1)
+    rows, columns = np.nonzero((boxed != plain).any(2))
+    assert (rows.min(), columns.max()) == (10, 59)
+    assert (boxed[10, 20:60] == PREDICTION).all()
+    assert (boxed[11:30, 31:59] == 128).all()
+    assert verdict(prediction, 1) == ('0.80', '1 part')
+    # On a smaller copy.
+    half = draw_answer(GREY[::2, ::2], prediction, 1)
+    assert (half[5, 10:30] == PREDICTION).all()
+    assert (half[:5] == 128).all() and (half[:, 30:] == 128).all()
 
 
 @pytest.mark.parametrize('text', ['', 'слева, 左, é', 'word ' * 60])

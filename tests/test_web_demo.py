@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIG, REPO
+from conftest import CONFIG, REPO, existence_is
 from hostile import Call, animation, encoded, large_png
 from PIL import Image
 
@@ -250,6 +250,49 @@ def test_a_busy_page_says_so(browser, functions, monkeypatch):
         blocks.close()
 
 
+def test_nothing_and_many(browser, web_demo, abstainer, tmp_path):
+    """One phrase is true of nothing, the other of two things."""
+    texts = ['the purple star', 'the triangles']
+    web_page = importlib.import_module('web_page')
+    blocks = web_page.build(
+        web_page.Page(abstainer, web_demo.parse_args([])))
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True)
+    page = browser.new_page(viewport=dict(width=1200, height=950))
+
+    def show(text, name):
+        page.wait_for_selector(f'#scores :text("{text}")')
+        page.wait_for_timeout(300)  # until the overlays are there, too
+        page.screenshot(path=os.environ.get('CRIS_SCREENSHOTS', tmp_path)
+                        / Path(f'{name}.png'), full_page=True)
+        return page.inner_text('#scores'), page.inner_text('#overlays')
+
+    try:
+        with existence_is(abstainer.model, 0.07, 0.9):
+            page.goto(address)
+            upload(page, IMAGE.name, IMAGE.read_bytes())
+            ask(page, texts)
+            for shown in show('nothing found (0.93 sure)', 'nothing'):
+                assert re.search(rf'{texts[0]}\s+nothing found \(0.93', shown)
+                assert re.search(rf'{texts[1]}\s+0\.\d\d', shown)
+                assert 'part' not in shown
+            caption = page.locator('#overlays .caption-label').first
+            assert caption.evaluate('e => e.scrollWidth <= e.clientWidth')
+        masks = download(page)
+        assert masks[1].any() and not masks[0].any()
+        page.check('#parts input')
+        for shown in show('2 parts', 'parts'):
+            assert re.search(r'nothing found.*2 parts', shown, re.DOTALL)
+        page.fill('#existence input[type=number]', '0.05')
+        page.press('#existence input[type=number]', 'Enter')
+        scores, _ = show('1 part', 'lower_threshold')
+        assert 'nothing found' not in scores
+        masks = download(page)
+        assert masks.any((1, 2)).all()
+    finally:
+        page.close()
+        blocks.close()
+
+
 def test_a_model_that_cannot_be_used_ends_the_start(web_demo, tmp_path):
     evil, marker = tmp_path / 'evil.pth', tmp_path / 'marker'
     torch.save(dict(state_dict=Call(os.mkdir, str(marker))), evil)
@@ -277,10 +320,10 @@ def test_a_port_that_is_taken(web_demo):
 def test_a_large_image_is_shown_smaller(functions, inferencer, tmp_path):
     path = tmp_path / 'large.png'
     Image.open(IMAGE).resize((1900, 1600)).save(path)
-    answer, overlays, _ = functions.ask(str(path), PHRASES[0], 0.35)
-    assert answer.shape == (1600, 1900)
+    state, overlays, _ = functions.ask(str(path), PHRASES[0], 0.35)
+    assert state.shape == (1600, 1900)
     assert overlays[0][0].shape == (862, 1024, 3)
-    masks = read_masks(functions.archive(answer, 0.35), 'large', 1)
+    masks = read_masks(functions.archive(state, 0.35), 'large', 1)
     (prediction, ) = inferencer(path, PHRASES[0])['predictions']
     np.testing.assert_array_equal(masks > 0, prediction['masks'])
 
@@ -288,11 +331,11 @@ def test_a_large_image_is_shown_smaller(functions, inferencer, tmp_path):
 def test_another_threshold_runs_no_model_and_writes_no_file(
         functions, inferencer, monkeypatch):
     monkeypatch.setattr('web_page.PredictionWriter', None)
-    answer, *first = functions.ask(str(IMAGE), '\n'.join(PHRASES), 0.35)
-    assert answer.logits.nbytes < 100_000
+    state, *first = functions.ask(str(IMAGE), '\n'.join(PHRASES), 0.35)
+    assert state.answer.logits.nbytes < 100_000
     for part in ('answer', 'encode_image'):
         monkeypatch.setattr(inferencer.model, part, None)
-    assert functions.show(answer, 0.35)[1] == first[1]
-    assert functions.show(answer, 0.8)[1] != first[1]
+    assert functions.show(state, 0.35)[1] == first[1]
+    assert functions.show(state, 0.8)[1] != first[1]
     assert functions.show(None, 0.8) == ([], '')
     assert functions.archive(None, 0.8) is None

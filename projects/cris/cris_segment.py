@@ -37,6 +37,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'first IMG)')
     add('--threshold', type=float,
         help="of the probability, in [0, 1] (default: the model's)")
+    add('--existence-threshold', type=float,
+        help='of the probability that there is such a thing, in [0, 1]; below '
+        "it, nothing is found (default: the model's, if it can tell)")
+    add('--instances', action='store_true',
+        help='also the connected parts of each mask, with their boxes, in the '
+        'overlay and predictions.json')
     add('--precision', choices=['fp32', 'bf16', 'fp16'], default='fp32',
         help='bf16 is faster on processors that support it; fp16 needs a GPU '
         '(default: %(default)s)')
@@ -62,8 +68,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.out_file and not args.out_file.lower().endswith(_OUT_SUFFIXES):
         parser.error(f'--out-file {args.out_file} must end in one of '
                      f'{", ".join(_OUT_SUFFIXES)}')
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        parser.error(f'--threshold {args.threshold} must be in [0, 1]')
+    for name in ('threshold', 'existence_threshold'):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            option = name.replace('_', '-')
+            parser.error(f'--{option} {value} must be in [0, 1]')
     name = osp.basename(osp.abspath(first))
     if not osp.isdir(first):
         name = osp.splitext(name)[0]

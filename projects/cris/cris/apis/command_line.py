@@ -7,12 +7,14 @@ import warnings
 from contextlib import nullcontext
 
 import torch
-from pycocotools import mask as coco_mask
 from rich.progress import track
+
+from cris.visualization.draw import verdict
 
 from .inferencer import CRISInferencer
 from .inputs import check_texts, list_images
 from .model_zoo import default_model_note
+from .predictions import find_existence_threshold
 from .writer import PredictionWriter, write_image
 
 
@@ -35,6 +37,8 @@ def segment(args: argparse.Namespace) -> list[str]:
     model = args.config or args.model
     inferencer = CRISInferencer(model, args.checkpoint, args.device,
                                 args.precision)
+    existence_threshold = find_existence_threshold(
+        inferencer.model, args.existence_threshold)
     faults = []
     with (PredictionWriter(args.out_dir)
           if args.out_dir else nullcontext()) as writer:
@@ -42,8 +46,11 @@ def segment(args: argparse.Namespace) -> list[str]:
                 questions.items(), 'Segmenting', disable=len(questions) == 1):
             # One broken image among a thousand must not stop the others.
             try:
-                result = inferencer(path, texts, threshold=args.threshold,
-                                    return_masks=False, return_vis=True)
+                result = inferencer(
+                    path, texts, threshold=args.threshold,
+                    existence_threshold=existence_threshold,
+                    instances=args.instances, return_masks=False,
+                    return_vis=True)
                 if args.out_file and osp.exists(args.out_file) and (
                         osp.samefile(args.out_file, path)):
                     raise ValueError(f'--out-file {args.out_file} is the '
@@ -58,11 +65,9 @@ def segment(args: argparse.Namespace) -> list[str]:
             if args.out_file:
                 write_image(drawn[..., ::-1], args.out_file)
             if len(questions) == 1:
-                for text, score, rle in zip(
-                        texts, prediction['scores'], prediction['rles'],
-                        strict=True):
-                    found = '' if coco_mask.area(rle) else '  (nothing found)'
-                    print(f'{score:.2f}  {text[:100]}{found}')
+                for k, text in enumerate(texts):
+                    score, remark = verdict(prediction, k)
+                    print(f'{score:4}  {text[:100]}  {remark}'.rstrip())
     if writer:
         print(f'{len(questions) - len(faults)} of {len(questions)} images: '
               f'{writer.path}')

@@ -51,17 +51,17 @@ class View:
     def __call__(self, texts: str | Sequence[str], **kwargs) -> dict:
         """A dict as in the inferencer's ``predictions``; same kwargs."""
         return self._inferencer.describe(
-            self.image, check_texts(texts), self.logits(texts), **kwargs)
+            self.image, check_texts(texts), self.answer(texts), **kwargs)
 
-    def logits(self, texts: str | Sequence[str]) -> Tensor:
-        """Only the logits, ``(K, 1, H/4, W/4)``, for make_prediction."""
+    def answer(self, texts: str | Sequence[str]) -> Answer:
+        """Only what the model says, for make_prediction."""
         if self._features is None:
             raise ValueError(f'the view of {self.image.name} is closed: open '
                              'the image again')
         texts = check_texts(texts)
         return self._inferencer.answer(
             self._features, texts,
-            torch.zeros(len(texts), dtype=torch.long)).logits
+            torch.zeros(len(texts), dtype=torch.long))
 
     def close(self) -> None:
         """Free the memory of the encoded image."""
@@ -100,7 +100,8 @@ class CRISInferencer(BaseInferencer):
     """
 
     preprocess_kwargs = {'texts'}
-    forward_kwargs = {'threshold', 'return_masks', 'return_probs'}
+    forward_kwargs = {'threshold', 'existence_threshold', 'instances',
+                      'return_masks', 'return_probs'}
     visualize_kwargs = {'show'}
     postprocess_kwargs = {'return_datasamples'}
 
@@ -157,7 +158,8 @@ class CRISInferencer(BaseInferencer):
             return_vis (bool): Return the drawings of :meth:`visualize`.
             out_dir (str | Path, optional): Folder for the results, see
                 :class:`cris.apis.writer.PredictionWriter`.
-            **kwargs: ``threshold``, ``return_masks`` and ``return_probs`` of
+            **kwargs: ``threshold``, ``existence_threshold``, ``instances``,
+                ``return_masks`` and ``return_probs`` of
                 :func:`cris.apis.predictions.make_prediction`; ``show`` of
                 :meth:`visualize`; ``return_datasamples``: SegDataSamples like
                 those of :meth:`cris.models.CRIS.predict`.
@@ -227,9 +229,10 @@ class CRISInferencer(BaseInferencer):
         answer = self.answer(
             self.encode(inputs), sum(texts, []),
             torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)))
+        parts = [[None] * len(counts) if x is None else x.split(counts)
+                 for x in answer]
         return [self.describe(*each, **kwargs) for each in zip(
-            inputs['images'], texts, answer.logits.split(counts),
-            strict=True)]
+            inputs['images'], texts, map(Answer, *parts), strict=True)]
 
     @torch.inference_mode()
     def encode(self, inputs: dict) -> ImageFeatures:
@@ -253,9 +256,9 @@ class CRISInferencer(BaseInferencer):
         return Answer(*(None if x is None else x.cpu() for x in answer))
 
     def describe(self, image: InputImage, texts: Sequence[str],
-                 logits: Tensor, **kwargs) -> dict:
+                 answer: Answer, **kwargs) -> dict:
         """:func:`make_prediction`, with the name and path of the image."""
-        prediction = make_prediction(self.model, logits, image.shape, texts,
+        prediction = make_prediction(self.model, answer, image.shape, texts,
                                      **kwargs)
         return dict(prediction, name=image.name, img_path=image.path)
 

@@ -81,8 +81,10 @@ class PredictionWriter:
             name, count = f'{prediction["name"]}_{count}', count + 1
         self._names.add(name)
         record = {key: prediction[key]
-                  for key in ('img_path', 'height', 'width', 'threshold')}
+                  for key in ('img_path', 'height', 'width', 'threshold',
+                              'existence_threshold')}
         record.update(overlay_file=f'overlays/{name}.jpg', answers=[])
+        existence = prediction['existence']
         for k, rle in enumerate(prediction['rles']):
             mask_file = f'masks/{name}_{k}.png'
             write_image(255 * coco_mask.decode(rle),
@@ -90,8 +92,12 @@ class PredictionWriter:
             record['answers'].append(dict(
                 expression=prediction['expressions'][k],
                 score=float(prediction['scores'][k]),
+                exists=bool(prediction['exists'][k]),
+                existence=None if existence is None else float(existence[k]),
                 box=prediction['boxes'][k].tolist(), rle=rle,
                 mask_file=mask_file))
+            if 'parts' in prediction:
+                record['answers'][k]['parts'] = prediction['parts'][k]
         write_image(overlay[..., ::-1],
                     osp.join(self.out_dir, record['overlay_file']))
         self.records.append(record)

@@ -149,20 +149,49 @@ def draw_prediction(image: np.ndarray, prediction: dict) -> np.ndarray:
         image (np.ndarray): The image, or a smaller copy.
         prediction (dict): Of :func:`cris.apis.predictions.make_prediction`.
     """
-    parts = [prediction[key][:_MAX_EXPRESSIONS]
-             for key in ('expressions', 'scores', 'rles')]
-    one = len(parts[0]) == 1
+    expressions = prediction['expressions'][:_MAX_EXPRESSIONS]
+    one = len(expressions) == 1
     width = min(max(image.shape[1], 320), 1000 if one else 400)
     # Drawn at the size shown, or large images would take long.
     image = scale_image(image, min(1, width / image.shape[1]))
     tiles = [] if one else [(image, 'image')]
-    for expression, score, rle in zip(*parts, strict=True):
-        caption = f'"{cut(expression, _MAX_LETTERS)}"  {score:.2f}'
-        if not coco_mask.area(rle):
-            caption += '  (nothing found)'
-        mask = fit_mask(coco_mask.decode(rle), image)
-        tiles.append((draw_masks(image, pred=mask), caption))
+    for k, expression in enumerate(expressions):
+        caption = (f'"{cut(expression, _MAX_LETTERS)}"',
+                   *verdict(prediction, k))
+        tiles.append((draw_answer(image, prediction, k),
+                      '  '.join(filter(None, caption))))
     return draw_sheet(tiles, width)
+
+
+def draw_answer(image: np.ndarray, prediction: dict, k: int) -> np.ndarray:
+    """The k-th mask of a prediction on the image or a smaller copy, with the
+    boxes of its parts, if they are there.
+    """
+    rle = prediction['rles'][k]
+    drawn = draw_masks(
+        image, pred=fit_mask(coco_mask.decode(rle), image))
+    scale = np.divide(image.shape[1::-1], rle['size'][::-1])
+    for part in prediction['parts'][k] if 'parts' in prediction else ():
+        corners = np.reshape(part['box'], (2, 2)) * scale - [[0], [1]]
+        cv2.rectangle(drawn, *corners.round().astype(int).tolist(),
+                      PREDICTION, max(1, round(max(image.shape) / 600)))
+    return drawn
+
+
+def verdict(prediction: dict, k: int) -> tuple[str, str]:
+    """The k-th answer of a prediction in words: its score and a remark.
+
+    Either may be empty: there is no score if the model abstains, and a remark
+    only if nothing was found or parts were asked for.
+    """
+    score = f'{prediction["scores"][k]:.2f}'
+    if prediction['exists'][k]:
+        count = len(prediction['parts'][k]) if 'parts' in prediction else 0
+        return score, f'{count} part{"s" * (count > 1)}' if count else ''
+    existence = prediction['existence']
+    if existence is None or existence[k] >= prediction['existence_threshold']:
+        return score, 'nothing found'
+    return '', f'nothing found ({1 - existence[k]:.2f} sure)'
 
 
 def scale_image(image: np.ndarray, scale: float) -> np.ndarray:
