@@ -1,5 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def confidence(prob: np.ndarray, mask: np.ndarray) -> float:
@@ -16,3 +17,48 @@ def confidence(prob: np.ndarray, mask: np.ndarray) -> float:
     score = prob[mask].mean() if mask.any() else prob.max()
     # Cubic interpolation overshoots.
     return min(max(float(score), 0.0), 1.0)
+
+
+def answer_confidence(existence: ArrayLike, score: ArrayLike,
+                      answered: ArrayLike,
+                      calibration: dict | None = None) -> np.ndarray:
+    """Probability that an answer is right: a mask or "there is none".
+
+    A mask is right if there is a referent and their IoU is 0.5 or more; an
+    empty mask is right if there is none.
+
+    Args:
+        existence (ArrayLike): Probability of a referent, from the head.
+        score (ArrayLike): :func:`confidence` of the mask; it does not matter
+            where the mask is empty.
+        answered (ArrayLike): Whether the mask has pixels.
+        calibration (dict, optional): ``decode_head.calibration``, two
+            logistic regressions: ``existence`` (slope, intercept) maps the
+            logit of existence to that of a referent; ``right`` (two slopes,
+            intercept) maps the logits of existence and score to that of a
+            right mask. None takes the product of existence and score for a
+            mask, and 1 - existence for none.
+
+    Returns:
+        np.ndarray: float64 in [0, 1], in the shape of the arguments.
+    """
+    exists = np.asarray(existence, np.float64)
+    right = exists * np.asarray(score, np.float64)
+    if calibration is not None:
+        inputs = logit(existence), logit(score)
+        *slopes, intercept = calibration['right']
+        right = _sigmoid(intercept + sum(
+            slope * x for slope, x in zip(slopes, inputs, strict=True)))
+        slope, intercept = calibration['existence']
+        exists = _sigmoid(intercept + slope * inputs[0])
+    return np.where(answered, right, 1 - exists)
+
+
+def logit(prob: ArrayLike) -> np.ndarray:
+    """Of probabilities, which are clipped to [1e-6, 1 - 1e-6]."""
+    prob = np.clip(np.asarray(prob, np.float64), 1e-6, 1 - 1e-6)
+    return np.log(prob / (1 - prob))
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return (1 + np.tanh(x / 2)) / 2  # exp could overflow
