@@ -77,6 +77,8 @@ MODEL = {
     'r50-dec1': (138.43, 1, True),
     'r50-dec2': (142.64, 2, True),
     'r50-dec4': (151.06, 4, True),
+    'r50-exist': (0, 3, True),
+    'r101-exist': (0, 3, True),
 }
 OTHER_ENCODERS = {'vit-b16': 189.41, 'vit-l14-336': 471.01, 'r50x16': 338.70,
                   'convnext-b': 189.08, 'swin-t': 130.00}
@@ -98,14 +100,15 @@ def check_model(name, cfg):
     # mmpretrain's cannot be built without content.
     with torch.device('cpu' if 'image_encoder' in cfg.backbone else 'meta'):
         model = MODELS.build(cfg)
-    if name in ('tiny', 'efficientnet-lite0'):
+    head = model.decode_head
+    assert (head.existence is not None) == name.endswith(('-gen', '-exist'))
+    if name in ('tiny', 'tiny-gen', 'efficientnet-lite0'):
         return
     if name in OTHER_ENCODERS:
         assert count(model) / 1e6 == pytest.approx(
             OTHER_ENCODERS[name], abs=0.005)
         return
     millions, layers, text_kernel = MODEL[name]
-    head = model.decode_head
     assert count(model) / 1e6 == pytest.approx(millions, abs=0.005)
     assert len(head.decoder.layers if head.decoder else ()) == layers
     assert hasattr(head.projector, 'kernel_proj') == text_kernel
@@ -121,12 +124,15 @@ def test_the_papers_models_and_data_are_all_there():
     names = [NAME.fullmatch(path.name) for path in CONFIGS]
     pairs = {(name['model'], name['data']) for name in names}
     assert pairs >= {(m, d) for m in ('r50', 'r101') for d in DATA}
-    assert pairs >= {(m, 'refcoco') for m in MODEL}
+    assert pairs >= {
+        (m, 'grefcoco' if m.endswith('-exist') else 'refcoco') for m in MODEL}
 
 
-def test_the_best_checkpoint_of_grefcoco_is_by_giou():
+@pytest.mark.parametrize('model', ['r50', 'r50-exist', 'r101-exist'])
+def test_the_best_checkpoint_of_grefcoco_is_by_giou(model):
     cfg = Config.fromfile(
-        REPO / 'configs/cris/cris_r50_8xb8-amp-50e_grefcoco-416x416.py')
+        REPO / f'configs/cris/cris_{model}_8xb8-amp-50e_grefcoco-416x416.py')
+    assert cfg.model.backbone.model_name == 'RN' + model[1:].split('-')[0]
     hook = cfg.default_hooks.checkpoint
     assert (hook.type, hook.save_best, hook.rule) == (
         'SafeCheckpointHook', 'gIoU', 'greater')

@@ -138,6 +138,49 @@ def test_generalized_scores():
     assert not {'gIoU', 'cIoU', 'N-acc', 'T-acc'} & evaluate(samples).keys()
 
 
+def test_scores_of_each_kind(tmp_path):
+    samples = [row(6, 0, 4, kinds=['one']), row(0, 0, 10, kinds=['one']),
+               row(0, 0, 0, kinds=['none']), row(0, 20, 0, kinds=['none']),
+               row(5, 0, 5, kinds=['many'])]
+    out = evaluate(samples, generalized=True)
+    assert {k: v for k, v in out.items() if '/' in k} == {
+        'one/gIoU': pytest.approx(30), 'one/T-acc': 50,
+        'one/n_expressions': 2, 'none/gIoU': 50, 'none/N-acc': 50,
+        'none/n_expressions': 2, 'many/gIoU': 50, 'many/T-acc': 100,
+        'many/n_expressions': 1}
+    assert out['gIoU'] == pytest.approx(100 * (0.6 + 0 + 1 + 0 + 0.5) / 5)
+    # A sentence takes its kind along when others are left out.
+    pred = np.ones((2, 1, 4), bool)
+    both = make_sample(pred, pred & [[[1]], [[0]]], ref_ids=[3, 3],
+                       kinds=['one', 'none'])
+    out = evaluate([both], generalized=True, sentences='last')
+    assert out['none/N-acc'] == 0 and 'one/gIoU' not in out
+    # Not in a set that is not generalised, nor in one that is mixed.
+    mixed = [*samples, row(1, 0, 0)]
+    for kept in (evaluate(samples), evaluate(mixed, generalized=True)):
+        assert not any('/' in key for key in kept)
+    path = tmp_path / 'results.json'
+    evaluate(samples, out_file=str(path))
+    assert [r['kind'] for r in json.loads(path.read_text())] == [
+        'one', 'one', 'none', 'none', 'many']
+
+
+def test_abstaining_does_not_depend_on_the_threshold_of_pixels(tmp_path):
+    prob = np.full((3, 1, 4), 0.6)
+    sample = make_sample(prob > 0.5, prob > 0.5, prob,
+                         existence_threshold=0.4)
+    sample.existence = torch.tensor([0.39, 0.4, 0.9])
+    sample.pred_sem_seg.data[0] = False  # as CRIS.predict does
+    path = tmp_path / 'results.json'
+    for threshold, answered in ((None, 2), (0.35, 2), (0.7, 0)):
+        out = evaluate([sample], threshold=threshold, generalized=True,
+                       out_file=str(path))
+        assert out['T-acc'] == pytest.approx(100 * answered / 3)
+        records = json.loads(path.read_text())
+        assert [r['existence'] for r in records] == pytest.approx(
+            [0.39, 0.4, 0.9])
+
+
 @pytest.mark.parametrize('options, message', [
     (dict(threshold=1.5), 'threshold=1.5 must be a number in'),
     (dict(threshold='0.5'), "threshold='0.5' must be a number in"),
