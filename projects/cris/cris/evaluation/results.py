@@ -179,7 +179,7 @@ def _fault(record: dict, first: dict) -> str:
                 f'{record["union"]}')
     if record['height'] < 1 or record['width'] < 1:
         return f'the image has {record["height"]} x {record["width"]} pixels'
-    for key in ('expression', 'img_path', 'pred_rle', 'gt_rle'):
+    for key in ('expression', 'img_path', 'pred_rle', 'gt_rle', 'kind'):
         if not isinstance(record.get(key), (str, type(None))):
             return f'{key} is {record[key]!r:.60}, not a string'
     return ''
