@@ -113,7 +113,8 @@ def overconfident(count, seed):
 
 def test_overconfidence_is_mended_on_data_that_was_not_seen():
     calibration = fit_calibration(overconfident(6000, 1))
-    assert calibration['existence'] == pytest.approx([1 / 3, 0], abs=.1)
+    for key in ('existence', 'mask'):
+        assert calibration[key] == pytest.approx([1 / 3, 0], abs=.1)
     records = overconfident(6000, 2)
     threshold = calibration['existence_threshold']
     counts, existence = arrays(records)
@@ -134,11 +135,11 @@ def test_overconfidence_is_mended_on_data_that_was_not_seen():
 
 def test_confidence_by_hand():
     assert answer_confidence(.8, .5, [True, False]) == pytest.approx([.4, .2])
-    calibration = dict(existence=[2., 0.], right=[1., .5, -1.])
-    found = answer_confidence([.8, .8, 1.], [.5, .9, 1.],
+    calibration = dict(existence=[2., 0.], mask=[3., -1.])
+    found = answer_confidence([.8, .8, 1.], [.9, .9, 1.],
                               [True, False, True], calibration)
-    assert found[:2] == pytest.approx(
-        [sigmoid(np.log(4) - 1), 1 - sigmoid(2 * np.log(4))])
+    exists, good = sigmoid(2 * np.log(4)), sigmoid(3 * np.log(9) - 1)
+    assert found[:2] == pytest.approx([exists * good, 1 - exists])
     assert .99 < found[2] <= 1
 
 
@@ -146,7 +147,7 @@ def test_confidence_by_hand():
     (dict(existence=None), 'the results have no existence'),
     (dict(score=None), 'the results have no score'),
     (dict(existence_threshold=.5), 'abstained .*existence_threshold=0'),
-    (dict(TARGET), 'all of the . masks are right'),
+    (dict(TARGET), 'all of the 3 masks .* are right'),
 ])
 def test_results_that_do_not_serve(change, message):
     records = records_of((TARGET, .9), (TARGET, .8), (dict(TARGET), .7),

@@ -143,11 +143,11 @@ def test_publishing_keeps_it(root, stored, half, tmp_path):
 
 @pytest.mark.parametrize('broken', [
     'no json', '[]', '{}', 3,
-    dict(existence_threshold=2, existence=[1, 0], right=[1, 1, 0]),
-    dict(existence_threshold=.5, existence=[1], right=[1, 1, 0]),
-    dict(existence_threshold=.5, existence=[1, 0], right=[1, 1e9, 0]),
-    dict(existence_threshold=float('nan'), existence=[1, 0], right=[1, 1, 0]),
-    dict(existence_threshold=.5, existence=[1, 0], right=[1, 1, 10**400]),
+    dict(existence_threshold=2, existence=[1, 0], mask=[1, 0]),
+    dict(existence_threshold=.5, existence=[1], mask=[1, 0]),
+    dict(existence_threshold=.5, existence=[1, 0], mask=[1, 1e9]),
+    dict(existence_threshold=float('nan'), existence=[1, 0], mask=[1, 0]),
+    dict(existence_threshold=.5, existence=[1, 0], mask=[1, 10**400]),
 ], ids=str)
 def test_a_damaged_calibration_is_refused(root, tmp_path, broken):
     checkpoint = torch.load(root / 'plain.pth', weights_only=True)

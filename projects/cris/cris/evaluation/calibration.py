@@ -149,8 +149,8 @@ def fit_calibration(records: Sequence[dict],
 
     Raises:
         ValueError: As of :func:`choose_threshold`; also if the records lack
-            what is needed, the model abstained in them, or its masks are all
-            right or all wrong.
+            what is needed, the model abstained in them, or the masks of
+            expressions with a target are all right or all wrong.
         ImportError: If scikit-learn is not installed.
     """
     try:
@@ -159,9 +159,9 @@ def fit_calibration(records: Sequence[dict],
         raise ImportError(f'calibrating needs scikit-learn ({error}): pip '
                           'install scikit-learn') from error
 
-    def fit(inputs: list[np.ndarray], labels: np.ndarray) -> list[float]:
-        model = LogisticRegression().fit(np.stack(inputs, axis=1), labels)
-        return [*model.coef_[0].tolist(), float(model.intercept_[0])]
+    def fit(prob: np.ndarray, labels: np.ndarray) -> list[float]:
+        model = LogisticRegression().fit(logit(prob)[:, None], labels)
+        return [float(model.coef_[0, 0]), float(model.intercept_[0])]
 
     for key in ('existence', 'score'):
         if any(record.get(key) is None for record in records):
@@ -175,14 +175,14 @@ def fit_calibration(records: Sequence[dict],
     existence, score = (
         np.array([r[key] for r in records]) for key in ('existence', 'score'))
     threshold = choose_threshold(counts, existence, min_t_acc)
-    answered = (counts['pred_area'] > 0) & (existence >= threshold)
-    right = is_right(counts)[answered]
+    target = counts['gt_area'] > 0
+    masks = target & (counts['pred_area'] > 0)
+    right = is_right(counts)[masks]
     if right.all() or not right.any():
         raise ValueError(
             f'{"all" if right.all() else "none"} of the {len(right)} masks '
-            'are right: the calibration needs right and wrong ones')
+            'of expressions with a target are right: the calibration needs '
+            'right and wrong ones')
     return dict(
-        existence_threshold=threshold,
-        existence=fit([logit(existence)], counts['gt_area'] > 0),
-        right=fit([logit(existence)[answered], logit(score)[answered]],
-                  right))
+        existence_threshold=threshold, existence=fit(existence, target),
+        mask=fit(score[masks], right))

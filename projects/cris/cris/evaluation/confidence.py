@@ -32,26 +32,21 @@ def answer_confidence(existence: ArrayLike, score: ArrayLike,
         score (ArrayLike): :func:`confidence` of the mask; it does not matter
             where the mask is empty.
         answered (ArrayLike): Whether the mask has pixels.
-        calibration (dict, optional): ``decode_head.calibration``, two
-            logistic regressions: ``existence`` (slope, intercept) maps the
-            logit of existence to that of a referent; ``right`` (two slopes,
-            intercept) maps the logits of existence and score to that of a
-            right mask. None takes the product of existence and score for a
-            mask, and 1 - existence for none.
+        calibration (dict, optional): ``decode_head.calibration``, slope and
+            intercept of two logistic regressions: ``existence`` maps the
+            logit of existence to that of a referent, and ``mask`` the logit
+            of the score to that of an IoU of 0.5 if there is one. None takes
+            existence and score as they are.
 
     Returns:
-        np.ndarray: float64 in [0, 1], in the shape of the arguments.
+        np.ndarray: float64 in [0, 1], in the shape of the arguments: the
+        product of the two for a mask, or 1 - existence for an empty one.
     """
-    exists = np.asarray(existence, np.float64)
-    right = exists * np.asarray(score, np.float64)
+    exists, good = np.asarray(existence), np.asarray(score)
     if calibration is not None:
-        inputs = logit(existence), logit(score)
-        *slopes, intercept = calibration['right']
-        right = _sigmoid(intercept + sum(
-            slope * x for slope, x in zip(slopes, inputs, strict=True)))
-        slope, intercept = calibration['existence']
-        exists = _sigmoid(intercept + slope * inputs[0])
-    return np.where(answered, right, 1 - exists)
+        exists = _scaled(exists, *calibration['existence'])
+        good = _scaled(good, *calibration['mask'])
+    return np.where(answered, exists * good, 1.0 - exists)
 
 
 def logit(prob: ArrayLike) -> np.ndarray:
@@ -60,5 +55,7 @@ def logit(prob: ArrayLike) -> np.ndarray:
     return np.log(prob / (1 - prob))
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return (1 + np.tanh(x / 2)) / 2  # exp could overflow
+def _scaled(prob: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """Platt scaling."""
+    x = slope * logit(prob) + intercept
+    return (1 + np.tanh(x / 2)) / 2  # the sigmoid; exp could overflow

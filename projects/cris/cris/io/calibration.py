@@ -43,7 +43,7 @@ def check_calibration(found: Any) -> dict | None:
 
     Args:
         found (Any): None, or a dict of ``existence_threshold``, in [0, 1],
-            ``existence``, 2 numbers, and ``right``, 3 numbers.
+            ``existence`` and ``mask``, 2 numbers each.
 
     Raises:
         ValueError: If it is anything else.
@@ -52,15 +52,14 @@ def check_calibration(found: Any) -> dict | None:
         return None
     try:
         threshold = float(found['existence_threshold'])
-        existence, right = (
-            [float(x) for x in found[key]] for key in ('existence', 'right'))
+        existence, mask = (
+            [float(x) for x in found[key]] for key in ('existence', 'mask'))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f'it is {found!r:.200}') from error
-    if not (0 <= threshold <= 1 and (len(existence), len(right)) == (2, 3)
-            and all(abs(x) <= 1e4 for x in existence + right)):
+    if not (0 <= threshold <= 1 and len(existence) == len(mask) == 2
+            and all(abs(x) <= 1e4 for x in existence + mask)):
         raise ValueError(f'it is {found!r:.200}')
-    return dict(existence_threshold=threshold, existence=existence,
-                right=right)
+    return dict(existence_threshold=threshold, existence=existence, mask=mask)
 
 
 def _meta_of(checkpoint: dict) -> dict:
