@@ -7,7 +7,8 @@ from conftest import REPO, run
 TOOLS = [
     REPO / 'tools' / name for name in (
         'train.py', 'test.py', 'misc/print_config.py',
-        'analysis_tools/benchmark.py', 'analysis_tools/draw_predictions.py',
+        'analysis_tools/benchmark.py', 'analysis_tools/calibrate.py',
+        'analysis_tools/draw_predictions.py',
         'analysis_tools/get_flops.py', 'analysis_tools/mask_ceiling.py',
         'analysis_tools/report', 'analysis_tools/sweep_threshold.py',
         'misc/browse_dataset.py', 'model_converters/official_cris.py',

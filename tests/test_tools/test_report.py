@@ -173,6 +173,28 @@ def test_scores_are_those_of_the_test(options, suffix, tmp_path):
         assert (words in text) == (key in options), key
 
 
+def test_confidence_is_shown_where_there_is_any(records, tmp_path):
+    page, *_ = page_of(records, tmp_path)
+    assert 'Confidence' not in page.content['h2', None]
+    plain = len(page.of('img'))
+    # IoU 0, 0.2, 0.5, 0.9 and 1: three of five are right; the fourth has no
+    # target, for which a mask is wrong.
+    sure = [dict(r, confidence=c) for r, c in zip(
+        records, (.1, .1, .8, .8, .97), strict=True)]
+    page, *_ = page_of(sure, tmp_path)
+    assert 'Confidence' in page.content['h2', None]
+    assert len(page.of('img')) == plain + 2
+    text = (tmp_path / 'new/report.html').read_text()
+    ece = (2 * .1 + 2 * abs(.5 - .8) + .03) / 5
+    assert f'(ECE) is <b>{100 * ece:.2f} %</b>, in 15 bins' in text
+    assert '40.00 % are' in text and 'undefined' not in text
+    for kept, said in ((lambda r: r['gt_area'], 'N-acc is undefined'),
+                       (lambda r: not r['gt_area'], 'T-acc are')):
+        page_of(list(filter(kept, sure)), tmp_path)
+        text = (tmp_path / 'new/report.html').read_text()
+        assert said in text and text.count('undefined') == 1
+
+
 def test_a_page_of_many_records_stays_small(records, tmp_path):
     many = [
         dict(records[1], expression=f'{"word " * 60}{i}', iou=i / 60_000)
@@ -213,6 +235,8 @@ def test_command_line_and_parquet(records, tmp_path):
     (dict(union=10**400), 'union is 1000.* not in'),
     (dict(inclusive=1), 'inclusive is 1, not true'),
     (dict(empty_union=2), 'empty_union is 2, not in'),
+    (dict(confidence=1.2), 'confidence is 1.2, not in'),
+    (dict(existence='no'), "existence is 'no', not a number"),
     ([{}, dict(inclusive=True)], 'record 1: .* other conventions'),
 ])
 def test_bad_results(records, tmp_path, content, message):

@@ -34,7 +34,9 @@ def main() -> None:
     from safetensors.torch import save
     from torch import Tensor
 
+    from cris.io.calibration import read_calibration
     from cris.io.checkpoints import (
+        metadata_of,
         read_checkpoint,
         state_dict_of,
         trained_only,
@@ -44,6 +46,8 @@ def main() -> None:
         weights, metadata = (
             trained_only(checkpoint) if args.adapters
             else (state_dict_of(checkpoint), {}))
+        read_calibration(checkpoint, args.src)  # is it sound?
+        metadata = metadata_of(checkpoint) | metadata
     except (OSError, ValueError) as error:
         raise SystemExit(f'{args.src}: {error}') from error
     for name, w in weights.items():

@@ -17,7 +17,15 @@ from jinja2 import Template
 from matplotlib.figure import Figure
 
 from cris.datasets.masks import decode_mask
-from cris.evaluation.refseg_metric import COUNTS, compute_scores
+from cris.evaluation.calibration import (
+    NUM_BINS,
+    Reliability,
+    counts_of,
+    is_right,
+    reliability,
+    risk_coverage,
+)
+from cris.evaluation.refseg_metric import compute_scores
 from cris.evaluation.results import read_results_file
 from cris.io.files import read_bytes, safe_join
 from cris.io.images import check_pixels
@@ -37,6 +45,14 @@ from .breakdown import (
 MAX_FILTERED = 50_000
 _LONGEST = 200  # characters of a sentence on the page
 _FILTER_PICTURES = 120
+_STYLE = {
+    'svg.fonttype': 'none',  # use the browser's fonts
+    'svg.hashsalt': 'cris',  # reproducible
+    'font.family': 'sans-serif',
+    'axes.spines.top': False, 'axes.spines.right': False,
+    'text.color': '#1f2933', 'axes.labelcolor': '#1f2933',
+    'axes.edgecolor': '#9aa5b1',
+    'xtick.color': '#52606d', 'ytick.color': '#52606d'}
 
 
 def write_report(results: str, out: str, img_root: str | None = None,
@@ -81,7 +97,8 @@ def write_report(results: str, out: str, img_root: str | None = None,
         total=len(records), sha256=_sha256,
         num_images=len({record['img_path'] for record in records}),
         scores=scores_of(records, conventions), conventions=conventions,
-        charts=_charts(records, iou), groups=groups, faults=list(faults),
+        charts=_charts(records, iou), calibration=_calibration(records),
+        num_bins=NUM_BINS, groups=groups, faults=list(faults),
         words=worst_words(records),
         data=dict(
             sentences=[cut(records[i]['expression'], _LONGEST)
@@ -97,9 +114,9 @@ def write_report(results: str, out: str, img_root: str | None = None,
 
 def scores_of(records: Sequence[dict], conventions: dict) -> dict[str, float]:
     """Scores in percent, as :class:`RefSegMetric` computed them."""
-    counts = {name: np.array([r[name] for r in records]) for name in COUNTS}
     options = ('inclusive', 'empty_union', 'generalized')
-    return compute_scores(counts, **{k: conventions[k] for k in options})
+    return compute_scores(
+        counts_of(records), **{k: conventions[k] for k in options})
 
 
 def _evenly(length: int, count: int) -> np.ndarray:
@@ -133,16 +150,51 @@ def _picture(record: dict, img_root: str | None,
         return None
 
 
+def _calibration(records: Sequence[dict]) -> dict | None:
+    """Charts of a model that says whether there is a referent."""
+    if any(record.get('confidence') is None for record in records):
+        return None
+    confidence = np.array([record['confidence'] for record in records])
+    counts = counts_of(records)
+    right, target = is_right(counts), counts['gt_area'] > 0
+    found = reliability(confidence, right)
+    with matplotlib.rc_context(_STYLE):
+        return dict(
+            ece=100 * found.ece, right=100 * right.mean(),
+            targets='some' if not target.all() and target.any() else
+            'all' if target.all() else 'none',
+            reliability=_svg(draw_reliability(found)),
+            risk=_svg(draw_risk(*risk_coverage(confidence, right))))
+
+
+def draw_reliability(found: Reliability) -> Figure:
+    """Accuracy by confidence, above the number of expressions."""
+    figure = Figure((8, 4.4), layout='constrained')
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 100], [0, 100], color='#9aa5b1', linewidth=1)
+    upper.plot(100 * found.confidence, 100 * found.accuracy,
+               color='#2f6fab', marker='o')
+    upper.set(ylabel='right answers in percent', ylim=(0, 102))
+    upper.grid(axis='y', color='#e4e7eb')
+    lower.bar(100 * found.confidence, found.count, 100 / NUM_BINS - 1,
+              color='#9aa5b1')
+    lower.set(xlabel='confidence in percent', ylabel='count', xlim=(0, 102))
+    return figure
+
+
+def draw_risk(coverage: np.ndarray, risk: np.ndarray) -> Figure:
+    figure = Figure((8, 2.8), layout='constrained')
+    axes = figure.subplots()
+    axes.step(100 * coverage, 100 * risk, where='post', color='#2f6fab')
+    axes.set(xlabel='coverage: expressions answered, in percent, the most '
+             'confident first', ylabel='risk: wrong, in percent',
+             xlim=(0, 100), ylim=(0, None))
+    axes.grid(color='#e4e7eb')
+    return figure
+
+
 def _charts(records: Sequence[dict], iou: np.ndarray) -> dict[str, str]:
-    style = {
-        'svg.fonttype': 'none',  # use the browser's fonts
-        'svg.hashsalt': 'cris',  # reproducible
-        'font.family': 'sans-serif',
-        'axes.spines.top': False, 'axes.spines.right': False,
-        'text.color': '#1f2933', 'axes.labelcolor': '#1f2933',
-        'axes.edgecolor': '#9aa5b1',
-        'xtick.color': '#52606d', 'ytick.color': '#52606d'}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(_STYLE):
         return dict(
             histogram=_histogram(100 * iou),
             length=_curve(by_length(records), 'words in the expression'),

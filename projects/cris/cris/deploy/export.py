@@ -180,6 +180,7 @@ def _describe(model: nn.Module, cfg: Config, size: tuple[int, int]) -> dict:
         threshold=float(head.threshold),
         existence_threshold=(
             None if head.existence is None else head.existence_threshold),
+        calibration=head.calibration,
         align_corners=bool(head.align_corners),
         opset=_OPSET,
         torch=torch.__version__)

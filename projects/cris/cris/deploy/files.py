@@ -4,6 +4,8 @@ import json
 import os.path as osp
 from typing import Any
 
+from cris.io.calibration import check_calibration
+
 #: Graph -> names of its inputs and outputs. ``cris`` combines the others.
 GRAPHS = {
     'image_encoder': (['images'], ['p3', 'p4', 'p5']),
@@ -44,6 +46,7 @@ def read_description(folder: str) -> dict[str, Any]:
             description = json.load(file)
         faults = [name for name, kind in _REQUIRED.items()
                   if not isinstance(description.get(name), kind)]
+        check_calibration(description.get('calibration'))
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f'{path} is damaged ({error}): export again') from error

@@ -157,7 +157,8 @@ class ExportedCRIS(CRIS):
         self.decode_head = SimpleNamespace(
             threshold=about['threshold'], align_corners=about['align_corners'],
             existence=None if exists is None else 'decoder.onnx',
-            existence_threshold=exists)
+            existence_threshold=exists,
+            calibration=about.get('calibration'))
         # DistributedDataParallel, in a test on several ranks, requires one.
         self.unused = nn.Parameter(torch.zeros(1))
         self._sessions = {

@@ -124,9 +124,12 @@ class RefSegMetric(BaseMetric):
             is predicted, None without ``seg_logits``; pred_rle and gt_rle,
             the masks at the original size as ``counts`` of COCO's compressed
             RLE; kind, if samples have ``kinds``; existence, the probability
-            of a referent, if the model tells it. Each option above that
-            differs from its default is a further key, the same in every
-            record. Defaults to None.
+            of a referent, if the model tells it, and then existence_threshold,
+            below which the mask is empty, and confidence, the probability
+            that the answer is right
+            (:func:`cris.evaluation.confidence.answer_confidence`). Each
+            option above that differs from its default is a further key, the
+            same in every record. Defaults to None.
 
     Raises:
         ValueError: If an option has an invalid value.

@@ -11,14 +11,16 @@ from pycocotools import mask as coco_mask
 from cris.io.atomic import disk_space
 from cris.io.files import load_json
 
-from .confidence import confidence
+from .confidence import answer_confidence, confidence
 
 #: Options of RefSegMetric that change the scores, with their defaults. A test
 #: compares them with its signature.
 DEFAULTS = dict(threshold=None, inclusive=False, sentences='all',
                 gt_size=None, empty_union=0.0, generalized=False)
 _PIXELS = ('height', 'width', 'intersection', 'union', 'pred_area', 'gt_area')
-_FRACTIONS = ('iou', 'score', 'existence', 'empty_union')
+_FRACTIONS = ('iou', 'score', 'empty_union')
+# Of a model that says whether there is a referent.
+_OF_EXISTENCE = ('existence', 'existence_threshold', 'confidence')
 _MAX_PIXELS = 2**53  # exact in float64
 _REWRITE = 'Write the file again with tools/test.py --results'
 
@@ -71,6 +73,10 @@ def make_records(sample: dict, chosen: Sequence[int], pred: np.ndarray,
             more['kind'] = sample['kinds'][k]
         if 'existence' in sample:
             more['existence'] = float(sample['existence'][k])
+            more['existence_threshold'] = sample['existence_threshold']
+            more['confidence'] = None if score is None else float(
+                answer_confidence(more['existence'], score, pred[i].any(),
+                                  sample.get('calibration')))
         records.append(dict(
             img_path=sample.get('img_path'), img_id=sample.get('img_id'),
             ref_id=ref_id, sent_id=sent_id, expression=expression,
@@ -159,13 +165,13 @@ def _fault(record: dict, first: dict) -> str:
     for key in ('inclusive', 'generalized'):
         if not isinstance(record[key], bool):
             return f'{key} is {record[key]!r:.60}, not true or false'
-    for key in _PIXELS + _FRACTIONS:
+    for key in _PIXELS + _FRACTIONS + _OF_EXISTENCE:
         value = record.get(key)
-        if key in ('score', 'existence') and value is None:
+        if value is None and key in ('score', *_OF_EXISTENCE):
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f'{key} is {value!r:.60}, not a number'
-        most = 1 if key in _FRACTIONS else _MAX_PIXELS
+        most = _MAX_PIXELS if key in _PIXELS else 1
         if not 0 <= value <= most:  # refuses NaN, too
             return f'{key} is {value!s:.60}, not in [0, {most}]'
     if record['intersection'] > record['union']:

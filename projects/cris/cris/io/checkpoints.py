@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from . import hub
 from .archives import check_checkpoint_file, is_torchscript, read_torchscript
+from .calibration import KEY, read_calibration
 from .pickles import number_dtype
 
 try:
@@ -173,7 +174,18 @@ def load_weights(model: nn.Module, path: str | os.PathLike,
             model.init_weights()
         add_frozen(checkpoint, model, path)
     check_fit(checkpoint, model.state_dict(), path)
-    model.load_state_dict(state_dict_of(checkpoint))
+    weights = state_dict_of(checkpoint)
+    model.load_state_dict(weights)
+    calibration = read_calibration(checkpoint, path)
+    if calibration is not None and holds_existence(weights):
+        model.decode_head.set_calibration(calibration)
+
+
+def metadata_of(checkpoint: dict) -> dict[str, str]:
+    """The part of its meta that a .safetensors file must keep."""
+    meta = checkpoint.get('meta')
+    return {key: meta[key] for key in (_FROZEN, KEY)
+            if key in meta} if isinstance(meta, dict) else {}
 
 
 def holds_trained_only(checkpoint: dict) -> bool:
@@ -318,10 +330,10 @@ def _reason(error: Exception) -> str:
 def _load(path: str, trust: bool, mmap: bool) -> Any:
     if path.endswith('.safetensors'):
         with safe_open(path, 'pt') as file:
-            found = (file.metadata() or {}).get(_FROZEN)
+            metadata = file.metadata() or {}
         weights = load_file(path)
-        return dict(state_dict=weights,
-                    meta={_FROZEN: found}) if found else weights
+        meta = metadata_of(dict(meta=metadata))
+        return dict(state_dict=weights, meta=meta) if meta else weights
     torchscript = is_torchscript(path)
     if torchscript or not trust:
         check_checkpoint_file(path)

@@ -193,7 +193,8 @@ class CRIS(BaseSegmentor):
             which holds probabilities, as in mmseg's single-class models. If
             the head has a classifier of existence, also with ``existence``,
             float32 ``(K,)``, probabilities; where one is below the metainfo
-            ``existence_threshold``, the mask is empty.
+            ``existence_threshold``, the mask is empty. The metainfo
+            ``calibration`` is the head's, if it has one.
         """
         answer = self._forward(inputs, data_samples)
         counts = [len(sample.tokens) for sample in data_samples]
@@ -213,7 +214,9 @@ class CRIS(BaseSegmentor):
         threshold = self.decode_head.existence_threshold
         for sample, logits in zip(data_samples, existence, strict=True):
             sample.existence = logits.detach().sigmoid().cpu()
-            sample.set_metainfo(dict(existence_threshold=threshold))
+            sample.set_metainfo(dict(
+                existence_threshold=threshold,
+                calibration=self.decode_head.calibration))
             sample.pred_sem_seg.data[sample.existence < threshold] = False
 
     def val_step(self, data: dict) -> list[SegDataSample]:

@@ -63,8 +63,9 @@ class VisionLanguageDecoderHead(nn.Module):
         loss_decode (dict): Config of the loss.
         existence (bool): Also say whether an expression has a referent, see
             :class:`cris.models.existence.ExistenceClassifier`.
-        existence_threshold (float): An expression whose probability of having
-            a referent is below it gets an empty mask.
+        existence_threshold (float, optional): An expression whose probability
+            of having a referent is below it gets an empty mask. None means
+            the threshold stored with the checkpoint, or 0.5 without one.
         existence_loss_weight (float): Weight of the binary cross entropy of
             existence.
 
@@ -82,7 +83,8 @@ class VisionLanguageDecoderHead(nn.Module):
                  threshold: float = 0.35, align_corners: bool = True,
                  target_resize: str = 'nearest',
                  loss_decode: dict = dict(type='TextToPixelContrastiveLoss'),
-                 existence: bool = False, existence_threshold: float = 0.5,
+                 existence: bool = False,
+                 existence_threshold: float | None = None,
                  existence_loss_weight: float = 1.0):
         super().__init__()
         if in_channels % 4:
@@ -94,7 +96,8 @@ class VisionLanguageDecoderHead(nn.Module):
         if target_resize not in ('nearest', 'area'):
             raise ValueError(f"target_resize={target_resize!r} must be "
                              "'nearest' or 'area'")
-        if not 0 <= existence_threshold <= 1:
+        if existence_threshold is not None and not (
+                0 <= existence_threshold <= 1):
             raise ValueError(f'existence_threshold={existence_threshold} must '
                              'be in [0, 1]')
         self.threshold = threshold
@@ -112,11 +115,27 @@ class VisionLanguageDecoderHead(nn.Module):
             kernel_size=kernel_size, text_kernel=text_kernel)
         self.loss_decode = MODELS.build(loss_decode)
         self.existence: nn.Module | None = None
-        self.existence_threshold = float(existence_threshold)
+        self.existence_threshold = float(
+            0.5 if existence_threshold is None else existence_threshold)
+        self._threshold_is_given = existence_threshold is not None
+        #: See :func:`cris.evaluation.confidence.answer_confidence`.
+        self.calibration: dict | None = None
         self.existence_loss_weight = existence_loss_weight
         if existence:
             self.existence = ExistenceClassifier(
                 in_channels, sentence_channels=sentence_channels)
+
+    def set_calibration(self, calibration: dict) -> None:
+        """Use what is stored with a checkpoint.
+
+        Args:
+            calibration (dict): As of
+                :func:`cris.io.calibration.check_calibration`. A threshold
+                that the constructor was given has priority over its.
+        """
+        self.calibration = calibration
+        if not self._threshold_is_given:
+            self.existence_threshold = calibration['existence_threshold']
 
     def forward(self, fused: Tensor, *, words: Tensor, sentence: Tensor,
                 padding_mask: Tensor) -> Answer:
