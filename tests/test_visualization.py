@@ -92,7 +92,7 @@ def test_answers_of_nothing_and_of_parts_are_drawn():
     assert (drawn == GREY).all()
     assert tuple(plain[35, 59]) == PREDICTION
     assert (plain[10, 35:] == 128).all()
-    assert verdict(prediction, 0) == ('', 'nothing found (0.93 sure)')
+    assert verdict(prediction, 0) == ('', 'nothing found (0.90 sure)')
     assert verdict(prediction, 1) == ('0.80', '')
     prediction['parts'] = [[], [part]]
     boxed = draw_answer(GREY, prediction, 1)

@@ -31,6 +31,8 @@ def test_what_does_not_exist_has_no_mask(abstainer, inferencer):
     assert given['existence'] == pytest.approx([0.07, 0.6])
     assert given['existence'].dtype == np.float32
     assert given['existence_threshold'] == 0.5
+    assert given['scores'] == pytest.approx(
+        [0.93, 0.6 * always['scores'][1]], abs=1e-4)
     assert not given['masks'][0].any()
     assert given['boxes'][0].tolist() == [0, 0, 0, 0]
     assert given['probs'][0].max() > 0.5  # as the model says
@@ -40,6 +42,16 @@ def test_what_does_not_exist_has_no_mask(abstainer, inferencer):
     assert not high['masks'].any() and not high['exists'].any()
     assert (low['existence_threshold'], high['existence_threshold']) == (
         0.05, 0.7)
+
+
+def test_scores_are_calibrated(abstainer, monkeypatch):
+    monkeypatch.setattr(abstainer.model.decode_head, 'calibration', dict(
+        existence=[0.5, 1.0], mask=[1.0, 0.0], existence_threshold=0.5))
+    with existence_is(abstainer.model, 0.2):
+        (prediction, ) = abstainer(IMAGE, TEXTS[0])['predictions']
+    # The logit of 0.2 is -1.386.
+    assert prediction['scores'] == pytest.approx(
+        [1 - 1 / (1 + np.exp(0.693147 - 1))], abs=1e-5)
 
 
 def test_a_mask_without_a_pixel_does_not_exist(abstainer, inferencer):

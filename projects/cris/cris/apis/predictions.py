@@ -14,7 +14,7 @@ from mmseg.structures import SegDataSample
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from cris.evaluation.confidence import confidence
+from cris.evaluation.confidence import answer_confidence, confidence
 from cris.geometry import letterbox_matrix
 from cris.models.head import Answer
 
@@ -45,10 +45,12 @@ def make_prediction(model: nn.Module, answer: Answer, shape: tuple[int, int],
         return_probs (bool): Return the probabilities, too.
 
     Returns:
-        dict: ``expressions``, K strings; ``scores``, float32 ``(K,)``, see
-        :func:`cris.evaluation.confidence`; ``boxes``, float32 ``(K, 4)`` of
-        x0, y0, x1, y1 in pixels, zeros where the mask is empty; ``rles``, K
-        compressed COCO RLEs, ready for JSON; ``exists``, bool ``(K,)``,
+        dict: ``expressions``, K strings; ``scores``, float32 ``(K,)``, as of
+        :func:`cris.evaluation.confidence.confidence` or, if the model tells
+        existence, of :func:`~cris.evaluation.confidence.answer_confidence`;
+        ``boxes``, float32 ``(K, 4)`` of x0, y0, x1, y1 in pixels, zeros where
+        the mask is empty; ``rles``, K compressed COCO RLEs, ready for JSON;
+        ``exists``, bool ``(K,)``,
         whether the mask has a pixel; ``existence``, float32 ``(K,)``,
         probabilities of there being a referent, None if the model does not
         tell; ``height``, ``width``, ``threshold``, ``existence_threshold``;
@@ -89,11 +91,15 @@ def make_prediction(model: nn.Module, answer: Answer, shape: tuple[int, int],
             probs.append(prob)
     boxes = coco_mask.toBbox(rles).astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
+    exists = boxes.any(1)
+    if existence is not None:
+        scores = answer_confidence(existence, scores, exists,
+                                   model.decode_head.calibration)
     prediction = dict(
         expressions=list(expressions), scores=np.array(scores, np.float32),
-        boxes=boxes, rles=rles, exists=boxes.any(1),
-        existence=existence, height=shape[0], width=shape[1],
-        threshold=float(threshold), existence_threshold=existence_threshold)
+        boxes=boxes, rles=rles, exists=exists, existence=existence,
+        height=shape[0], width=shape[1], threshold=float(threshold),
+        existence_threshold=existence_threshold)
     if instances:
         prediction['parts'] = parts
     if return_masks:

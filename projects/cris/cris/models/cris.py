@@ -122,8 +122,9 @@ class CRIS(BaseSegmentor):
         """From image and text features to logits."""
         p3, p4, p5 = (feature[image_index] for feature in features)
         fused = self.neck.fuse(p3, p4, p5, sentence=sentence)
-        return self.decode_head(
+        found = self.decode_head(
             fused, words=words, sentence=sentence, padding_mask=tokens == 0)
+        return found if isinstance(found, Answer) else Answer(found)
 
     def answer(self, features: ImageFeatures, tokens: Tensor,
                image_index: Tensor | None = None) -> Answer:

@@ -138,9 +138,9 @@ class VisionLanguageDecoderHead(nn.Module):
             self.existence_threshold = calibration['existence_threshold']
 
     def forward(self, fused: Tensor, *, words: Tensor, sentence: Tensor,
-                padding_mask: Tensor) -> Answer:
-        """Logits of the pixels, ``(E, 1, 4h, 4w)`` at stride 4, and of
-        existence.
+                padding_mask: Tensor) -> Tensor | Answer:
+        """Logits of the pixels, ``(E, 1, 4h, 4w)`` at stride 4; with
+        ``existence`` an Answer, which has those of existence, too.
 
         Args:
             fused (Tensor): ``(E, C, h, w)`` at stride 16.
@@ -152,7 +152,7 @@ class VisionLanguageDecoderHead(nn.Module):
             fused = self.decoder(fused, words=words, padding_mask=padding_mask)
         logits = self.projector(fused, sentence)
         if self.existence is None:
-            return Answer(logits)
+            return logits
         return Answer(logits, self.existence(fused, sentence, logits))
 
     def loss(self, logits: Tensor, masks: list[Tensor],

@@ -191,7 +191,7 @@ def verdict(prediction: dict, k: int) -> tuple[str, str]:
     existence = prediction['existence']
     if existence is None or existence[k] >= prediction['existence_threshold']:
         return score, 'nothing found'
-    return '', f'nothing found ({1 - existence[k]:.2f} sure)'
+    return '', f'nothing found ({score} sure)'
 
 
 def scale_image(image: np.ndarray, scale: float) -> np.ndarray:
