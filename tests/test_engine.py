@@ -1,4 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+import copy
 import errno
 import os
 import platform
@@ -149,6 +150,41 @@ def test_pretrained_weights_are_left_out_wherever_they_are():
         init_cfg=None, backbone=dict(init_cfg=[normal]),
         heads=[dict(init_cfg=None, sizes=(1, 2)), None])
     assert cfg.model.init_cfg == pretrained
+
+
+def test_a_run_with_a_group_for_each_parameter_goes_on():
+    """mmengine's constructor makes such groups, ours fewer."""
+    def wrapper(model, constructor):
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            return build_optim_wrapper(model, ConfigDict(
+                constructor=constructor, optimizer=dict(type='Adam', lr=0.1),
+                paramwise_cfg=dict(custom_keys={
+                    '0.': dict(lr_mult=0.1), '2.bias': dict(lr_mult=2)})))
+
+    def steps(model, optim, count):
+        for k in range(count):
+            optim.update_params(model(torch.arange(4.) - k).square().sum())
+
+    torch.manual_seed(0)
+    whole = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    optim = wrapper(whole, 'DefaultOptimWrapperConstructor')
+    steps(whole, optim, 2)
+    for group in optim.param_groups:
+        group['lr'] *= 0.5
+    saved = copy.deepcopy(dict(optimizer=optim.state_dict()))
+    resumed = copy.deepcopy(whole)
+    steps(whole, optim, 3)
+
+    grouped = wrapper(resumed, 'GroupedOptimWrapperConstructor')
+    assert [len(o.optimizer.param_groups) for o in (optim, grouped)] == [4, 3]
+    for checkpoint in (saved, None):  # None: one of its own
+        checkpoint = checkpoint or dict(optimizer=grouped.state_dict())
+        ExactResumeHook().after_load_checkpoint(SimpleNamespace(
+            model=resumed, optim_wrapper=grouped), checkpoint)
+        grouped.load_state_dict(checkpoint['optimizer'])
+    steps(resumed, grouped, 3)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize('k, factor', [(8, 0.25), (1, 0.03125)])

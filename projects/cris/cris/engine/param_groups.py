@@ -3,6 +3,7 @@
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmseg.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
+from torch.optim import Optimizer
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -26,3 +27,24 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             groups.setdefault(str(options), dict(options, params=[]))[
                 'params'] += group['params']
         params[:] = groups.values()
+
+
+def regroup(state: dict, optimizer: Optimizer, model: nn.Module) -> None:
+    """Fit a saved state with a group for each parameter to an optimizer.
+
+    mmengine's own constructor, which earlier versions used, makes such.
+
+    Args:
+        state (dict): Of the optimizer, changed in place.
+        optimizer (Optimizer): Of the same parameters.
+        model (nn.Module): Of both.
+    """
+    saved, groups = state['param_groups'], optimizer.param_groups
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    if len(saved) == len(groups) or len(saved) != len(trained):
+        return
+    saved_of = {id(w): group for w, group in zip(trained, saved, strict=True)}
+    state['param_groups'] = [
+        dict(saved_of[id(group['params'][0])],
+             params=[saved_of[id(w)]['params'][0] for w in group['params']])
+        for group in groups]

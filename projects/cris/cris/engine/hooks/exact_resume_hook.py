@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from mmseg.registry import HOOKS
 
 from cris.datasets.base import refer_datasets
 from cris.datasets.sampling import ShardBatchSampler
 from cris.io.atomic import write_text
+
+from ..param_groups import regroup
 
 _KEY = 'exact_resume'
 _VALIDATED = 'validated.json'
@@ -54,6 +57,10 @@ class ExactResumeHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         self._resumed = checkpoint.get(_KEY)
+        if 'optimizer' in checkpoint and isinstance(
+                runner.optim_wrapper, OptimWrapper):
+            regroup(checkpoint['optimizer'], runner.optim_wrapper.optimizer,
+                    runner.model)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         meta = checkpoint['meta']
