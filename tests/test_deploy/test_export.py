@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO, options, run, tool
+from mmengine.config import Config
 from mmengine.utils import digit_version
+from mmseg.structures import SegDataSample
 
 import cris
 from cris.datasets.tokenizer import tokenize  # noqa: E402
@@ -21,7 +23,7 @@ if find_spec('onnxruntime') is None or find_spec('openvino') is None:
 if digit_version(torch.__version__) < digit_version('2.6'):
     pytest.skip('the export needs torch >= 2.6', allow_module_level=True)
 
-from cris.deploy import ExportedCRIS, files  # noqa: E402
+from cris.deploy import ExportedCRIS, export_onnx, files  # noqa: E402
 from cris.deploy.runtime import open_graph  # noqa: E402
 
 CONFIG = REPO / 'configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py'
@@ -100,3 +102,42 @@ def test_inferencer_of_an_exported_model(folder, inferencer, questions):
         i(path, texts)['predictions'] for i in (own, inferencer))
     assert (a['masks'] != b['masks']).mean() < 1e-4
     np.testing.assert_allclose(a['scores'], b['scores'], atol=1e-3)
+
+
+@torch.no_grad()
+def test_an_exported_model_abstains_as_its_own(tmp_path):
+    cfg = Config.fromfile(
+        next(CONFIG.parent.glob('cris_tiny-gen_*_refshapes-160x160.py')))
+    torch.manual_seed(0)
+    model = cris.init_model(cfg, pretrained=False, device='cpu')
+    export_onnx(model, str(tmp_path))
+    images = torch.randn(2, 3, 160, 160)
+    tokens = tokenize(['the red star', 'a circle', 'all small ones'], 17)
+    index = torch.tensor([1, 0, 1])
+    exported = ExportedCRIS(str(tmp_path))
+    found, wanted = (m.answer(m.encode_image(images), tokens, index)
+                     for m in (exported, model))
+    torch.testing.assert_close(
+        found.existence, wanted.existence, atol=1e-4, rtol=0)
+    _, fused = open_graph(files.graph_file(tmp_path, 'cris'))(dict(
+        images=images.numpy(), tokens=tokens.numpy(),
+        image_index=index.numpy()))
+    np.testing.assert_allclose(fused, wanted.existence, atol=1e-4)
+    between = wanted.existence.sigmoid().sort().values[:2].mean().item()
+    exported.decode_head.existence_threshold = between
+    model.decode_head.existence_threshold = between
+    empty = []
+    for m in (exported, model):
+        m.decode_head.threshold = 0.0
+        sample = SegDataSample(metainfo=dict(ori_shape=(60, 80)))
+        sample.tokens = tokens
+        (sample, ) = m.predict(images[1:], [sample])
+        assert sample.existence_threshold == between
+        empty.append((~sample.pred_sem_seg.data.flatten(1).any(1)).tolist())
+    assert empty[0] == empty[1] and len(set(empty[0])) == 2
+    # The folder of a model that always answers says so.
+    about = json.loads((tmp_path / 'cris.json').read_text())
+    assert about['existence_threshold'] == 0.5
+    del about['existence_threshold']  # as before there was one
+    (tmp_path / 'cris.json').write_text(json.dumps(about))
+    assert ExportedCRIS(str(tmp_path)).decode_head.existence is None

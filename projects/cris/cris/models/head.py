@@ -123,8 +123,7 @@ class VisionLanguageDecoderHead(nn.Module):
         self.existence_loss_weight = existence_loss_weight
         if existence:
             self.existence = ExistenceClassifier(
-                in_channels, sentence_channels=sentence_channels,
-                num_queries=num_heads)
+                in_channels, sentence_channels=sentence_channels)
 
     def set_calibration(self, calibration: dict) -> None:
         """Use what is stored with a checkpoint.
