@@ -1,5 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
-"""Make a model's confidence mean something, and choose when it abstains.
+r"""Make a model's confidence mean something, and choose when it abstains.
 
 For a model with decode_head.existence, from its results on val, in which it
 must not abstain:
