@@ -12,6 +12,7 @@ from mmseg.registry import MODELS
 from safetensors import safe_open
 
 import cris
+from cris.deploy import export, files, runtime
 from cris.evaluation.confidence import answer_confidence
 from cris.io.calibration import add_calibration, read_calibration
 
@@ -139,6 +140,23 @@ def test_publishing_keeps_it(root, stored, half, tmp_path):
     (path, ) = tmp_path.glob('plain-*')
     with safe_open(path, 'pt') as file:
         assert file.metadata() == dict(format='pt')
+
+
+def test_an_exported_model_keeps_it(root, stored, tmp_path, monkeypatch):
+    """Without the graphs, which need other packages."""
+    model = cris.init_model(config(), str(root / 'new/calibrated.pth'), 'cpu')
+    about = export._describe(model, model.cfg, (64, 64))
+    monkeypatch.setattr(runtime, 'open_graph', lambda *args: None)
+    for part in files.PARTS:
+        (tmp_path / f'{part}.onnx').touch()
+    (tmp_path / 'cris.json').write_text(json.dumps(about))
+    head = runtime.ExportedCRIS(str(tmp_path)).decode_head
+    assert head.calibration == stored
+    assert head.existence_threshold == stored['existence_threshold']
+    (tmp_path / 'cris.json').write_text(
+        json.dumps(dict(about, calibration=dict(stored, mask=[1]))))
+    with pytest.raises(ValueError, match='cris.json is damaged'):
+        runtime.ExportedCRIS(str(tmp_path))
 
 
 @pytest.mark.parametrize('broken', [

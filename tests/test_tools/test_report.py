@@ -186,8 +186,8 @@ def test_confidence_is_shown_where_there_is_any(records, tmp_path):
     assert len(page.of('img')) == plain + 2
     text = (tmp_path / 'new/report.html').read_text()
     ece = (2 * .1 + 2 * abs(.5 - .8) + .03) / 5
-    assert f'(ECE) is <b>{100 * ece:.2f} %</b>, in 15 bins' in text
-    assert '40.00 % are' in text and 'undefined' not in text
+    assert f'(ECE) is <b>{100 * ece:.2f}&nbsp;%</b>, in 15 bins' in text
+    assert '40.00&nbsp;% are' in text and 'undefined' not in text
     for kept, said in ((lambda r: r['gt_area'], 'N-acc is undefined'),
                        (lambda r: not r['gt_area'], 'T-acc are')):
         page_of(list(filter(kept, sure)), tmp_path)
