@@ -167,7 +167,7 @@ class CRIS(BaseSegmentor):
                 'batch norm cannot train on a single expression: '
                 'train_dataloader.batch_size or '
                 'train_dataloader.dataset.num_expressions must be 2 or more')
-        answer = self._forward(inputs, data_samples)
+        answer = self._answer(inputs, data_samples)
         masks = [sample.gt_sem_seg.data for sample in data_samples]
         ignore = None
         if any('gt_ignore' in sample for sample in data_samples):
@@ -195,7 +195,7 @@ class CRIS(BaseSegmentor):
             float32 ``(K,)``, probabilities; where one is below the metainfo
             ``existence_threshold``, the mask is empty.
         """
-        answer = self._forward(inputs, data_samples)
+        answer = self._answer(inputs, data_samples)
         counts = [len(sample.tokens) for sample in data_samples]
         for sample, logits in zip(
                 data_samples, answer.logits.split(counts), strict=True):
@@ -270,8 +270,7 @@ class CRIS(BaseSegmentor):
     def encode_decode(self, inputs: Tensor,
                       batch_data_samples: list[SegDataSample]) -> Tensor:
         """Logits ``(E, 1, H, W)`` at the input size."""
-        return self._upsample(
-            self._forward(inputs, batch_data_samples).logits)
+        return self._upsample(self._forward(inputs, batch_data_samples))
 
     def _upsample(self, x: Tensor) -> Tensor:
         return F.interpolate(
@@ -279,7 +278,11 @@ class CRIS(BaseSegmentor):
             align_corners=self.decode_head.align_corners)
 
     def _forward(self, inputs: Tensor,
-                 data_samples: list[SegDataSample]) -> Answer:
+                 data_samples: list[SegDataSample]) -> Tensor:
+        return self._answer(inputs, data_samples).logits
+
+    def _answer(self, inputs: Tensor,
+                data_samples: list[SegDataSample]) -> Answer:
         if data_samples is None:
             raise TypeError('CRIS needs data_samples with tokens; use '
                             'predict_logits for images and tokens alone')
