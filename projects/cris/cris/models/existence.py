@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_HIDDEN = 256  # channels of the MLP
+
 
 class ExistenceClassifier(nn.Module):
     """One logit per expression, from the decoded pixels and the sentence.
@@ -27,9 +29,9 @@ class ExistenceClassifier(nn.Module):
     def __init__(self, in_channels: int, *, sentence_channels: int):
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(2 * in_channels + sentence_channels + 2, in_channels),
+            nn.Linear(2 * in_channels + sentence_channels + 2, _HIDDEN),
             nn.ReLU(inplace=True),
-            nn.Linear(in_channels, 1))
+            nn.Linear(_HIDDEN, 1))
 
     def forward(self, decoded: Tensor, sentence: Tensor,
                 logits: Tensor) -> Tensor:
