@@ -39,7 +39,10 @@ NAMES = [R50, 'cris_r101_8xb8-amp-50e_refcoco-416x416',
          *(f'cris_{model}_8xb8-amp-50e_refcoco-416x416'
            for model in ('r50-dec0', 'r50-dec1', 'r50-dec2', 'r50-dec4',
                          'r50-static-dec1', 'vit-b16', 'vit-l14-336',
-                         'r50x16'))]
+                         'r50x16')),
+         'cris_tiny-gen_1xb8-2e_refshapes-160x160',
+         *(f'cris_{model}-exist_8xb8-amp-50e_grefcoco-416x416'
+           for model in ('r50', 'r101'))]
 QUICK = [R50, 'cris_tiny_1xb8-3e_refshapes-160x160']
 #: What the base config proposes where memory is short.
 WITH_CP = {'model.backbone.with_cp': True, 'model.decode_head.with_cp': True}
@@ -303,9 +306,9 @@ def test_the_inferencer_moves_inputs_and_logits_only(gpu):
     (inputs, ) = inferencer.preprocess(
         [np.zeros((50, 70, 3), np.uint8)] * 2, 2, texts)
     with Watch() as watch:
-        logits = inferencer.answer(inferencer.encode(inputs), sum(texts, []),
+        answer = inferencer.answer(inferencer.encode(inputs), sum(texts, []),
                                    torch.tensor([0, 0, 1]))
-    assert logits.device.type == 'cpu'
+    assert answer.logits.device.type == 'cpu'
     check_moves(watch, 1)
 
 

@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_HIDDEN = 256  # channels of the MLP
+
 
 class ExistenceClassifier(nn.Module):
     """One logit per expression, from the decoded pixels and the sentence.
 
     A small MLP sees the pixels' mean where the mask would be and over the
-    picture, the sentence, and the largest and the mean logit of the mask.
+    picture, the sentence, and the largest and the mean logit of the mask. Its
+    loss trains the MLP alone: masks are those of a model without it.
 
     Args:
         in_channels (int): C.
@@ -26,19 +29,22 @@ class ExistenceClassifier(nn.Module):
     def __init__(self, in_channels: int, *, sentence_channels: int):
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(2 * in_channels + sentence_channels + 2, in_channels),
+            nn.Linear(2 * in_channels + sentence_channels + 2, _HIDDEN),
             nn.ReLU(inplace=True),
-            nn.Linear(in_channels, 1))
+            nn.Linear(_HIDDEN, 1))
 
     def forward(self, decoded: Tensor, sentence: Tensor,
                 logits: Tensor) -> Tensor:
         """From pixels ``(E, C, h, w)``, sentences ``(E, C_s)`` and logits
         ``(E, 1, 4h, 4w)`` to logits ``(E,)``, always in fp32.
         """
+        # Detached: with its gradient the rest made worse masks and this logit
+        # no better.
+        pixels = decoded.detach().float().flatten(2)
+        sentence, logits = sentence.detach().float(), logits.detach().float()
         with torch.autocast(decoded.device.type, enabled=False):
-            pixels, logits = decoded.float().flatten(2), logits.float()
             share = F.avg_pool2d(logits, 4).flatten(2).softmax(2)  # (E, 1, N)
             found = (pixels * share).sum(2)
             return self.mlp(torch.cat(
-                [found, pixels.mean(2), sentence.float(),
+                [found, pixels.mean(2), sentence,
                  logits.amax((2, 3)), logits.mean((2, 3))], dim=1))[:, 0]

@@ -1,7 +1,7 @@
 # The small model on RefShapes with expressions for no, one or several
 # objects: it also says whether there is a referent.
 #   python tools/dataset_converters/refshapes.py --out data/refshapes --num-train 4000 --generalized
-#   python tools/train.py configs/cris/cris_tiny-gen_1xb8-1e_refshapes-160x160.py --amp
+#   python tools/train.py configs/cris/cris_tiny-gen_1xb8-2e_refshapes-160x160.py --amp
 # Hardware: 2 CPU cores. 1 x 8 images x 10 expressions = 80. mIoU is over
 # expressions with a referent; gIoU counts all.
 _base_ = [
@@ -19,6 +19,6 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='RefSegMetric', generalized=True)
 test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=6e-4))  # half that from scratch
-train_cfg = dict(max_epochs=1, val_interval=1)
+train_cfg = dict(max_epochs=2, val_interval=2)
 auto_scale_lr = dict(num_expressions=10)
 default_hooks = dict(checkpoint=dict(save_best='gIoU'))
