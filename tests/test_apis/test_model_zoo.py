@@ -93,7 +93,7 @@ class TestInitModel:
     def test_list(self):
         assert cris.list_models() == sorted(ZOO)
         r101 = cris.list_models('*r101*')
-        assert len(r101) == 4 and all('r101' in name for name in r101)
+        assert len(r101) == 5 and all('r101' in name for name in r101)
         assert cris.list_models('r101') == r101
         assert cris.list_models(pretrained=True) == [DEFAULT_MODEL]
         assert cris.list_models('nothing') == []
