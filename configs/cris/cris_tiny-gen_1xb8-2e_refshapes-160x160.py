@@ -2,7 +2,8 @@
 # objects: it also says whether there is a referent.
 #   python tools/dataset_converters/refshapes.py --out data/refshapes --num-train 4000 --generalized
 #   python tools/train.py configs/cris/cris_tiny-gen_1xb8-2e_refshapes-160x160.py --amp
-# Hardware: 2 CPU cores. 1 x 8 images x 10 expressions = 80. mIoU is over
+# Hardware: 2 CPU cores. 1 x 8 images x 10 expressions = 80. Expected on val:
+# gIoU 69, N-acc 70, T-acc 98 at a threshold of 0.5. mIoU is over
 # expressions with a referent; gIoU counts all.
 _base_ = [
     '../_base_/models/cris_tiny.py', '../_base_/datasets/refshapes.py',
