@@ -164,7 +164,8 @@ for line in sys.stdin:
 
     def __init__(self, **env):
         self.process = subprocess.Popen(
-            [sys.executable, '-c', self.CODE, str(PREPARE.parent)], text=True,
+            [sys.executable, '-u', '-c', self.CODE, str(PREPARE.parent)],
+            text=True,  # unbuffered, or errors would come first
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=dict(os.environ, OMP_NUM_THREADS='1', **env))
