@@ -77,7 +77,7 @@ MODEL = {
     'r50-dec1': (138.43, 1, True),
     'r50-dec2': (142.64, 2, True),
     'r50-dec4': (151.06, 4, True),
-    'r50-exist': (147.37, 3, True),
+    'r50-exist': (147.38, 3, True),
     'r101-exist': (161.65, 3, True),
 }
 OTHER_ENCODERS = {'vit-b16': 189.41, 'vit-l14-336': 471.01, 'r50x16': 338.70,

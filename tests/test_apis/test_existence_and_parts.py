@@ -134,7 +134,7 @@ def checkpoint(abstainer, tmp_path):
     """Of a model that says 0.07 to all."""
     weights = abstainer.model.state_dict()
     weights = {name: value.clone() for name, value in weights.items()}
-    last = 'decode_head.existence.mlp.2.'
+    last = 'decode_head.existence.mlp.3.'
     weights[f'{last}weight'].zero_()
     weights[f'{last}bias'].fill_(float(np.log(0.07 / 0.93)))
     torch.save(weights, tmp_path / 'a.pth')

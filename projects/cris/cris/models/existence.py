@@ -28,8 +28,10 @@ class ExistenceClassifier(nn.Module):
 
     def __init__(self, in_channels: int, *, sentence_channels: int):
         super().__init__()
+        channels = 2 * in_channels + sentence_channels + 2
         self.mlp = nn.Sequential(
-            nn.Linear(2 * in_channels + sentence_channels + 2, _HIDDEN),
+            nn.BatchNorm1d(channels),  # they differ in scale
+            nn.Linear(channels, _HIDDEN),
             nn.ReLU(inplace=True),
             nn.Linear(_HIDDEN, 1))
 
