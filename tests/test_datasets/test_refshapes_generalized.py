@@ -232,7 +232,7 @@ def test_the_config_reads_them(written):
         for loader in (cfg.train_dataloader, cfg.val_dataloader))
     assert len(train) == NUM_TRAIN  # all refs of a picture in one sample
     sample = train[0]['data_samples']
-    assert len(sample.tokens) == len(sample.kinds) == 12
+    assert len(sample.tokens) == len(sample.kinds) == 10
     for sample in (val[i]['data_samples'] for i in range(len(val))):
         filled = sample.gt_sem_seg.data.flatten(1).any(1).tolist()
         assert filled == [

@@ -50,11 +50,10 @@ def make_prediction(model: nn.Module, answer: Answer, shape: tuple[int, int],
         existence, of :func:`~cris.evaluation.confidence.answer_confidence`;
         ``boxes``, float32 ``(K, 4)`` of x0, y0, x1, y1 in pixels, zeros where
         the mask is empty; ``rles``, K compressed COCO RLEs, ready for JSON;
-        ``exists``, bool ``(K,)``,
-        whether the mask has a pixel; ``existence``, float32 ``(K,)``,
-        probabilities of there being a referent, None if the model does not
-        tell; ``height``, ``width``, ``threshold``, ``existence_threshold``;
-        on request ``parts``, K lists as of :func:`connected_parts`, without
+        ``exists``, bool ``(K,)``, whether the mask has a pixel; ``existence``,
+        float32 ``(K,)``, probabilities of there being a referent, None if the
+        model does not tell; ``height``, ``width``, ``threshold``,
+        ``existence_threshold``; on request ``parts``, K lists as of :func:`connected_parts`, without
         those smaller than 8 x 8 pixels of the model's input;
         ``masks``, bool ``(K, h, w)``; ``probs``, float32 ``(K, h, w)``. The
         latter overshoot [0, 1] at sharp edges because of the bicubic
