@@ -23,6 +23,9 @@ def parse_args() -> argparse.Namespace:
         help='multiply the learning rate by the expressions per step (images '
         "x expressions per image x processes) / the config's "
         'auto_scale_lr.base_batch_size')
+    add('--max-minutes', type=float, metavar='M',
+        help='train for M minutes at most; the schedule of the learning rate '
+        'passes as much faster')
     add('--cfg-options', nargs='+', action='extend', default=[],
         metavar='KEY=VALUE', help='override the config; nested keys with '
         'dots, lists as key="[a,b]"')

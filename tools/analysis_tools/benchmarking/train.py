@@ -51,7 +51,8 @@ def measure_training(args: Namespace, precision: str, flops: int, batch: int,
         options += _RECOMPUTE
     cfg = build_config(Namespace(
         config=args.config, cfg_options=options, work_dir=None, resume=None,
-        launcher='none', amp=False, auto_scale_lr=False))
+        launcher='none', amp=False, max_minutes=None,
+        auto_scale_lr=False))
     torch.backends.cudnn.benchmark = cfg.env_cfg.get('cudnn_benchmark', False)
     model = measuring.random_model(cfg).train()
     if DEVICE == 'cpu':

@@ -1,4 +1,5 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
+from .augmentation import RandomReferCrop, RandomReferFlip
 from .refcoco import (
     OfficialCRISDataset,
     RefCOCODataset,
@@ -20,8 +21,9 @@ from .transforms import (
 
 __all__ = [
     'ChooseExpressions', 'Letterbox', 'LoadReferImage', 'LoadReferMasks',
-    'OfficialCRISDataset', 'PackReferInputs',
-    'RefCOCODataset', 'ReferCOCODataset', 'ReferJSONLDataset',
-    'ReferLabelmeDataset', 'ReferParquetDataset', 'ReferSaCoDataset',
-    'ResumableSampler', 'ShardBatchSampler', 'TokenizeExpressions'
+    'OfficialCRISDataset', 'PackReferInputs', 'RandomReferCrop',
+    'RandomReferFlip', 'RefCOCODataset', 'ReferCOCODataset',
+    'ReferJSONLDataset', 'ReferLabelmeDataset', 'ReferParquetDataset',
+    'ReferSaCoDataset', 'ResumableSampler', 'ShardBatchSampler',
+    'TokenizeExpressions'
 ]

@@ -6,9 +6,10 @@ from .inference import PRECISIONS, optimize_for_inference
 from .param_groups import GroupedOptimWrapperConstructor
 from .precision import avoid_fused, use_bfloat16
 from .sharding import ShardedStrategy
+from .timed_loop import TimedTrainLoop
 
 __all__ = [
     'PRECISIONS', 'GroupedOptimWrapperConstructor', 'ReferVisualizationHook',
-    'ShardedStrategy', 'avoid_fused', 'load_config', 'optimize_for_inference',
-    'use_bfloat16'
+    'ShardedStrategy', 'TimedTrainLoop', 'avoid_fused', 'load_config',
+    'optimize_for_inference', 'use_bfloat16'
 ]

@@ -37,6 +37,7 @@ from .precision import avoid_fused, use_bfloat16
 from .ranks import init_ranks
 from .run_checkpoints import latest_checkpoint
 from .sharding import check_sharding
+from .timed_loop import use_budget
 from .work_dir import lock_work_dir
 
 
@@ -88,6 +89,8 @@ def build_config(args: Namespace) -> Config:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    if args.max_minutes is not None:
+        use_budget(cfg, args.max_minutes)
     if args.auto_scale_lr:
         cfg.auto_scale_lr = dict(cfg.get('auto_scale_lr', {}), enable=True)
     if cfg.get('auto_scale_lr', {}).get('enable'):

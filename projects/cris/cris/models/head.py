@@ -5,6 +5,7 @@ Shapes: E expressions of the K of each image; h x w pixels at stride 16, of
 images of H x W; L words of D channels; C channels of the fused features; C_s
 channels of the sentence feature.
 """
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from .decoder import VisionLanguageDecoder
 from .existence import ExistenceClassifier
 from .projector import TextToPixelProjector
+
+_NO_LOGIT = -1e4  # of a probability of 0, and finite
 
 
 class Answer(NamedTuple):
@@ -60,7 +63,9 @@ class VisionLanguageDecoderHead(nn.Module):
             input pixels to the right and down. This matters little at 416
             pixels, but at 160 use ``'area'`` with align_corners=False, which
             has no shift.
-        loss_decode (dict): Config of the loss.
+        loss_decode (dict | list[dict]): Config of the loss, or of several
+            that are added up, e.g. mmseg's ``dict(type='DiceLoss')`` too.
+            They are called with logits and soft targets of one shape.
         existence (bool): Also say whether an expression has a referent, see
             :class:`cris.models.existence.ExistenceClassifier`.
         existence_threshold (float, optional): An expression whose probability
@@ -82,7 +87,8 @@ class VisionLanguageDecoderHead(nn.Module):
                  kernel_size: int = 3, text_kernel: bool = True,
                  threshold: float = 0.35, align_corners: bool = True,
                  target_resize: str = 'nearest',
-                 loss_decode: dict = dict(type='TextToPixelContrastiveLoss'),
+                 loss_decode: dict | Sequence[dict] = dict(
+                     type='TextToPixelContrastiveLoss'),
                  existence: bool = False,
                  existence_threshold: float | None = None,
                  existence_loss_weight: float = 1.0):
@@ -113,7 +119,9 @@ class VisionLanguageDecoderHead(nn.Module):
         self.projector = TextToPixelProjector(
             in_channels, sentence_channels=sentence_channels,
             kernel_size=kernel_size, text_kernel=text_kernel)
-        self.loss_decode = MODELS.build(loss_decode)
+        if isinstance(loss_decode, dict):
+            loss_decode = [loss_decode]
+        self.loss_decode = nn.ModuleList(map(MODELS.build, loss_decode))
         self.existence: nn.Module | None = None
         self.existence_threshold = float(
             0.5 if existence_threshold is None else existence_threshold)
@@ -173,11 +181,18 @@ class VisionLanguageDecoderHead(nn.Module):
             masks, logits.shape[-2:], mode=self.target_resize)
         options = {}
         if ignore is not None:
-            options['ignore'] = F.interpolate(
+            ignored = F.interpolate(
                 torch.cat(ignore)[:, None].float(), logits.shape[-2:],
                 mode='nearest') > 0
-        losses = {self.loss_decode.loss_name: self.loss_decode(
-            logits, target, **options)}
+            options['ignore'] = ignored
+            # For losses that do not know the argument: surely background.
+            logits = logits.masked_fill(ignored, _NO_LOGIT)
+            target = target.masked_fill(ignored, 0)
+        losses: dict[str, Tensor] = {}
+        for loss in self.loss_decode:
+            name = loss.loss_name
+            losses[name] = losses.get(name, 0) + loss(
+                logits, target, **options)
         if existence is not None:
             # Of the whole masks: a small referent may vanish in the target.
             exists = (masks > 0).flatten(1).any(1).float()
