@@ -171,8 +171,9 @@ def test_area_targets_and_unaligned_corners_fit_each_other(monkeypatch):
             TINY.decode_head, target_resize=target_resize,
             align_corners=align_corners)))
         taught = []
-        monkeypatch.setattr(model.decode_head.loss_decode[0], 'forward',
-                            lambda _, target, to=taught: to.append(target) or 0)
+        monkeypatch.setattr(
+            model.decode_head.loss_decode[0], 'forward',
+            lambda _, target, to=taught: to.append(target) or 0)
         model.decode_head.loss(torch.zeros(1, 1, 40, 40), [mask])
         logits = taught[0].clamp(1e-3, 1 - 1e-3).logit()
         prob = model.original_size(logits, (160, 160))
