@@ -41,7 +41,8 @@ def records(root, name, **kwargs):
         ref['ref_id']: (
             ref['split'], image['file_name'], image['img_id'], ref['ann_id'],
             ref['category'], ref['sent_ids'], ref['sentences'],
-            mask_of(ref, image)) for image in images for ref in image['refs']}
+            ref.get('kind'), mask_of(ref, image))
+        for image in images for ref in image['refs']}
 
 
 def mask_of(thing, image):
@@ -86,13 +87,14 @@ def test_all_forms_in_a_ring(refer_set, tmp_path):
 
 def test_no_target_and_several(grefs, tmp_path):
     expected = records(grefs, 'grefcoco')
+    assert {v[7] for v in expected.values()} == {'one', 'none', 'many'}
     own = converted(grefs, 'grefcoco', tmp_path / 'a', 'jsonl')
     line, *_ = (own / 'train.jsonl').read_text().split('\n')
     assert json.loads(line)['mask'] is None
     found = records(converted(own, 'jsonl', tmp_path / 'b', 'refer'),
                     'refer')
     # The objects of a ref have become one annotation.
-    keep = (0, 1, 2, 5, 6, 7)
+    keep = (0, 1, 2, 5, 6, 7, 8)
     assert {k: [v[i] for i in keep] for k, v in found.items()
             } == {k: [v[i] for i in keep] for k, v in expected.items()}
     for form in ('coco', 'official-json'):

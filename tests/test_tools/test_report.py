@@ -10,13 +10,18 @@ import cv2
 import numpy as np
 import pytest
 from conftest import tool
-from pyarrow import Table, parquet
 from pycocotools import mask as coco_mask
-from report.breakdown import by_area, by_length, choose_samples, worst_words
+from report.breakdown import (
+    by_area,
+    by_kind,
+    by_length,
+    choose_samples,
+    worst_words,
+)
 from report.page import MAX_FILTERED, write_report
 from samples import evaluate, from_prob
 
-from cris.evaluation.results import read_results_file
+from cris.evaluation.results import read_results_file, write_results_file
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror=alert(2)> "\''
 
@@ -133,6 +138,7 @@ def test_figures(records, tmp_path):
     assert bins['3'][0] == 3 and bins['3'][1] == pytest.approx(160 / 3)
     areas = {b.label: b.count for b in by_area(read) if b.count}
     assert areas == {'10–20': 3, '50–100': 1, 'no target': 1}
+    assert by_kind(read) == []
     many = 5 * read
     words = {row['word']: row for row in worst_words(many)}
     assert words['car']['count'] == 10
@@ -207,9 +213,22 @@ def test_a_page_of_many_records_stays_small(records, tmp_path):
     assert (tmp_path / 'new/report.html').stat().st_size < 13e6
 
 
+def test_kinds_of_some_records(records, tmp_path):
+    for i, kind in ((1, 'one'), (2, 'one'), (3, 'none')):
+        records[i]['kind'] = kind
+    path = tmp_path / 'results.parquet'
+    write_results_file(records, str(path))
+    read, _ = read_results_file(str(path))
+    assert [(b.label, b.count, b.mean) for b in by_kind(read)] == [
+        ('none', 1, 90), ('one', 2, 35), ('other', 2, 50)]
+    write_report(str(path), str(tmp_path / 'report.html'))
+    page = (tmp_path / 'report.html').read_text()
+    assert '<tr><td>one</td><td>2</td><td>35.0 ±' in page
+
+
 def test_command_line_and_parquet(records, tmp_path):
     table = tmp_path / 'results.parquet'
-    parquet.write_table(Table.from_pylist(records), table)
+    write_results_file(records, str(table))
     out = tmp_path / 'report.html'
     log = tool('analysis_tools/report', table, '--out', out, '--num', 1,
                '--title', 'R50 <val>')

@@ -96,6 +96,15 @@ def by_area(records: Sequence[dict]) -> list[Bin]:
     return _bins(records, bins, labels)
 
 
+def by_kind(records: Sequence[dict]) -> list[Bin]:
+    """Mean IoU by kind, such as none, one and many; [] without kinds."""
+    kinds = [record.get('kind') or 'other' for record in records]
+    if set(kinds) == {'other'}:
+        return []
+    labels = sorted(set(kinds))
+    return _bins(records, np.array([labels.index(k) for k in kinds]), labels)
+
+
 def target_share(record: dict) -> float:
     """Percent of the image that the ground truth covers.
 

@@ -35,6 +35,7 @@ from cris.visualization.draw import cut, thumbnail
 from .breakdown import (
     Bin,
     by_area,
+    by_kind,
     by_length,
     choose_samples,
     target_share,
@@ -97,7 +98,8 @@ def write_report(results: str, out: str, img_root: str | None = None,
         total=len(records), sha256=_sha256,
         num_images=len({record['img_path'] for record in records}),
         scores=scores_of(records, conventions), conventions=conventions,
-        charts=_charts(records, iou), calibration=_calibration(records),
+        charts=_charts(records, iou), kinds=by_kind(records),
+        calibration=_calibration(records),
         num_bins=NUM_BINS, groups=groups, faults=list(faults),
         words=worst_words(records),
         data=dict(

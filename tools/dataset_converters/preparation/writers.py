@@ -27,7 +27,9 @@ Splits = dict[str, list[tuple[dict, dict]]]
 
 def write_refer(splits: Splits, dst: str) -> None:
     """``instances.json`` and ``refs(unc).p``; if there are refs without a
-    target ``grefs(unc).json``, since only gRefCOCO's form has them."""
+    target, or of a kind, ``grefs(unc).json``, since only gRefCOCO's form has
+    them.
+    """
     rows = list(chain(*splits.values()))
     categories = _category_ids(splits)
     annotations, refs = {}, []
@@ -49,11 +51,11 @@ def write_refer(splits: Splits, dst: str) -> None:
             category_id=categories.get(ref['category'], 0),
             sentences=[dict(sent, raw=sent['sent'],
                             tokens=sent['sent'].split())
-                       for sent in _sentences(ref)]))
+                       for sent in _sentences(ref)], **_kind(ref)))
     _write_coco(
         osp.join(dst, 'instances.json'), rows,
         [dict(ann, id=i) for i, ann in annotations.items()], categories)
-    if all(ref['ann_id'] != -1 for ref in refs):
+    if all(ref['ann_id'] != -1 and 'kind' not in ref for ref in refs):
         with open(osp.join(dst, 'refs(unc).p'), 'wb') as file:
             pickle.dump(refs, file, protocol=2)
         return
@@ -79,7 +81,7 @@ def write_jsonl(splits: Splits, dst: str) -> None:
                     image=image['file_name'], mask=mask,
                     expressions=ref['sentences'], image_id=image['img_id'],
                     **_pick(ref, 'split', 'ref_id', 'ann_id', 'sent_ids',
-                            'category'))
+                            'category'), **_kind(ref))
                 if 'ignore' in ref:
                     line['ignore'] = plain_rle(
                         ref['ignore'], image['height'], image['width'])
@@ -151,6 +153,10 @@ def write_json(path: str, content: Any) -> None:
 
 def _pick(source: dict, *keys: str) -> dict:
     return {key: source[key] for key in keys}
+
+
+def _kind(ref: dict) -> dict:
+    return _pick(ref, 'kind') if 'kind' in ref else {}
 
 
 def _sentences(ref: dict) -> list[dict]:

@@ -99,7 +99,7 @@ class RecordBuilder:
     def add(self, image: dict, *, ref_id: int | str, ann_id: Any, split: Any,
             segmentation: Segmentation, sentences: list[str],
             sent_ids: Any = None, category: Any = None,
-            ignore: Segmentation = None, kind: str | None = None) -> None:
+            ignore: Segmentation = None, kind: Any = None) -> None:
         """Check a ref and add it to its image.
 
         Args:
@@ -107,8 +107,8 @@ class RecordBuilder:
             ref_id (int | str): Unique among all refs.
             sent_ids (list, optional): One per sentence; counted up over all
                 refs by default.
-            **others: As in records. What is not text becomes text in split
-                and category.
+            **others: As in records. What is not text becomes text in split,
+                category and kind.
 
         Raises:
             EntryError: If the ref cannot be used.
@@ -145,7 +145,7 @@ class RecordBuilder:
                           'its region to ignore')
             ref['ignore'] = ignore
         if kind is not None:
-            ref['kind'] = kind
+            ref['kind'] = short(kind)
         self._ref_ids.add(ref_id)
         image = self.images.setdefault(img_id, dict(image, refs=[]))
         image['refs'].append(ref)

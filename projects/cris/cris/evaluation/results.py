@@ -95,7 +95,8 @@ def _run_lengths(mask: np.ndarray) -> str:
 def write_results_file(records: list[dict], path: str) -> None:
     """Write a list of records or, as ``.parquet``, a table of them.
 
-    All records must have the same keys. Missing folders are made.
+    In a table, a record is None where it lacks a key of another. Missing
+    folders are made.
 
     Raises:
         DiskFullError: If the disk is full.
@@ -107,7 +108,10 @@ def write_results_file(records: list[dict], path: str) -> None:
             dump(records, path, indent=2)
             return
         from pyarrow import Table, parquet
-        parquet.write_table(Table.from_pylist(records), path)
+        keys = dict.fromkeys(key for record in records for key in record)
+        parquet.write_table(Table.from_pylist(
+            [{key: record.get(key) for key in keys} for record in records]),
+            path)
 
 
 def read_results_file(path: str) -> tuple[list[dict], dict]:

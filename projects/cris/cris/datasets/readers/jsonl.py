@@ -5,8 +5,9 @@ A line is ``{"image": "a.jpg", "mask": "a_1.png", "expressions": ["the dog",
 ...]}``. The mask is a file (every pixel that is not 0), a list of files (their
 union), polygons or RLE as in COCO, or null (no target). Further keys:
 ``ref_id`` (by default the number of the line over all files, from 0),
-``sent_ids``, ``image_id``, ``ann_id``, ``category``, ``split``, and
-``ignore``, a mask of pixels that count neither as target nor as background.
+``sent_ids``, ``image_id``, ``ann_id``, ``category``, ``split``, ``kind``, a
+word by which scores are grouped, and ``ignore``, a mask of pixels that count
+neither as target nor as background.
 """
 import json
 import reprlib
@@ -59,6 +60,7 @@ def read_jsonl(ann_file: str, img_folder: str, mask_folder: str,
                         entry['mask'], mask_folder, builder),
                     ignore=_segmentation(
                         entry.get('ignore'), mask_folder, builder),
+                    kind=entry.get('kind'),
                     sent_ids=entry.get('sent_ids'),
                     sentences=flatten(entry['expressions']))
     return builder.records()

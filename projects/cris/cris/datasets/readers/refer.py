@@ -115,9 +115,9 @@ def _ann_ids(ann_id: Any, may_be_several: bool) -> list:
     return [] if may_be_several and ann_ids == _NO_TARGET else ann_ids
 
 
-def _kind(ref: dict, ann_ids: list) -> str:
+def _kind(ref: dict, ann_ids: list) -> Any:
     number = ('none', 'one', 'many')[min(len(ann_ids), 2)]
-    return short(ref.get('kind', number))
+    return ref.get('kind', number)
 
 
 def _annotation(instances: Instances, ann_id: Any, image_id: Any) -> dict:
