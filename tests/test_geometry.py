@@ -90,3 +90,13 @@ def test_there_and_back(height, width, seed):
     back = unletterbox(boxed, height, width)
     assert back.shape == (2, height, width)
     assert np.abs(back - maps)[:, 4:-4, 4:-4].max() < 0.02
+
+
+@pytest.mark.parametrize('shape', [(160, 160, 3), (37, 53)])
+@pytest.mark.parametrize('interpolation', [cv2.INTER_CUBIC, cv2.INTER_LINEAR])
+def test_an_image_of_the_size_is_as_opencv_warps_it(shape, interpolation):
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    boxed = letterbox(image, shape[:2], interpolation)
+    warped = cv2.warpAffine(image, letterbox_matrix(*shape[:2], shape[:2]),
+                            shape[1::-1], flags=interpolation)
+    assert np.array_equal(boxed, warped) and boxed is not image

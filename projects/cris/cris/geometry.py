@@ -52,6 +52,8 @@ def letterbox(image: np.ndarray, size: Size,
         np.ndarray: ``(height, width[, C])``, of the same dtype.
     """
     height, width = _height_width(size)
+    if image.shape[:2] == (height, width):
+        return image.copy()  # what OpenCV returns, too
     return cv2.warpAffine(
         image, letterbox_matrix(*image.shape[:2], size), (width, height),
         flags=interpolation, borderValue=border_value)
