@@ -5,6 +5,12 @@ train_pipeline = [
     dict(type='LoadReferImage'),
     dict(type='ChooseExpressions'),
     dict(type='LoadReferMasks'),
+    dict(type='RandomReferCrop'),
+    dict(type='RandomReferFlip'),
+    # Brighter, darker, paler; colours keep their names.
+    dict(
+        type='PhotoMetricDistortion', saturation_range=(0.7, 1.3),
+        hue_delta=1),
     dict(type='Letterbox', size=image_size, border_value=_base_.border_value),
     dict(type='TokenizeExpressions', context_length=_base_.context_length),
     dict(type='PackReferInputs')

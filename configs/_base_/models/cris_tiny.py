@@ -18,6 +18,12 @@ model = dict(
         num_heads=4,
         feedforward_channels=256,
         dropout=0.0,
+        threshold=0.5,
+        # Dice counts small objects as much as large ones.
+        loss_decode=[
+            dict(type='TextToPixelContrastiveLoss'),
+            dict(type='DiceLoss', naive_dice=True, eps=1.0)
+        ],
         # A shift by a pixel or two costs much at a small size.
         align_corners=False,
         target_resize='area'))
