@@ -12,7 +12,7 @@ import cris
 from cris.datasets.tokenizer import split_words, tokenize
 from cris.visualization.attention import record_attention, word_attention
 
-TINY = 'cris_tiny_1xb8-3e_refshapes-160x160'
+TINY = 'cris_tiny_1xb8-4e_refshapes-160x160'
 
 
 @pytest.fixture(scope='module')

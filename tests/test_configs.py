@@ -216,7 +216,7 @@ def test_data_configs_have_an_evaluator(path):
             path.stem in ('grefcoco', 'saco'))
 
 
-TINY = str(REPO / 'configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py')
+TINY = str(REPO / 'configs/cris/cris_tiny_1xb8-4e_refshapes-160x160.py')
 
 
 def test_options_are_strings_or_a_dict():

@@ -16,7 +16,7 @@ from cris.datasets.tokenizer import tokenize
 from cris.engine import optimize_for_inference
 from cris.engine.precision import before_torch_2_4, has_bfloat16
 
-ZOO = 'cris_tiny_1xb8-3e_refshapes-160x160'
+ZOO = 'cris_tiny_1xb8-4e_refshapes-160x160'
 needs_bfloat16 = pytest.mark.skipif(
     not has_bfloat16(), reason='this processor emulates bfloat16')
 

@@ -5,7 +5,8 @@
 set -euo pipefail
 . "$(dirname "$0")/misc/setup_env.sh"
 
-config=configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py
+config=configs/cris/cris_tiny_1xb8-4e_refshapes-160x160.py
+minutes=${MINUTES:-8}  # of training, at most
 data=data/refshapes
 work=work_dirs/quickstart
 checkpoint=$work/last.pth
@@ -27,10 +28,10 @@ if [ ! -f "$data/refs(shuffled).p" ]; then
 fi
 
 if [ ! -f "$checkpoint" ]; then
-    step "Training $config (about 8 minutes on 2 CPU cores)"
+    step "Training $config ($minutes minutes at most)"
     rm -rf "$work"
     start=$SECONDS
-    python tools/train.py "$config" --amp --work-dir "$work/train"
+    python tools/train.py "$config" --amp --max-minutes "$minutes" --work-dir "$work/train"
     mkdir -p "$work"
     echo $((SECONDS - start)) >"$work/train_seconds"
     cp "$(cat "$work/train/last_checkpoint")" "$checkpoint"

@@ -3,8 +3,8 @@
 # Data: data/own (or a link) with images/, train.json and val.json.
 # Hardware: 1 GPU with 12 GB; on an H100 a step in bf16 took 8.2 GB at most and
 # 0.12 s, so 8 s for an epoch of 1000 refs.
-# Expected mIoU: it depends on the data. Pictures are neither flipped nor
-# cropped: "left" would be wrong. See docs/en/fine_tune.md.
+# Expected mIoU: it depends on the data. Pictures are not augmented; how to, and
+# what else helps with little data, is in docs/en/fine_tune.md.
 _base_ = [
     '../_base_/models/cris_r50.py', '../_base_/datasets/own_coco.py',
     '../_base_/schedules/schedule_50e.py', '../_base_/default_runtime.py'

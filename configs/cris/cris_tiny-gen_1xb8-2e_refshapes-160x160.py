@@ -9,7 +9,7 @@ _base_ = [
     '../_base_/schedules/schedule_scratch.py', '../_base_/default_runtime.py'
 ]
 # From the small model that always answers.
-load_from = 'checkpoints/cris_tiny_1xb8-3e_refshapes-160x160-5fdc2c99.safetensors'
+load_from = 'checkpoints/cris_tiny_1xb8-4e_refshapes-160x160-d94c7fc0.safetensors'
 model = dict(decode_head=dict(existence=True, existence_loss_weight=0.2))
 dataset = dict(split_file='grefs(unc).json')
 # A picture has 10 refs at most: 6 of one object, 2 of none, 2 of several.

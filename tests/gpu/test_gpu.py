@@ -35,7 +35,7 @@ R50 = 'cris_r50_8xb8-amp-50e_refcoco-416x416'
 #: A config of every model.
 NAMES = [R50, 'cris_r101_8xb8-amp-50e_refcoco-416x416',
          'cris_r50-static-dec0_8xb8-amp-50e_refcoco-416x416',
-         'cris_tiny_1xb8-3e_refshapes-160x160',
+         'cris_tiny_1xb8-4e_refshapes-160x160',
          *(f'cris_{model}_8xb8-amp-50e_refcoco-416x416'
            for model in ('r50-dec0', 'r50-dec1', 'r50-dec2', 'r50-dec4',
                          'r50-static-dec1', 'vit-b16', 'vit-l14-336',
@@ -43,7 +43,7 @@ NAMES = [R50, 'cris_r101_8xb8-amp-50e_refcoco-416x416',
          'cris_tiny-gen_1xb8-2e_refshapes-160x160',
          *(f'cris_{model}-exist_8xb8-amp-50e_grefcoco-416x416'
            for model in ('r50', 'r101'))]
-QUICK = [R50, 'cris_tiny_1xb8-3e_refshapes-160x160']
+QUICK = [R50, 'cris_tiny_1xb8-4e_refshapes-160x160']
 #: What the base config proposes where memory is short.
 WITH_CP = {'model.backbone.with_cp': True, 'model.decode_head.with_cp': True}
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)

@@ -26,7 +26,7 @@ if digit_version(torch.__version__) < digit_version('2.6'):
 from cris.deploy import ExportedCRIS, export_onnx, files  # noqa: E402
 from cris.deploy.runtime import open_graph  # noqa: E402
 
-CONFIG = REPO / 'configs/cris/cris_tiny_1xb8-3e_refshapes-160x160.py'
+CONFIG = REPO / 'configs/cris/cris_tiny_1xb8-4e_refshapes-160x160.py'
 (WEIGHTS, ) = (REPO / 'checkpoints').glob('*.safetensors')
 
 

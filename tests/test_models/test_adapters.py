@@ -90,7 +90,7 @@ def step(model):
     model.train()
     weights = [p for p in model.parameters() if p.requires_grad]
     before = copy.deepcopy(model.state_dict())
-    (loss, ) = model.loss(*batch()).values()
+    loss = sum(model.loss(*batch()).values())
     loss.backward()
     assert all(weight.grad is not None for weight in weights)
     torch.optim.AdamW(weights, 1e-2).step()
@@ -155,6 +155,22 @@ def test_both_encoders_may_be_frozen():
                for name in step(model))
     assert frozen_names(model.backbone) == {
         name for name, _ in model.backbone.named_parameters()}
+
+
+def test_parts_of_a_whole_cris_may_be_frozen():
+    frozen = ['neck', 'decode_head.decoder']
+    model = MODELS.build(dict(TINY, frozen=frozen))
+    optimize_for_cpu_training(model)
+    before = copy.deepcopy(model.state_dict())
+    changed = step(model)
+    assert changed and not any(
+        name.startswith(tuple(f'{part}.' for part in frozen))
+        for name in changed)
+    assert any(name.startswith('decode_head.projector.') for name in changed)
+    assert before.keys() == model.state_dict().keys()
+    assert not model.neck.training and model.backbone.training
+    with pytest.raises(ValueError, match="frozen=.'head'.*'head'|`head`"):
+        MODELS.build(dict(TINY, frozen=['head']))
 
 
 def test_backbones_of_registries_are_frozen_as_a_whole():

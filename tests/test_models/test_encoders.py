@@ -261,7 +261,7 @@ def test_a_whole_cris(name):
     model.init_weights()
     model.train()
     inputs, samples = batch()
-    (loss, ) = model.loss(inputs, samples).values()
+    loss = sum(model.loss(inputs, samples).values())
     loss.backward()
     missing = [name for name, weight in model.named_parameters()
                if weight.requires_grad and weight.grad is None]

@@ -44,8 +44,14 @@ class CRIS(BaseSegmentor):
         decode_head (dict): Config of the decoder head; the same holds for
             its ``word_channels`` and ``sentence_channels``.
         data_preprocessor (dict, optional): Config of the preprocessor.
+        frozen (Sequence[str]): Parts that are not trained, and stay in eval
+            mode, e.g. ``['neck', 'decode_head.decoder']`` to adapt a whole
+            CRIS. Those of the backbone have options of its own.
         init_cfg (dict, optional): Initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=FILE)``.
+
+    Raises:
+        ValueError: If there is no part of a name in ``frozen``.
     """
     #: Expressions decoded at once in evaluation, which bounds the memory.
     expressions_at_once = 32
@@ -54,6 +60,7 @@ class CRIS(BaseSegmentor):
 
     def __init__(self, backbone: dict, neck: dict, decode_head: dict,
                  data_preprocessor: dict | None = None,
+                 frozen: Sequence[str] = (),
                  init_cfg: dict | None = None):
         if isinstance(data_preprocessor, dict):
             # mmengine finds mmseg's preprocessor only in mmseg's scope.
@@ -62,6 +69,19 @@ class CRIS(BaseSegmentor):
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(self._with_channels(neck))
         self.decode_head = MODELS.build(self._with_channels(decode_head))
+        self._frozen = tuple(frozen)
+        for name in self._frozen:
+            try:
+                self.get_submodule(name).requires_grad_(False)
+            except AttributeError as error:
+                raise ValueError(f'frozen={frozen}: {error}') from error
+
+    def train(self, mode: bool = True) -> 'CRIS':
+        """As of nn.Module; what is frozen stays in eval mode."""
+        super().train(mode)
+        for name in self._frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def _with_channels(self, cfg: dict) -> dict:
         if 'auto' not in cfg.values():  # a backbone need not know them
