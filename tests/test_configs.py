@@ -361,5 +361,9 @@ def test_pretrained_layers_learn_slowly():
     assert len(groups) == 2
     rates = {id(p): g['lr'] for g in groups for p in g['params']}
     for name, p in model.named_parameters():
-        slow = name.startswith('backbone.visual.')
-        assert rates[id(p)] == pytest.approx(1.2e-4 if slow else 1.2e-3), name
+        if name.startswith('backbone.visual.'):
+            late = name.startswith('backbone.visual.trunk.blocks.6.')
+            assert p.requires_grad == late  # strides 2 to 16 are frozen
+            assert not late or rates[id(p)] == pytest.approx(6e-4)
+        else:
+            assert rates[id(p)] == pytest.approx(1.2e-3), name

@@ -63,7 +63,7 @@ def test_it_changes_nothing_else(pair, images, tokens):
     (sample, ) = without.predict(images[:1], samples([3], (50, 70)))
     assert 'existence' not in sample
     assert without.loss(images, samples([1, 2], (64, 64))).keys() == {
-        'loss_contrastive'}
+        'loss_contrastive', 'loss_dice'}
 
 
 @torch.no_grad()

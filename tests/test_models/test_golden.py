@@ -134,7 +134,8 @@ def test_predict_of_the_official_code(monkeypatch, sample):
     cfg = Config.fromfile(REPO / 'configs/_base_/datasets/refcoco.py')
     letterbox = dict(cfg.test_pipeline[2], size=size)
     assert letterbox['type'] == 'Letterbox'
-    head = dict(TINY.decode_head, align_corners=True, target_resize='nearest')
+    head = dict(TINY.decode_head, align_corners=True, target_resize='nearest',
+                threshold=0.35)
     model = MODELS.build(dict(TINY, decode_head=head))
     bgr = arrays['image_rgb'][..., ::-1].copy()
     image = TRANSFORMS.build(letterbox)(dict(img=bgr))['img']

@@ -104,6 +104,13 @@ def train_an_epoch(data, work, *args):
                 'train_cfg.max_epochs=1', *args)
 
 
+def test_no_time_ends_in_a_sentence(refer_set, tmp_path):
+    log = tool('train.py', CONFIG, '--work-dir', tmp_path, '--max-minutes', 0,
+               *options(refer_set.root), ok=False)
+    assert 'error: max_minutes=0.0 must be more than 0' in log
+    assert 'Traceback' not in log
+
+
 def test_learning_rate_follows_the_batch(refer_set, tmp_path):
     log = train_an_epoch(refer_set, tmp_path, 'param_scheduler=[]',
                          'default_hooks.logger.interval=1', '--auto-scale-lr')

@@ -35,7 +35,8 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp('trained')
     data = ReferSet(root / 'refer').write()
     work = root / 'work'
-    log = tool('train.py', CONFIG, '--work-dir', work, '--amp', *options(data))
+    log = tool('train.py', CONFIG, '--work-dir', work, '--amp',
+               '--max-minutes', 600, *options(data))
     return data, work, log
 
 
@@ -112,7 +113,7 @@ def test_two_ranks_train_and_resume(trained, tmp_path):
     data, _, _ = trained
     config = probed(tmp_path / 'config.py',
                     "custom_hooks = [dict(type='LostDisk')]")
-    args = ['--work-dir', tmp_path, *options(data)]
+    args = ['--work-dir', tmp_path, '--max-minutes', 600, *options(data)]
     log = launch('dist_train.sh', config, 2, *args, ok=False)
     assert log.count('error: the disk of rank 1 is lost') == 1
     assert 'at exit the group is left' in log

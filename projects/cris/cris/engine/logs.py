@@ -26,7 +26,7 @@ _DETAILS = re.compile(
     r'\s*-*\s*System environment:|Config:|Hooks will be executed|'
     r'paramwise_options -- |Distributed training is not used, all Sync|'
     r'LR is set based on batch size|The prefix is not set in metric class|'
-    r'.* will be deprecated')
+    r'\S+ is skipped since its requires_grad=False|.* will be deprecated')
 _PARTS = {'backbone.visual.': 'image', 'backbone.text.': 'text',
           'neck.': 'neck', 'decode_head.': 'head'}
 
