@@ -362,7 +362,8 @@ def test_pretrained_layers_learn_slowly():
     rates = {id(p): g['lr'] for g in groups for p in g['params']}
     for name, p in model.named_parameters():
         if name.startswith('backbone.visual.'):
-            late = name.startswith('backbone.visual.trunk.blocks.6.')
+            late = name.startswith(('backbone.visual.trunk.blocks.5.',
+                                    'backbone.visual.trunk.blocks.6.'))
             assert p.requires_grad == late  # strides 2 to 16 are frozen
             assert not late or rates[id(p)] == pytest.approx(6e-4)
         else:

@@ -287,6 +287,37 @@ def loaded(published, path):
     return model
 
 
+def test_a_whole_cris_and_what_was_trained_of_it(tmp_path, monkeypatch):
+    """Its frozen weights come from the model's own init_cfg."""
+    cfg = load_config(str(CONFIG))
+    whole = tmp_path / 'whole.pth'
+    torch.manual_seed(1)
+    torch.save(MODELS.build(cfg.model).state_dict(), whole)
+    cfg.model.update(
+        frozen=['neck', 'decode_head.decoder'],
+        init_cfg=dict(type='Pretrained', checkpoint=str(whole)))
+    cfg.model.backbone.update(frozen_stages='all', frozen_text=True)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    step(model)
+    checkpoint = dict(meta={}, state_dict=model.state_dict())
+    hook_of(model).before_save_checkpoint(runner_of(model), checkpoint)
+    torch.save(checkpoint, tmp_path / 'epoch_1.pth')
+    monkeypatch.setattr('sys.argv', [
+        'publish_model.py', str(tmp_path / 'epoch_1.pth'),
+        str(tmp_path / 'out/cris'), '--adapters'])
+    publish_model.main()
+    (path, ) = (tmp_path / 'out').iterdir()
+    parameters = {name for name, _ in model.named_parameters()}
+    assert parameters & load_file(path).keys() == {
+        name for name, p in model.named_parameters() if p.requires_grad}
+    loaded = cris_api.init_model(cfg, str(path), device='cpu')
+    same(dict(loaded.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+    cfg.model.init_cfg = None
+    with pytest.raises(CheckpointError, match='on other frozen weights'):
+        cris_api.init_model(cfg, str(path), device='cpu')
+
+
 def test_other_frozen_weights_are_refused(published):
     path = published.publish()
     published.cfg.model.backbone.init_cfg.checkpoint = published.other
