@@ -5,7 +5,7 @@ import torch
 from mmseg.registry import MODELS
 
 CONTRASTIVE = dict(type='TextToPixelContrastiveLoss', loss_weight=2.0)
-DICE = dict(type='DiceLoss', naive_dice=True, eps=1.0)
+DICE = dict(type='DiceLoss', naive_dice=True, eps=1.0, ignore_index=None)
 
 
 @pytest.fixture

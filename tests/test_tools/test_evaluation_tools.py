@@ -137,14 +137,14 @@ def test_sweep(untrained, audited, tmp_path):
     sweep = json.loads(out.read_text())
     rows = {row['threshold']: row for row in sweep['thresholds']}
     assert list(rows) == [round(0.05 * i, 2) for i in range(1, 20)]
-    assert sweep['config_threshold'] == 0.35
-    for threshold, name in ((0.35, 'official-test'), (0.5, 'threshold-0.5')):
+    assert sweep['config_threshold'] == 0.5
+    for name in ('official-test', 'threshold-0.5'):
         for key in ('mIoU', 'oIoU', 'Pr@50'):
-            assert rows[threshold][key] == scores[f'audit/{name}/{key}']
+            assert rows[0.5][key] == scores[f'audit/{name}/{key}']
     best = max(rows, key=lambda t: rows[t]['mIoU'])
     assert sweep['best_threshold'] == best
     assert re.findall(r'^ +([\d.]+) .*best mIoU$', log, re.M) == [f'{best:g}']
-    assert re.findall(r'^ +([\d.]+) .*config', log, re.M) == ['0.35']
+    assert re.findall(r'^ +([\d.]+) .*config', log, re.M) == ['0.5']
     assert cv2.imread(str(plot)).std() > 5
 
 

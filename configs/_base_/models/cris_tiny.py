@@ -22,7 +22,8 @@ model = dict(
         # Dice counts small objects as much as large ones.
         loss_decode=[
             dict(type='TextToPixelContrastiveLoss'),
-            dict(type='DiceLoss', naive_dice=True, eps=1.0)
+            dict(
+                type='DiceLoss', naive_dice=True, eps=1.0, ignore_index=None)
         ],
         # A shift by a pixel or two costs much at a small size.
         align_corners=False,

@@ -57,6 +57,7 @@ class CRIS(BaseSegmentor):
     expressions_at_once = 32
     #: Autocast to this type in inference; optimize_for_inference sets it.
     inference_dtype: torch.dtype | None = None
+    _frozen: tuple[str, ...] = ()
 
     def __init__(self, backbone: dict, neck: dict, decode_head: dict,
                  data_preprocessor: dict | None = None,
