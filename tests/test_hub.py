@@ -150,9 +150,11 @@ class Prepare:
     """prepare.py, imported once, runs command after command."""
 
     CODE = '''
-import json, sys, traceback
+import json, signal, sys, traceback
 sys.path.insert(0, sys.argv[1])
 import prepare
+# A suite in the background of a script inherits that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for line in sys.stdin:
     sys.argv[1:] = json.loads(line)
     try:
