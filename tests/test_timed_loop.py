@@ -113,6 +113,16 @@ def test_a_resumed_run_has_the_minutes_that_were_left(run):
     assert len(second.rates) == 10 and runner.iter == 20
 
 
+def test_a_run_whose_time_is_over_is_not_trained_further(run):
+    _, before = run(seconds=4, minutes=1)
+    again = dict(seconds=4, resume=True,
+                 load_from=f'{before.work_dir}/epoch_2.pth')
+    clock, runner = run(minutes=1, **again)
+    assert clock.rates == [] and runner.iter == 15
+    clock, runner = run(minutes=2, **again)
+    assert runner.iter == 30
+
+
 @pytest.mark.parametrize('minutes', [0, -1, math.nan, math.inf])
 def test_no_time_is_refused(run, minutes):
     with pytest.raises(ValueError, match='max_minutes=.* must be more than 0'):

@@ -2,7 +2,7 @@
 #   python tools/train.py configs/cris/cris_tiny_1xb8-4e_refshapes-160x160.py \
 #       --amp --max-minutes 8
 # Hardware: 2 CPU cores. With bfloat16 8 minutes were 3.3 epochs. 1 x 8 images
-# x 6 expressions = 48. Expected: val mIoU 65 (66 after 6 epochs).
+# x 6 expressions = 48. Expected: val mIoU 65.
 _base_ = [
     '../_base_/models/cris_tiny.py', '../_base_/datasets/refshapes.py',
     '../_base_/schedules/schedule_scratch.py', '../_base_/default_runtime.py'

@@ -31,7 +31,7 @@ def test_sentences_without_a_mirror_image(sentence):
 
 
 def sample(*sentences, seed=0):
-    """An image whose blue channel holds the masks of two referents."""
+    """An image whose first two channels hold the masks of two referents."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((2, 40, 60), np.uint8)
     for mask in masks:

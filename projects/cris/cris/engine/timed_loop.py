@@ -11,7 +11,8 @@ from mmengine.dist import broadcast
 from mmengine.runner import EpochBasedTrainLoop
 from mmseg.registry import LOOPS
 
-_ELAPSED = 'elapsed_seconds'  # in the message hub, so that resuming goes on
+# In the message hub, which a checkpoint keeps.
+_ELAPSED, _CUT_SHORT = 'elapsed_seconds', 'cut_short'
 
 
 @LOOPS.register_module()
@@ -19,10 +20,11 @@ class TimedTrainLoop(EpochBasedTrainLoop):
     """Trains for ``max_epochs`` epochs or ``max_minutes`` minutes, whichever
     takes less time.
 
-    Where the time does not suffice, the schedules of learning rates pass
+    If the time is too short for the epochs, the learning rate schedules run
     faster: after half of the time they are where they would be after half of
-    the epochs. The last validation comes after the budget, earlier ones count.
-    A resumed run has the minutes that were left.
+    the epochs. Validations count, but for the last, which comes after the
+    budget. A resumed run has the minutes that were left; one that had used
+    them up ends at once.
 
     Args:
         *args: As of EpochBasedTrainLoop.
@@ -44,8 +46,11 @@ class TimedTrainLoop(EpochBasedTrainLoop):
 
     def run(self) -> torch.nn.Module:
         """Train."""
-        before = self.runner.message_hub.runtime_info.get(_ELAPSED, 0.0)
+        known = self.runner.message_hub.runtime_info
+        before = known.get(_ELAPSED, 0.0)
         self._start = time.monotonic() - before
+        if before >= self.max_seconds and known.get(_CUT_SHORT):
+            self._max_epochs = self._epoch
         return super().run()
 
     def run_epoch(self) -> None:
@@ -58,6 +63,7 @@ class TimedTrainLoop(EpochBasedTrainLoop):
                 break
         if self._iter >= self._max_iters:  # validate and save as at the end
             self._max_epochs = self._epoch + 1
+            self.runner.message_hub.update_info(_CUT_SHORT, True)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 
