@@ -43,6 +43,11 @@ def test_losses_of_one_name_are_added_up(logits):
     assert torch.equal(twice, 2 * once)
 
 
+def test_a_loss_that_is_no_dict_is_refused(logits):
+    with pytest.raises(ValueError, match='must be a dict or a list of them'):
+        losses("dict(type='DiceLoss')", logits=logits)
+
+
 def test_ignored_pixels_count_for_no_loss(logits):
     ignore = [torch.zeros_like(mask, dtype=torch.bool) for mask in MASKS]
     ignore[0][0, :8] = True

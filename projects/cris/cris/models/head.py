@@ -76,8 +76,8 @@ class VisionLanguageDecoderHead(nn.Module):
 
     Raises:
         ValueError: If in_channels is not a multiple of 4, kernel_size is
-            even, target_resize is unknown, or existence_threshold is not in
-            [0, 1].
+            even, target_resize is unknown, loss_decode holds anything but
+            dicts, or existence_threshold is not in [0, 1].
     """
 
     def __init__(self, in_channels: int, word_channels: int, *,
@@ -121,6 +121,9 @@ class VisionLanguageDecoderHead(nn.Module):
             kernel_size=kernel_size, text_kernel=text_kernel)
         if isinstance(loss_decode, dict):
             loss_decode = [loss_decode]
+        if not all(isinstance(cfg, dict) for cfg in loss_decode):
+            raise ValueError(f'loss_decode={loss_decode} must be a dict or a '
+                             'list of them; several go into a config file')
         self.loss_decode = nn.ModuleList(map(MODELS.build, loss_decode))
         self.existence: nn.Module | None = None
         self.existence_threshold = float(
