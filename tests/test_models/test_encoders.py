@@ -146,6 +146,26 @@ def test_maps_are_those_of_open_clip(family, tmp_path):
          atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('vision_cfg', [
+    TINY.backbone.vision_cfg, FAMILIES['convnext'][1], FAMILIES['vit16'][1]],
+    ids=['resnet', 'convnext', 'vit16'])
+def test_maps_for_small_objects(vision_cfg):
+    """The same weights, two maps of which are taken one stage earlier."""
+    cfg = dict(type='CLIPBackbone', embed_dim=64, text_cfg=TEXT,
+               vision_cfg=vision_cfg)
+    paper, small = (MODELS.build(dict(cfg, strides=strides)).eval()
+                    for strides in ((8, 16, 32), (4, 8, 32)))
+    small.load_state_dict(paper.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    c3, _, c5 = paper.encode_image(images)
+    maps = small.encode_image(images)
+    assert [tuple(x.shape[2:]) for x in maps] == [(16, 24), (8, 12), (2, 3)]
+    assert small.image_channels == tuple(x.shape[1] for x in maps)
+    same(maps[1], c3)
+    same(maps[2], c5)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('name', [
@@ -350,6 +370,13 @@ def test_the_text_encoder_alone_is_loaded(tmp_path):
 def test_other_maps_are_refused(encoder, said):
     with pytest.raises(ValueError, match=said):
         own_backbone(encoder)
+
+
+def test_other_strides_are_refused():
+    with pytest.raises(ValueError, match='must be .8, 16, 32. or .4, 8, 32.'):
+        backbone_of('vit16', strides=(4, 8, 16))
+    with pytest.raises(ValueError, match='8, 16, 32: CRIS needs 4, 8, 32'):
+        own_backbone(dict(type='Stripes'), strides=(4, 8, 32))
 
 
 @pytest.mark.parametrize('cfg, said', [

@@ -18,7 +18,13 @@ from cris._requirements import spare_multimodal
 from .adapters import add_adapters, is_adapter, reset_adapters
 from .clip_weights import read_clip_weights, tag_of
 from .freezing import freeze_stages, keep_frozen_in_eval, layer_depth
-from .image_encoders import CLIP_ENCODERS, freeze_unused, keep_spatial, tap
+from .image_encoders import (
+    CLIP_ENCODERS,
+    STRIDES,
+    freeze_unused,
+    keep_spatial,
+    tap,
+)
 
 # In place of CLIP's image encoder, which is not used.
 _NO_VISION = dict(image_size=32, patch_size=32, width=64, layers=1)
@@ -40,11 +46,14 @@ class CLIPBackbone(BaseModule):
         image_encoder (dict, optional): Config of a module of any registry in
             place of CLIP's, e.g. ``dict(type='mmpretrain.ConvNeXt',
             arch='tiny', out_indices=(1, 2, 3))``. It returns maps
-            ``(B, C, h, w)`` at strides 8, 16 and 32 or, as a ViT, up to three
-            of one size. Its own init_cfg gives its weights.
+            ``(B, C, h, w)`` at these strides or, as a ViT, up to three of one
+            size. Its own init_cfg gives its weights.
+        strides (Sequence[int]): Of the three maps: 8, 16, 32 as in the paper,
+            or 4, 8, 32 for small objects: the decoder then works at stride 8
+            and the logits are at stride 2.
         out_indices (Sequence[int], optional): Up to three blocks of a ViT of
-            open_clip, from 0, in ascending order, for the maps at strides 8,
-            16, 32; by default all three are the last block's.
+            open_clip, from 0, in ascending order, for the three maps; by
+            default all are the last block's.
         quick_gelu (bool, optional): Use QuickGELU, as OpenAI's weights need
             it. By default as the weights of init_cfg need it, if they are a
             tag, else as the model's name says: for a name that OpenAI has.
@@ -82,6 +91,7 @@ class CLIPBackbone(BaseModule):
                  embed_dim: int | None = None, vision_cfg: dict | None = None,
                  text_cfg: dict | None = None, *,
                  image_encoder: dict | None = None,
+                 strides: Sequence[int] = STRIDES,
                  out_indices: Sequence[int] | None = None,
                  quick_gelu: bool | None = None,
                  with_cp: bool = False, frozen_stages: int | str = -1,
@@ -119,7 +129,7 @@ class CLIPBackbone(BaseModule):
             self.visual = MODELS.build(image_encoder)
         elif isinstance(self.visual, ModifiedResNet):
             keep_spatial(self.visual)
-        self._taps = tap(self.visual, out_indices, with_cp)
+        self._taps = tap(self.visual, strides, out_indices, with_cp)
         if not isinstance(self.visual, ModifiedResNet):
             freeze_unused(self.visual, self._taps)
         # CLIP's own weights for what comes after the maps are not needed.
@@ -175,7 +185,7 @@ class CLIPBackbone(BaseModule):
                 multiples of 32.
 
         Returns:
-            tuple[Tensor]: c3, c4, c5 at strides 8, 16, 32, with
+            tuple[Tensor]: c3, c4, c5 at the three strides, with
             ``image_channels``.
 
         Raises:

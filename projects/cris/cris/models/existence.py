@@ -4,8 +4,8 @@
 The paper's model always answers; ReLA (arXiv 2306.00968) has a classifier for
 it, too.
 
-Shapes: E expressions; N pixels at stride 16 of C channels; C_s channels of
-the sentence feature.
+Shapes: E expressions; N pixels of C channels; C_s channels of the sentence
+feature.
 """
 import torch
 import torch.nn.functional as F

@@ -1,9 +1,9 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Decode head: from fused features to logits, and their losses.
 
-Shapes: E expressions of the K of each image; h x w pixels at stride 16, of
-images of H x W; L words of D channels; C channels of the fused features; C_s
-channels of the sentence feature.
+Shapes: E expressions of the K of each image; h x w pixels, at stride 16 in
+the paper, of images of H x W; L words of D channels; C channels of the fused
+features; C_s channels of the sentence feature.
 """
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Answer(NamedTuple):
     """What the model says about E expressions.
 
     Args:
-        logits (Tensor): Of the pixels, ``(E, 1, H/4, W/4)``.
+        logits (Tensor): Of the pixels, ``(E, 1, 4h, 4w)``.
         existence (Tensor, optional): Logits of there being a referent, fp32
             ``(E,)``; None if the head has no such classifier.
     """
@@ -150,11 +150,11 @@ class VisionLanguageDecoderHead(nn.Module):
 
     def forward(self, fused: Tensor, *, words: Tensor, sentence: Tensor,
                 padding_mask: Tensor) -> Tensor | Answer:
-        """Logits of the pixels, ``(E, 1, 4h, 4w)`` at stride 4; with
-        ``existence`` an Answer, which has those of existence, too.
+        """Logits of the pixels, ``(E, 1, 4h, 4w)``; with ``existence`` an
+        Answer, which has those of existence, too.
 
         Args:
-            fused (Tensor): ``(E, C, h, w)`` at stride 16.
+            fused (Tensor): ``(E, C, h, w)``.
             words (Tensor): ``(E, L, D)``.
             sentence (Tensor): ``(E, C_s)``.
             padding_mask (Tensor): True where a word is padding, ``(E, L)``.
@@ -172,7 +172,7 @@ class VisionLanguageDecoderHead(nn.Module):
         """Losses of a batch, scalars by name.
 
         Args:
-            logits (Tensor): ``(E, 1, H/4, W/4)``.
+            logits (Tensor): ``(E, 1, 4h, 4w)``.
             masks (list[Tensor]): Masks of each image's expressions,
                 ``(K, H, W)`` in [0, 1]; the K add up to E.
             ignore (list[Tensor], optional): Pixels that do not count, bool,

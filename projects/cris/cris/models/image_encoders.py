@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .layers import recompute
 
-STRIDES = (8, 16, 32)
+STRIDES = (8, 16, 32)  # of the paper
+SMALL_STRIDES = (4, 8, 32)  # for small objects
 CLIP_ENCODERS = (ModifiedResNet, VisionTransformer, TimmModel)
 _PROBE = 448  # pixels: a multiple of 32 and of a ViT's 14
 
@@ -84,20 +85,23 @@ class Taps:
     Attributes:
         channels (Sequence[int]): Of each map.
         strides (Sequence[int]): Pixels of the image for a pixel of each map:
-            8, 16, 32, or the same for all, the patch size of a ViT.
+            those wanted, or the same for all, the patch size of a ViT.
         maps (Callable): From the encoder and images to the maps.
+        wanted (Sequence[int]): Strides of :meth:`pyramid`.
     """
     channels: Sequence[int]
     strides: Sequence[int]
     maps: Callable[[nn.Module, Tensor], Sequence[Tensor]]
+    wanted: Sequence[int] = STRIDES
 
     def __post_init__(self):
+        self.strides, self.wanted = tuple(self.strides), tuple(self.wanted)
         flat = len(set(self.strides)) == 1
-        if tuple(self.strides) != STRIDES and not flat:
+        if self.strides != self.wanted and not flat:
             raise ValueError(
                 'the image encoder gives maps at the strides '
-                f'{", ".join(map(str, self.strides))}: CRIS needs 8, 16, 32, '
-                'or one stride as a ViT has; set its out_indices')
+                f'{_list(self.strides)}: CRIS needs {_list(self.wanted)}, '
+                'or one stride as a ViT has; set its out_indices, or strides')
 
     @property
     def image_channels(self) -> tuple[int, ...]:
@@ -105,7 +109,7 @@ class Taps:
         return tuple(_three(self.channels))
 
     def pyramid(self, visual: nn.Module, images: Tensor) -> list[Tensor]:
-        """Maps at strides 8, 16, 32.
+        """Maps at the strides wanted.
 
         Those of a ViT are resized, without weights of their own: the neck
         begins with convolutions. If patches do not divide the images, these
@@ -113,7 +117,7 @@ class Taps:
         """
         size = images.shape[-2:]
         stride = self.strides[-1]
-        if tuple(self.strides) == STRIDES:
+        if self.strides == self.wanted:
             return list(self.maps(visual, images))
         fitting = [max(1, round(side / stride)) * stride for side in size]
         if fitting != list(size):
@@ -121,7 +125,11 @@ class Taps:
                                    align_corners=False)
         maps = _three(self.maps(visual, images))
         return [_resize(x, [side // wanted for side in size])
-                for x, wanted in zip(maps, STRIDES, strict=True)]
+                for x, wanted in zip(maps, self.wanted, strict=True)]
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ', '.join(map(str, numbers))
 
 
 def _three(items: Sequence) -> list:
@@ -135,13 +143,15 @@ def _resize(x: Tensor, size: list[int]) -> Tensor:
     return F.interpolate(x, size, mode='bilinear', align_corners=False)
 
 
-def tap(visual: nn.Module, out_indices: Sequence[int] | None = None,
+def tap(visual: nn.Module, strides: Sequence[int] = STRIDES,
+        out_indices: Sequence[int] | None = None,
         with_cp: bool = False) -> Taps:
     """Find the maps of an image encoder, and drop what comes after them.
 
     Args:
         visual (nn.Module): open_clip's, or any module that returns maps
             ``(B, C, h, w)``, of which the last three are taken.
+        strides (Sequence[int]): Of the maps: 8, 16, 32, or 4, 8, 32.
         out_indices (Sequence[int], optional): Up to three blocks of a ViT of
             open_clip, from 0, whose maps are taken; by default the last.
         with_cp (bool): Compute the stem and first stage of a ResNet, or all
@@ -150,10 +160,17 @@ def tap(visual: nn.Module, out_indices: Sequence[int] | None = None,
     Raises:
         ValueError: If the maps are not as CRIS needs them.
     """
+    if tuple(strides) not in (STRIDES, SMALL_STRIDES):
+        raise ValueError(f'strides={strides} must be {STRIDES} or '
+                         f'{SMALL_STRIDES}')
     if isinstance(visual, ModifiedResNet):
-        width = visual.layer2[-1].conv3.out_channels
-        return Taps((width, 2 * width, visual.output_dim), STRIDES,
-                    partial(_resnet_maps, with_cp=with_cp))
+        width = visual.layer1[-1].conv3.out_channels
+        small = tuple(strides) == SMALL_STRIDES
+        if not small:
+            width *= 2
+        return Taps((width, 2 * width, visual.output_dim), strides,
+                    partial(_resnet_maps, small=small, with_cp=with_cp),
+                    strides)
     if isinstance(visual, VisionTransformer):
         blocks = _blocks(len(visual.transformer.resblocks), out_indices)
         visual.transformer.resblocks = visual.transformer.resblocks[
@@ -161,16 +178,17 @@ def tap(visual: nn.Module, out_indices: Sequence[int] | None = None,
         visual.ln_post = visual.attn_pool = visual.proj = None
         return Taps([visual.transformer.width] * len(blocks),
                     visual.patch_size[:1] * len(blocks),
-                    partial(_vit_maps, blocks=blocks, with_cp=with_cp))
+                    partial(_vit_maps, blocks=blocks, with_cp=with_cp),
+                    strides)
     if isinstance(visual, TimmModel):
-        taps = _tap_timm(visual, out_indices)
+        taps = _tap_timm(visual, strides, out_indices)
         visual.set_grad_checkpointing(with_cp)
         return taps
     for name, value in (('out_indices', out_indices), ('with_cp', with_cp)):
         if value:
             raise ValueError(f'{name} is for encoders of open_clip: give it '
                              'to image_encoder, if it has such an argument')
-    return _probe(visual)
+    return _probe(visual, strides)
 
 
 def _blocks(count: int, wanted: Sequence[int] | None) -> list[int]:
@@ -182,7 +200,7 @@ def _blocks(count: int, wanted: Sequence[int] | None) -> list[int]:
     return wanted
 
 
-def _resnet_maps(visual: ModifiedResNet, x: Tensor,
+def _resnet_maps(visual: ModifiedResNet, x: Tensor, small: bool,
                  with_cp: bool) -> tuple[Tensor, ...]:
 
     def first(x: Tensor) -> Tensor:
@@ -191,7 +209,8 @@ def _resnet_maps(visual: ModifiedResNet, x: Tensor,
     c2 = _run(first, visual, x, with_cp)
     c3 = visual.layer2(c2)
     c4 = visual.layer3(c3)
-    return c3, c4, visual.attnpool(visual.layer4(c4))
+    c5 = visual.attnpool(visual.layer4(c4))
+    return (c2, c3, c5) if small else (c3, c4, c5)
 
 
 def _run(function: Callable, module: nn.Module, x: Tensor,
@@ -223,7 +242,8 @@ def _vit_maps(visual: VisionTransformer, x: Tensor, blocks: list[int],
     return maps
 
 
-def _tap_timm(visual: TimmModel, out_indices: Sequence[int] | None) -> Taps:
+def _tap_timm(visual: TimmModel, wanted: Sequence[int],
+              out_indices: Sequence[int] | None) -> Taps:
     name = visual.trunk.pretrained_cfg['architecture']
     settings = dict(num_classes=0)
     try:  # a ViT
@@ -232,15 +252,15 @@ def _tap_timm(visual: TimmModel, out_indices: Sequence[int] | None) -> Taps:
         trunk = timm.create_model(name, **settings)
     visual.trunk, visual.head = trunk, None
     strides = [info['reduction'] for info in trunk.feature_info]
-    if set(STRIDES) <= set(strides):
-        indices = [strides.index(stride) for stride in STRIDES]
+    if set(wanted) <= set(strides):
+        indices = [strides.index(stride) for stride in wanted]
     else:
         indices = _blocks(len(strides), out_indices)
     trunk.prune_intermediate_layers(indices, prune_norm=True)
     infos = [trunk.feature_info[index] for index in indices]
     return Taps([info['num_chs'] for info in infos],
                 [info['reduction'] for info in infos],
-                partial(_timm_maps, indices=indices))
+                partial(_timm_maps, indices=indices), wanted)
 
 
 def _timm_maps(visual: TimmModel, x: Tensor,
@@ -249,7 +269,7 @@ def _timm_maps(visual: TimmModel, x: Tensor,
         x, indices=indices, intermediates_only=True)
 
 
-def _probe(visual: nn.Module) -> Taps:
+def _probe(visual: nn.Module, wanted: Sequence[int]) -> Taps:
     """What a module returns for an image without content."""
     maps = _last_maps(meta_copy(visual), probe_image())
     shapes = [tuple(x.shape) for x in maps]
@@ -258,7 +278,7 @@ def _probe(visual: nn.Module) -> Taps:
             f'the image encoder {type(visual).__name__} returns tensors of '
             f'{shapes}: CRIS needs maps (B, C, h, w)')
     strides = [round(_PROBE / shape[2]) for shape in shapes]
-    return Taps([shape[1] for shape in shapes], strides, _last_maps)
+    return Taps([shape[1] for shape in shapes], strides, _last_maps, wanted)
 
 
 def freeze_unused(visual: nn.Module, taps: Taps) -> None:

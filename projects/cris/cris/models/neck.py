@@ -1,8 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Cross-modal feature pyramid (paper section 3.1).
 
-Shapes: B images, E expressions; h x w pixels at stride 16; C is the dimension
-of the sentence feature.
+Shapes: B images, E expressions; h x w pixels, at stride 16 in the paper; C
+is the dimension of the sentence feature.
 """
 from collections.abc import Sequence
 
@@ -74,10 +74,10 @@ class CrossModalFPN(nn.Module):
         """Project the image features, once per image.
 
         Args:
-            c3, c4, c5 (Tensor): Of 2h x 2w, h x w and h/2 x w/2 pixels.
+            c3, c4, c5 (Tensor): Of 2h x 2w, h x w and fewer pixels.
 
         Returns:
-            tuple[Tensor]: p3 and p4 of h x w, p5 of h/2 x w/2 pixels, with
+            tuple[Tensor]: p3 and p4 of h x w pixels, p5 of those of c5, with
             out_channels.
         """
         p3 = F.avg_pool2d(self.proj3(c3), 2)
@@ -91,11 +91,11 @@ class CrossModalFPN(nn.Module):
         s = self.sentence_proj(sentence)[..., None, None]  # (E, out5, 1, 1)
         # The product is normalised as in the official code.
         f5 = self.norm5(p5 * s)
-        f4 = self.merge4(torch.cat([p4, _up2(f5)], dim=1))
+        f4 = self.merge4(torch.cat([p4, _resize(f5, p4)], dim=1))
         f3 = self.merge3(torch.cat([p3, f4], dim=1))
 
         f3, f4, f5 = self.smooth3(f3), self.smooth4(f4), self.smooth5(f5)
-        fused = torch.cat([f3, f4, _up2(f5)], dim=1)
+        fused = torch.cat([f3, f4, _resize(f5, f4)], dim=1)
         return self.coord(self.aggregate(fused))
 
     def forward(self, c3: Tensor, c4: Tensor, c5: Tensor, *, sentence: Tensor,
@@ -107,6 +107,6 @@ class CrossModalFPN(nn.Module):
         return self.fuse(p3, p4, p5, sentence=sentence)
 
 
-def _up2(x: Tensor) -> Tensor:
+def _resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(
-        x, scale_factor=2, mode='bilinear', align_corners=False)
+        x, like.shape[-2:], mode='bilinear', align_corners=False)

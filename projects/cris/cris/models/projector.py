@@ -1,8 +1,8 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """Text-to-pixel projector (paper section 3.3).
 
-Shapes: E expressions; h x w pixels at stride 16; C channels; C_s channels of
-the sentence feature; k x k kernels.
+Shapes: E expressions; h x w pixels; C channels; C_s channels of the sentence
+feature; k x k kernels.
 """
 import torch
 import torch.nn.functional as F

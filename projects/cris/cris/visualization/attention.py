@@ -1,9 +1,10 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """The attention of the decoder's pixels to words (paper section 3.2).
 
-Shapes: E expressions of L tokens; N pixels at stride 16 of the input; W words
-of one expression on an image of h x w pixels.
+Shapes: E expressions of L tokens; N pixels of the decoder; W words of
+one expression on an image of h x w pixels.
 """
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -22,8 +23,6 @@ from cris.datasets.transforms import without_loading
 from cris.geometry import unletterbox
 
 from .draw import draw_masks, draw_sheet
-
-_STRIDE = 16  # of the decoder's pixels
 
 
 class WordAttention(NamedTuple):
@@ -105,7 +104,9 @@ def record_attention(model: nn.Module,
 def _to_image(maps: Tensor, size: Sequence[int],
               ori_shape: Sequence[int]) -> np.ndarray:
     """Maps (W, N) of an input of this size at the size of the image."""
-    height, width = (side // _STRIDE for side in size)
+    # The decoder's pixels are square: N = H / stride * W / stride.
+    stride = math.isqrt(math.prod(size) // maps.shape[1])
+    height, width = (side // stride for side in size)
     maps = F.interpolate(maps.unflatten(1, (height, width))[None], size,
                          mode='bilinear', align_corners=False)[0]
     # Interpolation at the edge mixes in zeros from outside the image.
