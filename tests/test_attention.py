@@ -12,7 +12,7 @@ import cris
 from cris.datasets.tokenizer import split_words, tokenize
 from cris.visualization.attention import record_attention, word_attention
 
-TINY = 'cris_tiny_1xb8-4e_refshapes-160x160'
+TINY = 'cris_tiny_1xb8-6e_refshapes-128x128'
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +26,7 @@ def make_image(height=90, width=140):
     return cv2.rectangle(image, (90, 30), (125, 65), (20, 60, 220), -1)
 
 
-@pytest.mark.parametrize('layer', [0, 1, -1])
+@pytest.mark.parametrize('layer', [0, -1])
 def test_attention_adds_up_to_one_and_padding_has_none(model, layer):
     tokens = tokenize(['red circle', 'the blue square on the right'], 17)
     images = torch.randn(1, 3, 96, 160)
@@ -37,8 +37,8 @@ def test_attention_adds_up_to_one_and_padding_has_none(model, layer):
             logits = model.predict_logits(images, tokens, index)
         again = model.predict_logits(images, tokens, index)
     (attention, ) = recorded
-    assert attention.shape == (2, 6 * 10, 17)
-    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 60))
+    assert attention.shape == (2, 12 * 20, 17)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 240))
     padding = (tokens == 0)[:, None].expand_as(attention)
     assert (attention[padding] == 0).all()
     assert (attention[~padding] > 0).all()
@@ -90,8 +90,8 @@ def test_maps_have_the_size_of_the_image_and_add_up_to_one(model, shape):
 
 
 def test_no_such_layer(model):
-    for layer in (2, -3):
-        with pytest.raises(ValueError, match='2 layers: choose one from -2'):
+    for layer in (1, -2):
+        with pytest.raises(ValueError, match='1 layers: choose one from -1'):
             word_attention(model, make_image(), 'a', layer)
     cfg = cris.engine.load_config(
         str(CONFIG), {'model.decode_head.num_layers': 0})

@@ -216,7 +216,7 @@ def test_data_configs_have_an_evaluator(path):
             path.stem in ('grefcoco', 'saco'))
 
 
-TINY = str(REPO / 'configs/cris/cris_tiny_1xb8-4e_refshapes-160x160.py')
+TINY = str(REPO / 'configs/cris/cris_tiny_1xb8-6e_refshapes-128x128.py')
 
 
 def test_options_are_strings_or_a_dict():
@@ -330,14 +330,14 @@ def test_config_without_image_size(tmp_path):
     assert load_config(str(path)).pipeline[0].size == 96
 
 
-@pytest.mark.parametrize('size, warned', [('64', True), ('112', True),
-                                          ('128', False), ('160,256', False),
+@pytest.mark.parametrize('size, warned', [('64', True), ('88', True),
+                                          ('96', False), ('128,224', False),
                                           ('416', True)])
 def test_image_size_far_from_the_models_is_warned_of(size, warned):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         load_config(TINY, [f'image_size={size}'])
-    assert ['model_image_size=160' in str(w.message)
+    assert ['model_image_size=128' in str(w.message)
             for w in caught] == [True] * warned
 
 

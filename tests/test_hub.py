@@ -23,7 +23,7 @@ import cris
 from cris.apis.model_zoo import read_model_index
 from cris.io.files import FileError
 
-TINY = 'cris_tiny_1xb8-4e_refshapes-160x160'
+TINY = 'cris_tiny_1xb8-6e_refshapes-128x128'
 PREPARE = REPO / 'tools/dataset_converters/prepare.py'
 
 

@@ -16,7 +16,7 @@ from cris.datasets.tokenizer import tokenize
 from cris.engine import optimize_for_inference
 from cris.engine.precision import before_torch_2_4, has_bfloat16
 
-ZOO = 'cris_tiny_1xb8-4e_refshapes-160x160'
+ZOO = 'cris_tiny_1xb8-6e_refshapes-128x128'
 needs_bfloat16 = pytest.mark.skipif(
     not has_bfloat16(), reason='this processor emulates bfloat16')
 
@@ -119,8 +119,8 @@ def test_scores_of_all_ways(shapes, tmp_path):
         out = tmp_path / f'{way}.json'
         # The slowest way also encodes the image for every sentence.
         grouped = f'test_dataloader.dataset.group_by_image={way != "plain"}'
-        tool('test.py', CONFIG, weights, '--out', out, '--work-dir', tmp_path,
-             *flags, *options(shapes), grouped)
+        tool('test.py', REPO / f'configs/cris/{ZOO}.py', weights, '--out', out,
+             '--work-dir', tmp_path, *flags, *options(shapes), grouped)
         scores[way] = json.loads(out.read_text())
     assert scores['fast'] == pytest.approx(scores['plain'], abs=0.01)
     if 'bf16' in scores:  # of 12 pictures

@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "$0")/misc/setup_env.sh"
 
-config=configs/cris/cris_tiny_1xb8-4e_refshapes-160x160.py
+config=configs/cris/cris_tiny_1xb8-6e_refshapes-128x128.py
 minutes=${MINUTES:-8}  # of training, at most
 data=data/refshapes
 work=work_dirs/quickstart

@@ -35,15 +35,16 @@ R50 = 'cris_r50_8xb8-amp-50e_refcoco-416x416'
 #: A config of every model.
 NAMES = [R50, 'cris_r101_8xb8-amp-50e_refcoco-416x416',
          'cris_r50-static-dec0_8xb8-amp-50e_refcoco-416x416',
-         'cris_tiny_1xb8-4e_refshapes-160x160',
+         'cris_tiny_1xb8-6e_refshapes-128x128',
+         'cris_tiny_1xb8-50e_refer-192x256',
          *(f'cris_{model}_8xb8-amp-50e_refcoco-416x416'
            for model in ('r50-dec0', 'r50-dec1', 'r50-dec2', 'r50-dec4',
                          'r50-static-dec1', 'vit-b16', 'vit-l14-336',
                          'r50x16')),
-         'cris_tiny-gen_1xb8-2e_refshapes-160x160',
+         'cris_tiny-gen_1xb8-2e_refshapes-128x128',
          *(f'cris_{model}-exist_8xb8-amp-50e_grefcoco-416x416'
            for model in ('r50', 'r101'))]
-QUICK = [R50, 'cris_tiny_1xb8-4e_refshapes-160x160']
+QUICK = [R50, 'cris_tiny_1xb8-6e_refshapes-128x128']
 #: What the base config proposes where memory is short.
 WITH_CP = {'model.backbone.with_cp': True, 'model.decode_head.with_cp': True}
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -264,12 +265,13 @@ def test_evaluation(gpu, name, precision):
     inputs = batch(DEVICE)
     with watch_gpu(gpu) as watch, torch.no_grad():
         logits = model._forward(*inputs)
-    check_logits(logits, watch)
+    check_logits(model, logits, watch)
 
 
-def check_logits(logits, watch):
+def check_logits(model, logits, watch):
     assert logits.dtype == torch.float32
-    assert logits.shape == (3, 1, SIDE // 4, SIDE // 4)
+    side = SIDE // model.logit_stride
+    assert logits.shape == (3, 1, side, side)
     assert watch.turned_back == 0
 
 
@@ -282,7 +284,7 @@ def test_optimized_evaluation(gpu, name, precision):
         optimize_for_inference(model, precision)
     with watch_gpu(gpu) as watch, torch.no_grad():
         logits = model._forward(*inputs)
-    check_logits(logits, watch)
+    check_logits(model, logits, watch)
     if precision != 'fp32':
         assert watch.cast == [model.backbone.text.text_projection.shape]
     assert not any(type(module).__module__ == fast_cpu.__name__

@@ -55,15 +55,16 @@ def test_scores_are_calibrated(abstainer, monkeypatch):
 
 
 def test_a_mask_without_a_pixel_does_not_exist(abstainer, inferencer):
-    with existence_is(abstainer.model, 0.9):
-        for one, existence in [(inferencer, None), (abstainer, [0.9])]:
-            (prediction, ) = one(
-                IMAGE, 'the triangle', threshold=1.0)['predictions']
-            assert prediction['exists'].tolist() == [False]
-            assert prediction['existence'] == (
-                existence and pytest.approx(existence))
-            score = prediction['scores'][0]
-            assert verdict(prediction, 0) == (f'{score:.2f}', 'nothing found')
+    logits = torch.full((1, 1, 64, 64), -1.)
+    for one, existence in [(inferencer, None), (abstainer, [0.9])]:
+        logit = torch.tensor([0.9]).logit() if existence else None
+        prediction = make_prediction(
+            one.model, Answer(logits, logit), (90, 70), ['the triangle'])
+        assert prediction['exists'].tolist() == [False]
+        assert prediction['existence'] == (
+            existence and pytest.approx(existence))
+        score = prediction['scores'][0]
+        assert verdict(prediction, 0) == (f'{score:.2f}', 'nothing found')
 
 
 def test_answers_of_a_batch_stay_with_their_images(abstainer):

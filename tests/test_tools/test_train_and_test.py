@@ -215,6 +215,20 @@ def test_a_corrupt_image_ends_the_run_with_its_name(refer_set, tmp_path):
         assert detail in log
 
 
+@pytest.mark.slow
+def test_specks_that_are_all_called_alike(refer_set, tmp_path):
+    """A mask of one pixel and one sentence for each picture and batch."""
+    refer_set.anns, refer_set.refs = [], []
+    for image_id, split in enumerate(['val', 'train', 'train']):
+        refer_set.add_ref(
+            image_id, [[20, 20, 21, 20, 21, 21, 20, 21]], split, ['the cell'])
+    log = tool('train.py', CONFIG, '--work-dir', tmp_path / 'work', '--amp',
+               *options(refer_set.write()), 'train_dataloader.batch_size=1')
+    losses = re.findall(r'Epoch\(train\).* loss: ([\d.]+)', log)
+    assert len(losses) == 2 and all(0 < float(x) < 5 for x in losses)
+    assert re.search(r'Epoch\(val\) .*mIoU: 0.0000 .*n_expressions: 1', log)
+
+
 def test_mmengines_runner_in_another_project(refer_set, tmp_path):
     """Only an installed package and a config: no path of this repository."""
     data = refer_set.root

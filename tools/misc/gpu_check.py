@@ -60,7 +60,7 @@ GPU = Plan(
     training=dict(model='cris_r50', side=224, interval=4), train_seconds=1e9,
     ranks=1)
 CPU = Plan(
-    configs=['configs/cris/cris_tiny_1xb8-4e_refshapes-160x160.py'],
+    configs=['configs/cris/cris_tiny_1xb8-6e_refshapes-128x128.py'],
     batches=[2, 4], modes=['default', 'recompute'], precision='fp32',
     options=['image_size=64'], pictures=24,
     training=dict(model='cris_tiny', side=64, interval=2), train_seconds=60,

@@ -1,6 +1,6 @@
 # tools/dataset_converters/refshapes.py --out data/refshapes --num-train 4000
 _base_ = './refer.py'
-image_size = 160
+image_size = 128
 train_pipeline = [
     dict(type='LoadReferImage'),
     dict(type='ChooseExpressions'),

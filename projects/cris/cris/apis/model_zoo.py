@@ -17,7 +17,7 @@ from cris.engine.config import load_config
 from cris.io.checkpoints import load_weights
 
 #: The default model; its weights come with the package.
-DEFAULT_MODEL = 'cris_tiny_1xb8-4e_refshapes-160x160'
+DEFAULT_MODEL = 'cris_tiny_1xb8-6e_refshapes-128x128'
 
 _PACKAGE = Path(__file__).parents[1]
 

@@ -182,5 +182,6 @@ def _describe(model: nn.Module, cfg: Config, size: tuple[int, int]) -> dict:
             None if head.existence is None else head.existence_threshold),
         calibration=head.calibration,
         align_corners=bool(head.align_corners),
+        logit_stride=model.logit_stride,
         opset=_OPSET,
         torch=torch.__version__)

@@ -18,7 +18,7 @@ PARTS = ('image_encoder', 'text_encoder', 'decoder')
 
 _REQUIRED = dict(
     image_size=list, context_length=int, border_value=list, mean=list,
-    std=list, threshold=float, align_corners=bool)
+    std=list, threshold=float, align_corners=bool, logit_stride=int)
 
 
 def graph_file(folder: str, graph: str) -> str:
@@ -44,6 +44,7 @@ def read_description(folder: str) -> dict[str, Any]:
     try:
         with open(path, encoding='utf-8') as file:
             description = json.load(file)
+        description.setdefault('logit_stride', 4)  # of older ones
         faults = [name for name, kind in _REQUIRED.items()
                   if not isinstance(description.get(name), kind)]
         check_calibration(description.get('calibration'))

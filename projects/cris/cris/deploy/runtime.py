@@ -151,6 +151,7 @@ class ExportedCRIS(CRIS):
         self.cfg = _make_config(about)
         self.image_size = tuple(about['image_size'])
         self.context_length = about['context_length']
+        self.logit_stride = about['logit_stride']
         # What CRIS and the inferencer read. Descriptions that are older than
         # the classifier of existence do not mention it.
         exists = about.get('existence_threshold')

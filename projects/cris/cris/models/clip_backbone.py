@@ -79,6 +79,7 @@ class CLIPBackbone(BaseModule):
 
     Attributes:
         image_channels (tuple[int]): Of the maps c3, c4, c5.
+        strides (tuple[int]): Of the maps.
         text_channels (tuple[int]): Of words and sentences.
 
     Raises:
@@ -129,6 +130,7 @@ class CLIPBackbone(BaseModule):
             self.visual = MODELS.build(image_encoder)
         elif isinstance(self.visual, ModifiedResNet):
             keep_spatial(self.visual)
+        self.strides = tuple(strides)
         self._taps = tap(self.visual, strides, out_indices, with_cp)
         if not isinstance(self.visual, ModifiedResNet):
             freeze_unused(self.visual, self._taps)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cris.geometry import unletterbox
 
+from .clip_backbone import CLIPBackbone
 from .head import Answer, VisionLanguageDecoderHead
 from .neck import CrossModalFPN
 
@@ -57,6 +58,8 @@ class CRIS(BaseSegmentor):
     expressions_at_once = 32
     #: Autocast to this type in inference; optimize_for_inference sets it.
     inference_dtype: torch.dtype | None = None
+    #: Pixels of the input for a pixel of the logits.
+    logit_stride = 4
     _frozen: tuple[str, ...] = ()
 
     def __init__(self, backbone: dict, neck: dict, decode_head: dict,
@@ -70,6 +73,8 @@ class CRIS(BaseSegmentor):
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(self._with_channels(neck))
         self.decode_head = MODELS.build(self._with_channels(decode_head))
+        if isinstance(self.backbone, CLIPBackbone):
+            self.logit_stride = self.backbone.strides[1] // 4
         self._frozen = tuple(frozen)
         for name in self._frozen:
             try:
@@ -113,7 +118,7 @@ class CRIS(BaseSegmentor):
                 int64 ``(E,)``. None means one expression per image, E == B.
 
         Returns:
-            Tensor: ``(E, 1, H/4, W/4)``.
+            Tensor: ``(E, 1, H/s, W/s)``, s is ``logit_stride``.
 
         Raises:
             ValueError: If H or W is not a multiple of 32, L is longer than
@@ -127,7 +132,7 @@ class CRIS(BaseSegmentor):
         expressions share, see :meth:`CrossModalFPN.project`.
         """
         with self._autocast(images.device):
-            if _in_autocast(images.device):  # there channels_last is fastest
+            if in_autocast(images.device):  # there channels_last is fastest
                 images = images.contiguous(memory_format=torch.channels_last)
             c3, c4, c5 = self.backbone(images)
             return self.neck.project(c3, c4, c5)
@@ -270,7 +275,7 @@ class CRIS(BaseSegmentor):
         code.
 
         Args:
-            logits (Tensor): ``(K, 1, H/4, W/4)``.
+            logits (Tensor): ``(K, 1, H/s, W/s)``, s is ``logit_stride``.
             ori_shape (tuple[int, int]): Height and width of the image.
 
         Returns:
@@ -299,12 +304,12 @@ class CRIS(BaseSegmentor):
 
     def _upsample(self, x: Tensor) -> Tensor:
         return F.interpolate(
-            x, tuple(4 * side for side in x.shape[-2:]), mode='bicubic',
-            align_corners=self.decode_head.align_corners)
+            x, tuple(self.logit_stride * side for side in x.shape[-2:]),
+            mode='bicubic', align_corners=self.decode_head.align_corners)
 
     def _forward(self, inputs: Tensor,
                  data_samples: list[SegDataSample]) -> Tensor:
-        """Logits ``(E, 1, H/4, W/4)``, for ``forward(mode='tensor')``."""
+        """Logits ``(E, 1, H/s, W/s)``, for ``forward(mode='tensor')``."""
         return self._answer(inputs, data_samples).logits
 
     def _answer(self, inputs: Tensor,
@@ -340,7 +345,8 @@ def fold_batch_norm(model: CRIS) -> None:
             fuse_conv_bn(part)
 
 
-def _in_autocast(device: torch.device) -> bool:
+def in_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for tensors of this device."""
     # Before torch 2.4 is_autocast_enabled takes no device.
     return (torch.is_autocast_cpu_enabled()
             if device.type == 'cpu' else torch.is_autocast_enabled())

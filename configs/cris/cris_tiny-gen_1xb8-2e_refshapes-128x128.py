@@ -1,15 +1,17 @@
 # The small model on RefShapes with expressions for no, one or several
 # objects: it also says whether there is a referent.
 #   python tools/dataset_converters/refshapes.py --out data/refshapes --num-train 4000 --generalized
-#   python tools/train.py configs/cris/cris_tiny-gen_1xb8-2e_refshapes-160x160.py --amp
+#   python tools/train.py configs/cris/cris_tiny-gen_1xb8-2e_refshapes-128x128.py --amp
 # Hardware: 2 CPU cores. 1 x 8 images x 10 expressions = 80. mIoU is over
 # expressions with a referent; gIoU counts all.
 _base_ = [
-    '../_base_/models/cris_tiny.py', '../_base_/datasets/refshapes.py',
-    '../_base_/schedules/schedule_scratch.py', '../_base_/default_runtime.py'
+    '../_base_/models/cris_tiny-fine.py',
+    '../_base_/datasets/refshapes.py',
+    '../_base_/schedules/schedule_scratch.py',
+    '../_base_/default_runtime.py'
 ]
 # From the small model that always answers.
-load_from = 'checkpoints/cris_tiny_1xb8-4e_refshapes-160x160-d94c7fc0.safetensors'
+load_from = 'checkpoints/cris_tiny_1xb8-6e_refshapes-128x128-c7ea7a84.safetensors'
 model = dict(decode_head=dict(existence=True, existence_loss_weight=0.2))
 dataset = dict(split_file='grefs(unc).json')
 # A picture has 10 refs at most: 6 of one object, 2 of none, 2 of several.
