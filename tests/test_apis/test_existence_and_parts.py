@@ -99,9 +99,9 @@ def test_nan_is_refused(abstainer):
 
 
 def test_parts_are_those_of_the_mask(abstainer):
-    """Two rectangles, one touched at a corner, and a speck."""
+    """Two rectangles, one with another at its corner, and a speck."""
     logits = torch.full((2, 1, 40, 40), -9.)
-    logits[0, 0, 5:10, 5:10] = logits[0, 0, 10:13, 10:13] = 9
+    logits[0, 0, 5:10, 5:10] = logits[0, 0, 9:13, 9:13] = 9
     logits[0, 0, 20:24, 25:38] = logits[0, 0, 27, 3] = 9
     for shape, cell in (((160, 160), 16), ((320, 640), 256)):
         prediction = make_prediction(

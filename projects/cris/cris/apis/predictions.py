@@ -54,9 +54,8 @@ def make_prediction(model: nn.Module, answer: Answer, shape: tuple[int, int],
         float32 ``(K,)``, probabilities of there being a referent, None if the
         model does not tell; ``height``, ``width``, ``threshold``,
         ``existence_threshold``; on request ``parts``, K lists as of
-        :func:`connected_parts`, without those smaller than 8 x 8 pixels of
-        the model's input; ``masks``, bool ``(K, h, w)``; ``probs``, float32
-        ``(K, h, w)``. The latter overshoot [0, 1] at sharp edges because of
+        :func:`connected_parts`, without those smaller than 2 x 2 logits;
+        ``masks``, bool ``(K, h, w)``; ``probs``, float32 ``(K, h, w)``. The latter overshoot [0, 1] at sharp edges because of
         the bicubic interpolation of the official code.
 
     Raises:
