@@ -166,6 +166,20 @@ def test_maps_for_small_objects(vision_cfg):
     same(maps[2], c5)
 
 
+@torch.no_grad()
+def test_masks_from_maps_for_small_objects():
+    cfg = copy.deepcopy(TINY)
+    cfg.backbone.strides = (4, 8, 32)
+    model = MODELS.build(cfg).eval()
+    logits = model.predict_logits(
+        torch.randn(1, 3, 64, 96), tokenize(['a star'], 17))
+    assert logits.shape == (1, 1, 32, 48)
+    mask = torch.zeros(1, 64, 96, dtype=torch.bool)
+    mask[:, 10:20, 30:50] = True
+    probs = model.original_size(mask[None, :, ::2, ::2] * 40. - 20, (64, 96))
+    assert torch.equal(probs > 0.5, mask)
+
+
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('name', [

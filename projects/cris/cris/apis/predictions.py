@@ -55,8 +55,9 @@ def make_prediction(model: nn.Module, answer: Answer, shape: tuple[int, int],
         model does not tell; ``height``, ``width``, ``threshold``,
         ``existence_threshold``; on request ``parts``, K lists as of
         :func:`connected_parts`, without those smaller than 2 x 2 logits;
-        ``masks``, bool ``(K, h, w)``; ``probs``, float32 ``(K, h, w)``. The latter overshoot [0, 1] at sharp edges because of
-        the bicubic interpolation of the official code.
+        ``masks``, bool ``(K, h, w)``; ``probs``, float32 ``(K, h, w)``. The
+        latter overshoot [0, 1] at sharp edges because of the bicubic
+        interpolation of the official code.
 
     Raises:
         ValueError: If a threshold is not in [0, 1], existence_threshold is
