@@ -166,6 +166,15 @@ def test_maps_for_small_objects(vision_cfg):
     same(maps[2], c5)
 
 
+def test_maps_of_a_registry_for_small_objects():
+    backbone = own_backbone(
+        dict(type='EfficientNetLite0', out_indices=(1, 2, 4)),
+        strides=(4, 8, 32))
+    assert backbone.image_channels == (24, 40, 320)
+    maps = backbone.encode_image(torch.randn(1, 3, 64, 96))
+    assert [tuple(x.shape[2:]) for x in maps] == [(16, 24), (8, 12), (2, 3)]
+
+
 @torch.no_grad()
 def test_masks_from_maps_for_small_objects():
     cfg = copy.deepcopy(TINY)

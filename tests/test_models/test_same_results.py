@@ -68,6 +68,22 @@ def test_folded_projector(text_kernel, training):
         assert (ours - expected).norm() <= 1e-4 * expected.norm()
 
 
+@pytest.mark.parametrize('training', [True, False])
+def test_folded_projector_in_bfloat16(training):
+    """With gradients it upsamples, without it does not."""
+    torch.manual_seed(0)
+    plain = TextToPixelProjector(
+        8, sentence_channels=5, kernel_size=3, text_kernel=True).eval()
+    fast = FoldedProjector(plain).eval()
+    decoded, sentence = torch.randn(3, 8, 6, 7), torch.randn(3, 5)
+    expected = plain(decoded, sentence)
+    with torch.set_grad_enabled(training), torch.autocast(
+            'cpu', torch.bfloat16):
+        ours = fast(decoded, sentence)
+    assert ours.dtype == torch.float32
+    assert (ours - expected).norm() <= 0.03 * expected.norm()
+
+
 MASKS = {
     'neither': {},
     'keys': dict(
