@@ -11,7 +11,7 @@ _base_ = [
     '../_base_/default_runtime.py'
 ]
 # From the small model that always answers.
-load_from = 'checkpoints/cris_tiny_1xb8-6e_refshapes-128x128-26153688.safetensors'
+load_from = 'checkpoints/cris_tiny_1xb8-6e_refshapes-128x128-69206921.safetensors'
 model = dict(decode_head=dict(existence=True, existence_loss_weight=0.2))
 dataset = dict(split_file='grefs(unc).json')
 # A picture has 10 refs at most: 6 of one object, 2 of none, 2 of several.

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cris.datasets.tokenizer import tokenize
 
 TINY = Config.fromfile(REPO / 'configs/_base_/models/cris_tiny.py').model
+AUXILIARY_HEAD = TINY.pop('auxiliary_head')  # see test_words_head.py
 
 close = torch.testing.assert_close
 

@@ -27,4 +27,10 @@ model = dict(
         ],
         # A shift by a pixel or two costs much at a small size.
         align_corners=False,
-        target_resize='area'))
+        target_resize='area'),
+    # A text encoder from scratch learns words faster with it.
+    auxiliary_head=dict(
+        type='RegionWordsHead',
+        in_channels=96,  # the neck's 32 + 64
+        word_channels='auto',
+        sentence_channels='auto'))

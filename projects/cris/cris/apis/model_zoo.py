@@ -26,8 +26,9 @@ def default_model_note(model: str | None) -> str | None:
     """What a user of the default model must know; None for other models."""
     if model and model != DEFAULT_MODEL:
         return None
-    return ('the default model knows coloured shapes only; for photographs, '
-            'give a model of your own')
+    return ('the default model knows coloured shapes only; for street scenes '
+            'there is --model street, for other photographs give a model of '
+            'your own')
 
 
 def _zoo_root() -> Path:
@@ -93,8 +94,8 @@ def init_model(model: str | Path | Config,
     """Build a model and load its weights.
 
     Args:
-        model (str | Path | Config): A name of :func:`list_models`, a config
-            file, or a config.
+        model (str | Path | Config): A name of :func:`list_models` or its
+            alias (``'street'``), a config file, or a config.
         checkpoint (str | Path, optional): Weights. None means those of the
             model zoo.
         device (str | torch.device, optional): Defaults to the GPU if there
@@ -124,7 +125,9 @@ def init_model(model: str | Path | Config,
         raise ValueError(f'{name} defines no model: is it a complete config?')
     device = _usable_device(device)
     init_default_scope(model.get('default_scope', 'mmseg'))
-    built = MODELS.build(model.model)
+    # An auxiliary head is for training only.
+    built = MODELS.build({key: value for key, value in model.model.items()
+                          if key != 'auxiliary_head'})
     if checkpoint is not None:
         load_weights(built, checkpoint)
     built.cfg = model
@@ -149,6 +152,9 @@ def _find(model: str) -> tuple[Config, str | None]:
             raise FileNotFoundError(f'config file {model} does not exist')
         return load_config(model), None
     zoo, root = read_model_index(), _zoo_root()
+    for name, entry in zoo.items():
+        if entry.get('Alias') == model:
+            model = name
     if model not in zoo:
         raise ValueError(f'no model {model!r} in the model zoo; '
                          f'{_near(model, zoo)}')

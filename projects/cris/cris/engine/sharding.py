@@ -77,6 +77,10 @@ def check_sharding(cfg: Config) -> None:
     kind = cfg.get('strategy', {}).get('type')
     if kind not in ('FSDPStrategy', 'ShardedStrategy'):
         return
+    if cfg.model.get('auxiliary_head'):
+        raise ValueError(
+            'an auxiliary head reads the token embedding of the backbone, '
+            f'which {kind} shards: set model.auxiliary_head=None')
     wrapper = cfg.optim_wrapper
     if wrapper.get('clip_grad'):
         raise ValueError(

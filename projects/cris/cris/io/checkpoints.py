@@ -62,6 +62,8 @@ _OBJECTS = {
 _FROZEN = 'frozen_sha256'
 # Weights of the head's classifier of existence, an option.
 _EXISTENCE = 'decode_head.existence.'
+# Weights that only training needs.
+_AUXILIARY = 'auxiliary_head.'
 # How mmengine recognises a checkpoint that is not a local file.
 _URLS = [
     'http://', 'https://', 'pavi://', 'modelzoo://', 'torchvision://',
@@ -146,6 +148,8 @@ def use_safe_loader(trust: bool = False) -> None:
 def state_dict_of(checkpoint: dict) -> dict:
     """The weights, by name, without ``module.``, in what was read.
 
+    Those of an auxiliary head, which only training needs, are left out.
+
     Raises:
         CheckpointError: If neither the checkpoint nor its ``state_dict`` has
             names as keys.
@@ -155,7 +159,8 @@ def state_dict_of(checkpoint: dict) -> dict:
             isinstance(name, str) for name in weights):
         raise CheckpointError('the checkpoint holds no weights by name, '
                               "neither at its top nor under 'state_dict'")
-    return {name.removeprefix('module.'): w for name, w in weights.items()}
+    weights = {name.removeprefix('module.'): w for name, w in weights.items()}
+    return without_auxiliary(weights)
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike,
@@ -175,7 +180,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike,
         add_frozen(checkpoint, model, path)
     check_fit(checkpoint, model.state_dict(), path)
     weights = state_dict_of(checkpoint)
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=False)  # all but an auxiliary head
     calibration = read_calibration(checkpoint, path)
     if calibration is not None and holds_existence(weights):
         model.decode_head.set_calibration(calibration)
@@ -263,6 +268,7 @@ def check_fit(checkpoint: dict, wanted: dict,
             with, if the checkpoint does.
     """
     weights = state_dict_of(checkpoint)
+    wanted = without_auxiliary(wanted)
     if holds_existence(wanted) and not holds_existence(weights):
         raise CheckpointError(
             f'{path} has no weights of the classifier of existence '
@@ -289,6 +295,12 @@ def without_existence(weights: dict) -> dict:
     """Weights by name without those of the classifier of existence."""
     return {name: weight for name, weight in weights.items()
             if not name.startswith(_EXISTENCE)}
+
+
+def without_auxiliary(weights: dict) -> dict:
+    """Weights by name without those of an auxiliary head."""
+    return {name: weight for name, weight in weights.items()
+            if not name.startswith(_AUXILIARY)}
 
 
 def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:

@@ -5,8 +5,10 @@ from .efficientnet_lite import EfficientNetLite0
 from .head import VisionLanguageDecoderHead
 from .losses import TextToPixelContrastiveLoss
 from .neck import CrossModalFPN
+from .words_head import RegionWordsHead
 
 __all__ = [
     'CRIS', 'CLIPBackbone', 'CrossModalFPN', 'EfficientNetLite0',
-    'VisionLanguageDecoderHead', 'TextToPixelContrastiveLoss'
+    'RegionWordsHead', 'TextToPixelContrastiveLoss',
+    'VisionLanguageDecoderHead'
 ]

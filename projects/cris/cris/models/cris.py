@@ -50,6 +50,9 @@ class CRIS(BaseSegmentor):
             CRIS. Those of the backbone have options of its own.
         init_cfg (dict, optional): Initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=FILE)``.
+        auxiliary_head (dict, optional): Config of a head with more losses, for
+            training only: :class:`.words_head.RegionWordsHead`. What is said
+            of ``'auto'`` holds for its channels, too.
 
     Raises:
         ValueError: If there is no part of a name in ``frozen``.
@@ -65,7 +68,8 @@ class CRIS(BaseSegmentor):
     def __init__(self, backbone: dict, neck: dict, decode_head: dict,
                  data_preprocessor: dict | None = None,
                  frozen: Sequence[str] = (),
-                 init_cfg: dict | None = None):
+                 init_cfg: dict | None = None, *,
+                 auxiliary_head: dict | None = None):
         if isinstance(data_preprocessor, dict):
             # mmengine finds mmseg's preprocessor only in mmseg's scope.
             data_preprocessor = MODELS.build(data_preprocessor)
@@ -73,6 +77,8 @@ class CRIS(BaseSegmentor):
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(self._with_channels(neck))
         self.decode_head = MODELS.build(self._with_channels(decode_head))
+        self.auxiliary_head = None if auxiliary_head is None else (
+            MODELS.build(self._with_channels(auxiliary_head)))
         if isinstance(self.backbone, CLIPBackbone):
             self.logit_stride = self.backbone.strides[1] // 4
         self._frozen = tuple(frozen)
@@ -194,15 +200,26 @@ class CRIS(BaseSegmentor):
                 'batch norm cannot train on a single expression: '
                 'train_dataloader.batch_size or '
                 'train_dataloader.dataset.num_expressions must be 2 or more')
-        answer = self._answer(inputs, data_samples)
         masks = [sample.gt_sem_seg.data for sample in data_samples]
+        losses = {}
+        if self.auxiliary_head is None:
+            answer = self._answer(inputs, data_samples)
+        else:
+            tokens, image_index = _expressions(data_samples)
+            features = self.encode_image(inputs)
+            words, sentence = self.encode_text(tokens)
+            answer = self.decode(
+                features, words, sentence, tokens, image_index)
+            losses = self.auxiliary_head(
+                features[:2], sentence, tokens, masks,
+                self.backbone.text.token_embedding)
         ignore = None
         if any('gt_ignore' in sample for sample in data_samples):
             ignore = [
                 sample.gt_ignore.data if 'gt_ignore' in sample
                 else torch.zeros_like(mask, dtype=torch.bool)
                 for sample, mask in zip(data_samples, masks, strict=True)]
-        return self.decode_head.loss(
+        return losses | self.decode_head.loss(
             answer.logits, masks, ignore, answer.existence)
 
     def predict(self, inputs: Tensor,
@@ -317,10 +334,7 @@ class CRIS(BaseSegmentor):
         if data_samples is None:
             raise TypeError('CRIS needs data_samples with tokens; use '
                             'predict_logits for images and tokens alone')
-        tokens = torch.cat([sample.tokens for sample in data_samples])
-        image_index = torch.cat([
-            tokens.new_full((len(sample.tokens), ), i)
-            for i, sample in enumerate(data_samples)])
+        tokens, image_index = _expressions(data_samples)
         if self.decode_head.existence is None:
             # The public method, which others may have replaced.
             return Answer(self.predict_logits(inputs, tokens, image_index))
@@ -350,6 +364,15 @@ def in_autocast(device: torch.device) -> bool:
     # Before torch 2.4 is_autocast_enabled takes no device.
     return (torch.is_autocast_cpu_enabled()
             if device.type == 'cpu' else torch.is_autocast_enabled())
+
+
+def _expressions(data_samples: list[SegDataSample]) -> tuple[Tensor, Tensor]:
+    """Tokens of all expressions, and the index of each one's image."""
+    tokens = torch.cat([sample.tokens for sample in data_samples])
+    image_index = torch.cat([
+        tokens.new_full((len(sample.tokens), ), i)
+        for i, sample in enumerate(data_samples)])
+    return tokens, image_index
 
 
 def _checked_index(image_index: Tensor | None, tokens: Tensor,
