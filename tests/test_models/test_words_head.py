@@ -1,18 +1,22 @@
 # Copyright (c) the mmseg-cris authors. Licensed under Apache-2.0.
 """The auxiliary head that teaches words."""
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from test_cris import AUXILIARY_HEAD, TINY, close, samples
 from torch import nn
 
 from cris.datasets.tokenizer import tokenize
 from cris.engine.sharding import check_sharding
-from cris.io.checkpoints import check_fit, load_weights, state_dict_of
+from cris.io.checkpoints import (
+    CheckpointError,
+    check_fit,
+    load_weights,
+    state_dict_of,
+)
 from cris.models import RegionWordsHead
 
 PREFIX = 'auxiliary_head.'
@@ -118,8 +122,41 @@ def test_nothing_to_compare(head, embedding, batch, case):
 
 def test_empty_sentences(head, embedding, batch):
     batch['tokens'] = tokenize(['', ' ', '', ''], 9)
-    assert all(math.isfinite(loss) for loss in
-               head(**batch, embedding=embedding).values())
+    losses = head(**batch, embedding=embedding)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all()
+               for p in head.parameters())
+
+
+def test_losses_stay_in_fp32(head, embedding, batch):
+    plain = head(**batch, embedding=embedding)
+    with torch.autocast('cpu', torch.bfloat16):
+        mixed = head(**batch, embedding=embedding)
+    for name, loss in plain.items():
+        assert mixed[name].dtype == torch.float32
+        assert torch.equal(mixed[name], loss)
+
+
+def test_the_other_losses_do_not_change():
+    model, plain = build(), MODELS.build(TINY)
+    plain.load_state_dict(state_dict_of(model.state_dict()))
+    images, data_samples = torch.randn(2, 3, 64, 64), samples([2, 3], (64, 64))
+    with_head, without = (
+        m.loss(images, data_samples) for m in (model, plain))
+    for name, loss in without.items():
+        close(with_head[name], loss)
+
+
+def test_ignored_pixels_do_not_count():
+    model = build()
+    images, data_samples = torch.randn(2, 3, 64, 64), samples([2, 3], (64, 64))
+    ignored = torch.zeros(3, 64, 64, dtype=torch.bool)
+    ignored[:, :, :40] = True
+    data_samples[1].gt_ignore = PixelData(data=ignored)
+    before = model.loss(images, data_samples)['loss_region']
+    data_samples[1].gt_sem_seg.data[ignored] = 1 - (
+        data_samples[1].gt_sem_seg.data[ignored])
+    close(model.loss(images, data_samples)['loss_region'], before)
 
 
 def test_it_teaches_both_encoders():
@@ -153,6 +190,17 @@ def test_published_weights_do_without_it(tmp_path):
             load_weights(other, tmp_path / f'{name}.pth')
             for key, weight in published.items():
                 assert torch.equal(other.state_dict()[key], weight)
+
+
+def test_a_run_resumes_only_with_the_same_head():
+    model = build()
+    weights = model.state_dict()
+    check_fit(weights, weights, 'x.pth', auxiliary=True)
+    with pytest.raises(CheckpointError, match='missing: auxiliary_head'):
+        check_fit(state_dict_of(weights), weights, 'x.pth', auxiliary=True)
+    with pytest.raises(CheckpointError, match='not in the model: auxiliary'):
+        check_fit(weights, MODELS.build(TINY).state_dict(), 'x.pth',
+                  auxiliary=True)
 
 
 def test_a_sharded_model_cannot_have_one():

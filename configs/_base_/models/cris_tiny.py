@@ -31,6 +31,6 @@ model = dict(
     # A text encoder from scratch learns words faster with it.
     auxiliary_head=dict(
         type='RegionWordsHead',
-        in_channels=96,  # the neck's 32 + 64
+        in_channels='auto',
         word_channels='auto',
         sentence_channels='auto'))

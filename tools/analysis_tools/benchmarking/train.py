@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
+from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from cris.engine import load_config
@@ -54,7 +56,9 @@ def measure_training(args: Namespace, precision: str, flops: int, batch: int,
         launcher='none', amp=False, max_minutes=None,
         auto_scale_lr=False))
     torch.backends.cudnn.benchmark = cfg.env_cfg.get('cudnn_benchmark', False)
-    model = measuring.random_model(cfg).train()
+    cfg.model.backbone.init_cfg = None
+    init_default_scope('mmseg')
+    model = MODELS.build(cfg.model).to(DEVICE).train()
     if DEVICE == 'cpu':
         optimize_for_cpu_training(model)
     if mode == 'channels-first':

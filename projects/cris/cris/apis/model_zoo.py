@@ -152,12 +152,12 @@ def _find(model: str) -> tuple[Config, str | None]:
             raise FileNotFoundError(f'config file {model} does not exist')
         return load_config(model), None
     zoo, root = read_model_index(), _zoo_root()
-    for name, entry in zoo.items():
-        if entry.get('Alias') == model:
-            model = name
+    aliases = {entry['Alias']: name for name, entry in zoo.items()
+               if 'Alias' in entry}
+    model = aliases.get(model, model)
     if model not in zoo:
         raise ValueError(f'no model {model!r} in the model zoo; '
-                         f'{_near(model, zoo)}')
+                         f'{_near(model, [*aliases, *zoo])}')
     weights = zoo[model].get('Weights')
     return (load_config(str(root / zoo[model]['Config'])),
             str(root / weights) if weights else None)

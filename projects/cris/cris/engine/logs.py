@@ -28,7 +28,8 @@ _DETAILS = re.compile(
     r'LR is set based on batch size|The prefix is not set in metric class|'
     r'\S+ is skipped since its requires_grad=False|.* will be deprecated')
 _PARTS = {'backbone.visual.': 'image', 'backbone.text.': 'text',
-          'neck.': 'neck', 'decode_head.': 'head'}
+          'neck.': 'neck', 'decode_head.': 'head',
+          'auxiliary_head.': 'auxiliary head'}
 
 
 def quiet_logs() -> None:

@@ -244,7 +244,7 @@ class _SetUpHook(Hook):
             runner.logger.info(
                 f'{self.path} has no classifier of existence: '
                 'decode_head.existence starts new')
-        check_fit(checkpoint, wanted, self.path)
+        check_fit(checkpoint, wanted, self.path, auxiliary=self.resume)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """For publish_model.py --adapters."""

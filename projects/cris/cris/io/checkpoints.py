@@ -145,10 +145,11 @@ def use_safe_loader(trust: bool = False) -> None:
     CheckpointLoader.register_scheme(_URLS, load_from_url, force=True)
 
 
-def state_dict_of(checkpoint: dict) -> dict:
+def state_dict_of(checkpoint: dict, auxiliary: bool = False) -> dict:
     """The weights, by name, without ``module.``, in what was read.
 
-    Those of an auxiliary head, which only training needs, are left out.
+    Those of an auxiliary head, which only training needs, are left out unless
+    ``auxiliary`` is True.
 
     Raises:
         CheckpointError: If neither the checkpoint nor its ``state_dict`` has
@@ -160,7 +161,7 @@ def state_dict_of(checkpoint: dict) -> dict:
         raise CheckpointError('the checkpoint holds no weights by name, '
                               "neither at its top nor under 'state_dict'")
     weights = {name.removeprefix('module.'): w for name, w in weights.items()}
-    return without_auxiliary(weights)
+    return weights if auxiliary else _without(_AUXILIARY, weights)
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike,
@@ -259,16 +260,19 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def check_fit(checkpoint: dict, wanted: dict,
-              path: str | os.PathLike) -> None:
+def check_fit(checkpoint: dict, wanted: dict, path: str | os.PathLike,
+              auxiliary: bool = False) -> None:
     """Refuse a checkpoint if any name or shape is not that of ``wanted``.
+
+    An auxiliary head is compared only if ``auxiliary`` is True.
 
     Raises:
         CheckpointError: It names the config that the checkpoint was trained
             with, if the checkpoint does.
     """
-    weights = state_dict_of(checkpoint)
-    wanted = without_auxiliary(wanted)
+    weights = state_dict_of(checkpoint, auxiliary)
+    if not auxiliary:
+        wanted = _without(_AUXILIARY, wanted)
     if holds_existence(wanted) and not holds_existence(weights):
         raise CheckpointError(
             f'{path} has no weights of the classifier of existence '
@@ -293,14 +297,12 @@ def holds_existence(weights: dict) -> bool:
 
 def without_existence(weights: dict) -> dict:
     """Weights by name without those of the classifier of existence."""
-    return {name: weight for name, weight in weights.items()
-            if not name.startswith(_EXISTENCE)}
+    return _without(_EXISTENCE, weights)
 
 
-def without_auxiliary(weights: dict) -> dict:
-    """Weights by name without those of an auxiliary head."""
+def _without(prefix: str, weights: dict) -> dict:
     return {name: weight for name, weight in weights.items()
-            if not name.startswith(_AUXILIARY)}
+            if not name.startswith(prefix)}
 
 
 def compare_weights(weights: dict, wanted: dict, most: int = 8) -> str:

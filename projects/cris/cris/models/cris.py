@@ -50,9 +50,10 @@ class CRIS(BaseSegmentor):
             CRIS. Those of the backbone have options of its own.
         init_cfg (dict, optional): Initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=FILE)``.
-        auxiliary_head (dict, optional): Config of a head with more losses, for
-            training only: :class:`.words_head.RegionWordsHead`. What is said
-            of ``'auto'`` holds for its channels, too.
+        auxiliary_head (dict, optional): Config of a head with additional
+            losses, used in training only:
+            :class:`.words_head.RegionWordsHead`. Its channels, too, may be
+            ``'auto'``: the neck's and the backbone's.
 
     Raises:
         ValueError: If there is no part of a name in ``frozen``.
@@ -78,7 +79,8 @@ class CRIS(BaseSegmentor):
         self.neck = MODELS.build(self._with_channels(neck))
         self.decode_head = MODELS.build(self._with_channels(decode_head))
         self.auxiliary_head = None if auxiliary_head is None else (
-            MODELS.build(self._with_channels(auxiliary_head)))
+            MODELS.build(self._with_channels(
+                auxiliary_head, in_channels=sum(self.neck.channels[:2]))))
         if isinstance(self.backbone, CLIPBackbone):
             self.logit_stride = self.backbone.strides[1] // 4
         self._frozen = tuple(frozen)
@@ -95,12 +97,12 @@ class CRIS(BaseSegmentor):
             self.get_submodule(name).eval()
         return self
 
-    def _with_channels(self, cfg: dict) -> dict:
+    def _with_channels(self, cfg: dict, **known) -> dict:
         if 'auto' not in cfg.values():  # a backbone need not know them
             return cfg
         words, sentence = self.backbone.text_channels
         found = dict(in_channels=self.backbone.image_channels,
-                     word_channels=words, sentence_channels=sentence)
+                     word_channels=words, sentence_channels=sentence) | known
         return {key: found[key] if key in found and value == 'auto' else value
                 for key, value in cfg.items()}
 
@@ -201,6 +203,12 @@ class CRIS(BaseSegmentor):
                 'train_dataloader.batch_size or '
                 'train_dataloader.dataset.num_expressions must be 2 or more')
         masks = [sample.gt_sem_seg.data for sample in data_samples]
+        ignore = None
+        if any('gt_ignore' in sample for sample in data_samples):
+            ignore = [
+                sample.gt_ignore.data if 'gt_ignore' in sample
+                else torch.zeros_like(mask, dtype=torch.bool)
+                for sample, mask in zip(data_samples, masks, strict=True)]
         losses = {}
         if self.auxiliary_head is None:
             answer = self._answer(inputs, data_samples)
@@ -211,14 +219,11 @@ class CRIS(BaseSegmentor):
             answer = self.decode(
                 features, words, sentence, tokens, image_index)
             losses = self.auxiliary_head(
-                features[:2], sentence, tokens, masks,
-                self.backbone.text.token_embedding)
-        ignore = None
-        if any('gt_ignore' in sample for sample in data_samples):
-            ignore = [
-                sample.gt_ignore.data if 'gt_ignore' in sample
-                else torch.zeros_like(mask, dtype=torch.bool)
-                for sample, mask in zip(data_samples, masks, strict=True)]
+                features[:2], sentence=sentence, tokens=tokens,
+                masks=masks if ignore is None else [
+                    mask.masked_fill(ignored, 0) for mask, ignored in zip(
+                        masks, ignore, strict=True)],
+                embedding=self.backbone.text.token_embedding)
         return losses | self.decode_head.loss(
             answer.logits, masks, ignore, answer.existence)
 

@@ -51,7 +51,7 @@ class CrossModalFPN(nn.Module):
                  out_channels: Sequence[int], *, sentence_channels: int):
         super().__init__()
         in3, in4, in5 = in_channels
-        out3, out4, out5 = out_channels
+        self.channels = out3, out4, out5 = tuple(out_channels)
         self.sentence_proj = nn.Sequential(
             nn.Linear(sentence_channels, out5, bias=False),
             nn.BatchNorm1d(out5), nn.ReLU(inplace=True))

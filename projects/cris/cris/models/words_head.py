@@ -13,26 +13,27 @@ from torch import Tensor, nn
 
 _TEMPERATURE = 0.1  # of the cosines of regions and words
 _SCALE = 5.0  # of the logits of words: embeddings are small at first
+_NO_LOGIT = -1e4  # of a probability of 0, and finite
 
 
 @MODELS.register_module()
 class RegionWordsHead(nn.Module):
-    """Two losses for models that are trained from scratch.
+    """Two auxiliary losses for a text encoder trained from scratch.
 
-    From masks alone, a text encoder without pretraining is slow to find out
-    that words for shapes and places matter: measured, its sentence feature
-    still told neither squares from stars nor left from right when masks knew
-    colours well.
+    With the losses of masks alone, such an encoder is slow to learn words for
+    shapes and places: after training in which colours were learnt, its
+    sentence feature separated neither squares from stars nor left from right.
 
     * ``loss_region``: the mean feature of a referent's pixels and the mean
-      embedding of its expression's tokens must find each other among all of
-      the batch: cross entropy both ways, as in CLIP (arXiv 2103.00020).
-      Expressions alike are no negatives of each other. Expressions without
-      a referent do not count.
-    * ``loss_sentence``: the sentence feature must tell which of the batch's
+      embedding of its expression's tokens are matched among all of the batch:
+      cross entropy both ways, as in CLIP (arXiv 2103.00020). Identical
+      expressions are not negatives of each other. Expressions without a
+      referent do not count.
+    * ``loss_sentence``: the sentence feature predicts which of the batch's
       tokens its expression has (cross entropy, bag of words).
 
-    It is used in training only: published and loaded weights leave it out.
+    The batch is that of one process. Inference does not need this head, and
+    published weights leave it out.
 
     Args:
         in_channels (int): Channels of the neck's p3 and p4 together.
@@ -51,13 +52,13 @@ class RegionWordsHead(nn.Module):
         self.words_proj = _norm_linear(word_channels, embed_channels)
         self.sentence_proj = _norm_linear(sentence_channels, word_channels)
 
-    def forward(self, features: Sequence[Tensor], sentence: Tensor,
+    def forward(self, features: Sequence[Tensor], *, sentence: Tensor,
                 tokens: Tensor, masks: Sequence[Tensor],
                 embedding: nn.Module) -> dict[str, Tensor]:
         """Losses of a batch, scalars by name.
 
         Args:
-            features (Sequence[Tensor]): p3, p4 of the images, ``(B, C, h, w)``.
+            features (Sequence[Tensor]): p3 and p4, ``(B, C, h, w)``.
             sentence (Tensor): ``(E, C_s)``.
             tokens (Tensor): ``(E, L)``: a start token, words, an end token,
                 which has the largest id, and padding.
@@ -70,38 +71,42 @@ class RegionWordsHead(nn.Module):
         with torch.autocast(sentence.device.type, enabled=False):
             regions, exists = _mean_features(
                 torch.cat([x.float() for x in features], dim=1), masks)
+            embedded = embedding(tokens).float()  # (E, L, D)
             return {
                 'loss_region': self.loss_weight * self._region_loss(
-                    regions, exists, tokens, is_word, embedding),
+                    regions, exists, tokens, is_word, embedded),
                 'loss_sentence': self.loss_weight * self._sentence_loss(
-                    sentence.float(), tokens, is_word, embedding)}
+                    sentence.float(), tokens, is_word, embedded)}
+
+    # No indexing by masks, which would make a GPU wait for the CPU.
 
     def _region_loss(self, regions: Tensor, exists: Tensor, tokens: Tensor,
-                     is_word: Tensor, embedding: nn.Module) -> Tensor:
-        count = is_word.sum(1, keepdim=True).clamp(min=1)
-        words = (embedding(tokens).float() * is_word[..., None]).sum(1) / count
-        regions = F.normalize(self.region_proj(regions), dim=1)[exists]
-        words = F.normalize(self.words_proj(words), dim=1)[exists]
-        if len(words) < 2:  # nothing to compare; all weights have gradients
-            return 0 * (regions.sum() + words.sum())
-        tokens = tokens[exists]
-        alike = (tokens[:, None] == tokens).all(2)
-        alike.fill_diagonal_(False)
+                     is_word: Tensor, embedded: Tensor) -> Tensor:
+        words = (embedded * is_word[..., None]).sum(1) / (
+            is_word.sum(1, keepdim=True).clamp(min=1))
+        regions = F.normalize(self.region_proj(regions), dim=1)
+        words = F.normalize(self.words_proj(words), dim=1)
+        out = (tokens[:, None] == tokens).all(2) | ~exists | ~exists[:, None]
+        out.fill_diagonal_(False)
         cosines = (regions @ words.T / _TEMPERATURE).masked_fill(
-            alike, -torch.inf)
-        own = torch.arange(len(words), device=words.device)
-        return (F.cross_entropy(cosines, own)
-                + F.cross_entropy(cosines.T, own)) / 2
+            out, -torch.inf)
+        own = torch.arange(len(tokens), device=tokens.device)
+        losses = (F.cross_entropy(cosines, own, reduction='none')
+                  + F.cross_entropy(cosines.T, own, reduction='none')) / 2
+        return (losses * exists).sum() / exists.sum().clamp(min=1)
 
     def _sentence_loss(self, sentence: Tensor, tokens: Tensor, is_word: Tensor,
-                       embedding: nn.Module) -> Tensor:
-        vocabulary, which = tokens[is_word].unique(return_inverse=True)
-        has = sentence.new_zeros(len(tokens), len(vocabulary))
-        has[is_word.nonzero()[:, 0], which] = 1
+                       embedded: Tensor) -> Tensor:
+        tokens, real = tokens.flatten(), is_word.flatten()  # (N, ), N = E * L
+        same = (tokens[:, None] == tokens) & real
+        first = real & ~same.tril(-1).any(1)  # each word of the batch once
+        has = (same.view(*is_word.shape, -1) & is_word[..., None]).any(1)
+        has = has & first  # (E, N)
         logits = _SCALE * (
-            self.sentence_proj(sentence) @ embedding(vocabulary).float().T)
-        share = has / has.sum(1, keepdim=True).clamp(min=1)
-        return -(logits.log_softmax(1) * share).sum(1).mean()
+            self.sentence_proj(sentence) @ embedded.flatten(0, 1).T)
+        log_shares = logits.masked_fill(~first, _NO_LOGIT).log_softmax(1)
+        wanted = has / has.sum(1, keepdim=True).clamp(min=1)
+        return -(log_shares * wanted).sum(1).mean()
 
 
 def _norm_linear(in_channels: int, out_channels: int) -> nn.Sequential:
