@@ -297,7 +297,7 @@ def test_nothing_and_many(browser, web_demo, abstainer, tmp_path):
 def test_a_model_that_cannot_be_used_ends_the_start(web_demo, tmp_path):
     evil, marker = tmp_path / 'evil.pth', tmp_path / 'marker'
     torch.save(dict(state_dict=Call(os.mkdir, str(marker))), evil)
-    weights = next((REPO / 'checkpoints').glob('*.safetensors'))
+    weights = next((REPO / 'checkpoints').glob('cris_tiny_*.safetensors'))
     config = CONFIG.with_name('cris_r50_8xb8-amp-50e_refcoco-416x416.py')
     for checkpoint, message in [
             (evil, 'evil.pth is not a checkpoint'),

@@ -31,7 +31,7 @@ from cris.apis.model_zoo import DEFAULT_MODEL
 IMAGE = REPO / 'demo/shapes_1.jpg'
 PHRASES = ['the yellow triangle', 'the rightmost triangle']
 TINY = REPO / 'configs/cris' / f'{DEFAULT_MODEL}.py'
-(WEIGHTS, ) = (REPO / 'checkpoints').glob('*.safetensors')
+(WEIGHTS, ) = (REPO / 'checkpoints').glob('cris_tiny_*.safetensors')
 
 
 @pytest.fixture

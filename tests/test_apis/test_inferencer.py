@@ -22,7 +22,7 @@ from cris.apis.model_zoo import DEFAULT_MODEL
 from cris.engine.precision import before_torch_2_4
 
 TINY = REPO / 'configs/cris' / f'{DEFAULT_MODEL}.py'
-(WEIGHTS, ) = (REPO / 'checkpoints').glob('*.safetensors')
+(WEIGHTS, ) = (REPO / 'checkpoints').glob('cris_tiny_*.safetensors')
 
 
 def iou(one, other):

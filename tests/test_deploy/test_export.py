@@ -27,7 +27,7 @@ from cris.deploy import ExportedCRIS, export_onnx, files  # noqa: E402
 from cris.deploy.runtime import open_graph  # noqa: E402
 
 CONFIG = REPO / 'configs/cris/cris_tiny_1xb8-6e_refshapes-128x128.py'
-(WEIGHTS, ) = (REPO / 'checkpoints').glob('*.safetensors')
+(WEIGHTS, ) = (REPO / 'checkpoints').glob('cris_tiny_*.safetensors')
 
 
 @pytest.fixture(scope='module')
