@@ -18,7 +18,7 @@ from pyarrow import parquet
 from pycocotools import mask as coco_mask
 from samples import evaluate, make_sample
 
-from cris.evaluation import RefSegMetric
+from cris.evaluation import RefSegMetric, refseg_metric
 from cris.evaluation.results import DEFAULTS
 
 
@@ -136,6 +136,21 @@ def test_generalized_scores():
     assert not {'T-acc', 'mIoU', 'Pr@50'} & evaluate(
         samples[2:], generalized=True).keys()
     assert not {'gIoU', 'cIoU', 'N-acc', 'T-acc'} & evaluate(samples).keys()
+    assert evaluate(samples[2:3], generalized=True) == {
+        'gIoU': 100, 'N-acc': 100, 'n_expressions': 1}
+
+
+def test_the_log_says_what_is_undefined(monkeypatch):
+    said = []
+    monkeypatch.setattr(refseg_metric, 'print_log',
+                        lambda message, logger: said.append(message))
+    evaluate([row(0, 0, 0), row(6, 0, 4)], generalized=True)
+    evaluate([row(0, 0, 0)])
+    assert not said
+    evaluate([row(6, 0, 4)], generalized=True)
+    evaluate([row(0, 0, 0)], generalized=True)
+    assert [line.rpartition(': ')[2] for line in said] == [
+        'N-acc', 'mIoU, cIoU, T-acc']
 
 
 def test_scores_of_each_kind(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
 from mmseg.registry import METRICS
 
 from .matching import expression_keys
@@ -20,6 +21,7 @@ from .results import (
 COUNTS = ('intersection', 'union', 'pred_area', 'gt_area')
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 _OF_KINDS = ('gIoU', 'N-acc', 'T-acc', 'n_expressions')
+_OF_GENERALIZED = ('mIoU', 'cIoU', 'N-acc', 'T-acc')
 
 
 def compute_iou(counts: dict[str, np.ndarray],
@@ -49,7 +51,9 @@ def compute_scores(counts: dict[str, np.ndarray], *,
         union == 0, empty_union, intersection / np.maximum(union, 1))
     answered, target = counts['pred_area'] > 0, counts['gt_area'] > 0
     counted = target if generalized else np.ones_like(target)
-    scores = dict(oIoU=100 * intersection.sum() / max(union.sum(), 1))
+    scores = {}
+    if union.any() or not generalized:
+        scores['oIoU'] = 100 * intersection.sum() / max(union.sum(), 1)
     if counted.any():
         scores = dict(mIoU=100 * iou[counted].mean(), **scores)
         for level in PRECISION_AT:
@@ -58,7 +62,8 @@ def compute_scores(counts: dict[str, np.ndarray], *,
             scores[f'Pr@{level * 100:.0f}'] = 100 * reached[counted].mean()
     if generalized:
         scores['gIoU'] = 100 * np.where(target, exact, ~answered).mean()
-        scores['cIoU'] = scores['oIoU']
+        if 'oIoU' in scores:
+            scores['cIoU'] = scores['oIoU']
         if not target.all():
             scores['N-acc'] = 100 * (~answered[~target]).mean()
         if target.any():
@@ -110,10 +115,11 @@ class RefSegMetric(BaseMetric):
             expressions without target for which nothing is predicted, T-acc
             the share of the others for which something is. As in ReLA's
             evaluator, mIoU and Pr@X are then over expressions with a target,
-            and Pr@X counts IoU >= X. A score over no expressions is left
-            out. If all samples have ``kinds``, such as 'none', 'one' and
-            'many', also gIoU, N-acc, T-acc and n_expressions of each, as
-            ``<kind>/<score>``. Defaults to False.
+            and Pr@X counts IoU >= X. A score over no expressions, or over no
+            pixels, is left out, and the log says so. If all samples have
+            ``kinds``, such as 'none', 'one' and 'many', also gIoU, N-acc,
+            T-acc and n_expressions of each, as ``<kind>/<score>``. Defaults
+            to False.
         out_file (str, optional): ``.json`` or ``.parquet`` (needs
             pyarrow). One record per counted expression, in the order of the
             dataset: img_path, img_id, ref_id, sent_id and expression (None
@@ -238,6 +244,10 @@ class RefSegMetric(BaseMetric):
         counts = {name: np.concatenate([result[name] for result in results])
                   for name in COUNTS}
         scores = self._scores(counts)
+        undefined = [name for name in _OF_GENERALIZED if name not in scores]
+        if self.scoring['generalized'] and undefined:
+            print_log('undefined, as there is nothing that they count: '
+                      f'{", ".join(undefined)}', 'current')
         if results and all('kinds' in result for result in results):
             kinds = np.concatenate([result['kinds'] for result in results])
             scores.update(self._scores_by_kind(counts, kinds))
