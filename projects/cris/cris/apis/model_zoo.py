@@ -103,7 +103,8 @@ def init_model(model: str | Path | Config,
         pretrained (bool): False keeps random weights if checkpoint is None.
 
     Returns:
-        nn.Module: In eval mode, with its config as ``cfg``.
+        nn.Module: In eval mode, with its config as ``cfg`` and without an
+        auxiliary head, which only training needs.
 
     Raises:
         ValueError: If the model or the device does not exist, the model zoo
@@ -125,7 +126,6 @@ def init_model(model: str | Path | Config,
         raise ValueError(f'{name} defines no model: is it a complete config?')
     device = _usable_device(device)
     init_default_scope(model.get('default_scope', 'mmseg'))
-    # An auxiliary head is for training only.
     built = MODELS.build({key: value for key, value in model.model.items()
                           if key != 'auxiliary_head'})
     if checkpoint is not None:
