@@ -42,11 +42,13 @@ def test_config_does_what_its_name_says(path):
             'num_expressions', 1)
     amp = cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert amp == bool(name['amp'])
-    size = (int(name['height']), int(name['width']))
+    size = (int(name['height']), int(name['width']))  # of training
     for loader in loaders(cfg):
         for transform in loader.dataset.pipeline:
             built = TRANSFORMS.build(transform)
-            if transform.type == 'Letterbox':
+            if transform.type == 'Letterbox' and (
+                    loader is cfg.train_dataloader
+                    or 'train_image_size' not in cfg):
                 assert letterbox(np.zeros((9, 9)), built.size).shape == size
     assert not cfg.train_dataloader.dataset.get('test_mode')
     assert cfg.test_dataloader.dataset.test_mode
@@ -259,6 +261,9 @@ def sizes(cfg):
 def test_pipelines_agree_with_image_size(path):
     """Also for a plain Runner, which does not use load_config."""
     cfg = Config.fromfile(path)
+    train = cfg.get('train_image_size', cfg.image_size)
+    for name in ('train_dataloader', 'train_pipeline'):
+        assert set(sizes(Config(dict(a=cfg.pop(name))))) == {train}
     assert set(sizes(cfg)) == {cfg.image_size}
     lengths = values_of(cfg.to_dict(), 'TokenizeExpressions', 'context_length')
     assert set(lengths) == {cfg.context_length}
@@ -292,6 +297,14 @@ def test_image_size_is_said_once(tmp_path):
     assert {tuple(size) for size in sizes(cfg)} == {(192, 256)}
     lengths = values_of(cfg.to_dict(), 'TokenizeExpressions', 'context_length')
     assert set(lengths) == {17}
+
+
+def test_training_at_a_size_of_its_own(tmp_path):
+    path = child(tmp_path, 'train_image_size = 224')
+    cfg = load_config(path, ['image_size=320'])
+    assert set(sizes(Config(dict(train=cfg.train_dataloader)))) == {224}
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        assert set(sizes(Config(dict(loader=loader)))) == {320}
 
 
 def test_loaders_pin_their_memory_where_there_is_a_gpu(monkeypatch):

@@ -9,7 +9,7 @@
 # after 26 to 40 epochs of 120.
 _base_ = [
     '../_base_/models/cris_efficientnet-lite0.py',
-    '../_base_/datasets/refer_small.py',
+    '../_base_/datasets/refer_small-256x352.py',
     '../_base_/schedules/schedule_scratch.py', '../_base_/default_runtime.py'
 ]
 # Trained is what comes after stride 16, at half of the rate of the new layers:

@@ -9,7 +9,7 @@
 # on; they are not distributed here. Expected: mIoU 63 on 40 others.
 _base_ = [
     '../_base_/models/cris_efficientnet-lite0.py',
-    '../_base_/datasets/refer_small.py',
+    '../_base_/datasets/refer_small-256x352.py',
     '../_base_/schedules/schedule_scratch.py', '../_base_/default_runtime.py'
 ]
 dataset = dict(data_root='data/street')

@@ -68,7 +68,8 @@ def test_flip():
 
 
 def test_crop_keeps_the_referents():
-    crop = build('RandomReferCrop', min_scale=0.4, min_kept=0.6, prob=1.0)
+    crop = build('RandomReferCrop', min_scale=0.4, min_kept=0.6, min_true=1.0,
+                 prob=1.0)
     np.random.seed(0)
     cropped = 0
     for seed in range(300):
@@ -89,6 +90,27 @@ def test_crop_keeps_the_referents():
         assert place[0] == place[1]
         cropped += height < 40
     assert cropped > 100
+
+
+def test_crop_replaces_what_is_no_longer_true():
+    crop = build('RandomReferCrop', min_scale=0.4, min_kept=0.9, min_true=0.5,
+                 prob=1.0)
+    np.random.seed(0)
+    replaced = 0
+    for seed in range(300):
+        before = sample('the left car', 'the sky', seed=seed)
+        before.update(sent_ids=[5, 6], ref_ids=[7, 8], kinds=['one', 'none'])
+        after = crop(before)
+        kept = (after['gt_masks'] > 0).sum((1, 2)) / (12 * 16)
+        each = list(zip(*(after[key] for key in (
+            'ref_index', 'expressions', 'sent_ids', 'ref_ids', 'kinds')),
+            strict=True))
+        assert len(each) == 2
+        assert set(each) <= {(0, 'the left car', 5, 7, 'one'),
+                             (1, 'the sky', 6, 8, 'none')}
+        assert (kept[after['ref_index']] >= 0.9).all()
+        replaced += each[0] == each[1]
+    assert 30 < replaced < 270
 
 
 def thirds(mask):

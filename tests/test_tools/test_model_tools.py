@@ -8,6 +8,7 @@ from conftest import CONFIG, REPO, options, tool
 from safetensors.torch import load_file, save_file
 
 import cris
+from cris.apis.model_zoo import read_model_index
 
 R50 = REPO / 'configs/cris/cris_r50_8xb8-amp-50e_refcoco-416x416.py'
 
@@ -31,6 +32,8 @@ def test_flops_of_the_official_code():
         [131.9, 39.8], abs=0.06)
     assert counts == dict(image=42.9, text=1.3, neck=30.1, decoder=17.8,
                           head=11.6, total=103.8)
+    in_zoo = read_model_index()[R50.stem]['Metadata']['FLOPs']
+    assert counts['total'] == round(in_zoo / 1e9, 1)
 
 
 def test_flops_follow_the_input():

@@ -1,5 +1,6 @@
 # refer.py at a size for small models on CPUs, 8 expressions of an image.
-_base_ = './refer.py'
+_base_ = './refcoco.py'
+dataset = dict(data_root='data/refer', data_prefix=dict(img_path='images'))
 image_size = (192, 256)  # height x width: most photographs are 4:3
 train_pipeline = [
     dict(type='LoadReferImage'),
@@ -26,7 +27,9 @@ test_pipeline = [
 train_dataloader = dict(
     num_workers=2,
     drop_last=False,
-    dataset=dict(num_expressions=8, pipeline=train_pipeline))
+    dataset=dict(**dataset, num_expressions=8, pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=8, num_workers=2, dataset=dict(pipeline=test_pipeline))
+    batch_size=8,
+    num_workers=2,
+    dataset=dict(**dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -86,29 +86,36 @@ _PLACE = re.compile(
     r'\d+(?:st|nd|rd|th))\b', re.IGNORECASE)
 
 
+# What a sample has one of for every expression.
+_PER_EXPRESSION = ('expressions', 'sent_ids', 'ref_ids', 'ref_index', 'kinds')
+
+
 @TRANSFORMS.register_module()
 class RandomReferCrop(BaseTransform):
-    """Cut out a part of the image in which the expressions are still true.
+    """Cut out a part of the image in which expressions are still true.
 
-    Of every referent, a share of ``min_kept`` of its pixels must remain; one
-    whose expression says where it is (``'the left car'``) must stay in the
-    same third of the image, across and down. If no window of ten does this,
-    the image stays as it is.
+    An expression is true if a share of ``min_kept`` of its referent's pixels
+    remains; one that says where it is (``'the left car'``) also needs it in
+    the same third of the image, across and down. The others are replaced by
+    repetitions of these. If in no window of ten a share of ``min_true`` is
+    true, the image stays as it is.
 
-    Required: img, gt_masks, expressions, ref_index; gt_ignore (optional).
-    Modified: img, gt_masks, gt_ignore, img_shape.
+    Required: img, gt_masks, expressions, ref_index; gt_ignore, sent_ids,
+    ref_ids, kinds (optional). Modified: these, img_shape.
 
     Args:
         min_scale (float): Smallest side of the window, as a share of the
             image's.
         min_kept (float): Smallest share of a referent.
+        min_true (float): Smallest share of the expressions.
         prob (float): Probability.
     """
 
-    def __init__(self, min_scale: float = 0.5, min_kept: float = 0.7,
-                 prob: float = 0.5):
+    def __init__(self, min_scale: float = 0.4, min_kept: float = 0.5,
+                 min_true: float = 0.5, prob: float = 0.7):
         self.min_scale = min_scale
         self.min_kept = min_kept
+        self.min_true = min_true
         self.prob = prob
 
     def transform(self, results: dict) -> dict:
@@ -116,26 +123,30 @@ class RandomReferCrop(BaseTransform):
             return results
         masks = results['gt_masks']
         whole = np.array(masks.shape[1:])
-        placed = {index for index, sentence in zip(
-            results['ref_index'], results['expressions'], strict=True)
-            if _PLACE.search(sentence)}
+        pairs = list(zip(results['ref_index'], results['expressions'],
+                         strict=True))
         referents = {index: np.argwhere(masks[index] > 127)
                      for index in set(results['ref_index'])}
         for _ in range(10):
             scale = np.random.uniform(self.min_scale, 1)
             size = np.round(scale * whole).astype(int)
             start = np.random.randint(whole - size + 1)
-            if all(self._holds(points, start, size,
-                               whole if index in placed else None)
-                   for index, points in referents.items()):
+            true = [k for k, (index, sentence) in enumerate(pairs)
+                    if self._holds(referents[index], start, size,
+                                   whole if _PLACE.search(sentence) else None)]
+            if true and len(true) >= self.min_true * len(pairs):
                 break
         else:
             return results
+        chosen = [k if k in true else np.random.choice(true)
+                  for k in range(len(pairs))]
         window = (slice(start[0], start[0] + size[0]),
                   slice(start[1], start[1] + size[1]))
         arrays = {key: results[key][(slice(None), *window)]
                   for key in ('gt_masks', 'gt_ignore') if key in results}
-        return dict(results, **arrays, img=results['img'][window],
+        lists = {key: [results[key][k] for k in chosen]
+                 for key in _PER_EXPRESSION if key in results}
+        return dict(results, **arrays, **lists, img=results['img'][window],
                     img_shape=tuple(size.tolist()))
 
     def _holds(self, points: np.ndarray, start: np.ndarray, size: np.ndarray,

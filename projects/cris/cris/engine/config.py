@@ -25,8 +25,9 @@ def load_config(path: str, options: Sequence[str] | dict | None = None,
     (``test_dataloader.dataset.pipeline.2.size=320``) has priority, and the
     alternatives of a ``RandomChoice`` or ``TestTimeAug`` are kept. A Letterbox
     with the config's ``border_value`` gets the mean of the model's
-    data_preprocessor for it, which becomes 0. It warns
-    if image_size is far from ``model_image_size``, what the model is made for.
+    data_preprocessor for it, which becomes 0. ``train_image_size``, if there
+    is one, holds for the training pipeline in place of image_size. It warns if
+    image_size is far from ``model_image_size``, what the model is made for.
     Where there is a GPU, data loaders pin their memory, unless the config says
     otherwise.
 
@@ -52,6 +53,10 @@ def load_config(path: str, options: Sequence[str] | dict | None = None,
         if name in cfg:
             for transform in _transforms(dict(cfg.items()), kind):
                 transform[argument] = cfg[name]
+    if 'train_image_size' in cfg:
+        for name in ('train_dataloader', 'train_pipeline'):
+            for transform in _transforms(cfg.get(name), 'Letterbox'):
+                transform.size = cfg.train_image_size
     _set_border(cfg)
     cfg.merge_from_dict(options)
     if torch.cuda.is_available():
@@ -87,7 +92,7 @@ def _transforms(node: Any, kind: str) -> Iterator[dict]:
             yield node
         children = node.values()
     else:
-        children = (i for i in node if isinstance(i, dict))
+        children = (i for i in node or () if isinstance(i, dict))
     for child in children:
         if isinstance(child, (dict, list, tuple)):
             yield from _transforms(child, kind)
