@@ -84,8 +84,6 @@ _PLACE = re.compile(
     r'(?:e|most|est|er|y|thest)?|lft|rt|l|r|middle|mid|cent(?:er|re|ral)|'
     r'corner|edge|side|furthest|first|second|third|fourth|last|'
     r'\d+(?:st|nd|rd|th))\b', re.IGNORECASE)
-
-
 # What a sample has one of for every expression.
 _PER_EXPRESSION = ('expressions', 'sent_ids', 'ref_ids', 'ref_index', 'kinds')
 
