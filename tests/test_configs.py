@@ -305,6 +305,10 @@ def test_training_at_a_size_of_its_own(tmp_path):
     assert set(sizes(Config(dict(train=cfg.train_dataloader)))) == {224}
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         assert set(sizes(Config(dict(loader=loader)))) == {320}
+    cfg = load_config(path, ['image_size=320', 'train_image_size=None'])
+    assert set(sizes(cfg)) == {320}
+    with pytest.raises(ValueError, match="train_image_size='big' must be"):
+        load_config(path, ['train_image_size=big'])
 
 
 def test_loaders_pin_their_memory_where_there_is_a_gpu(monkeypatch):

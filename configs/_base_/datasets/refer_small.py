@@ -1,4 +1,5 @@
-# refer.py at a size for small models on CPUs, 8 expressions of an image.
+# The data of refer.py at a size for small models on CPUs, 8 expressions of an
+# image.
 _base_ = './refcoco.py'
 dataset = dict(data_root='data/refer', data_prefix=dict(img_path='images'))
 image_size = (192, 256)  # height x width: most photographs are 4:3

@@ -68,7 +68,7 @@ def measure_training(args: Namespace, precision: str, flops: int, batch: int,
     if mode == 'compile' or args.compile:
         compile_parts(model)
     count = args.train_expressions
-    cfg.image_size = cfg.get('train_image_size', cfg.image_size)
+    cfg.image_size = cfg.get('train_image_size') or cfg.image_size
     images, tokens, _ = measuring.make_inputs(cfg, batch, count)
     masks = (torch.rand(count, *images.shape[2:], device=DEVICE) > .5).float()
     samples = [

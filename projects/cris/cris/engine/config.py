@@ -25,9 +25,10 @@ def load_config(path: str, options: Sequence[str] | dict | None = None,
     (``test_dataloader.dataset.pipeline.2.size=320``) has priority, and the
     alternatives of a ``RandomChoice`` or ``TestTimeAug`` are kept. A Letterbox
     with the config's ``border_value`` gets the mean of the model's
-    data_preprocessor for it, which becomes 0. ``train_image_size``, if there
-    is one, holds for the training pipeline in place of image_size. It warns if
-    image_size is far from ``model_image_size``, what the model is made for.
+    data_preprocessor for it, which becomes 0. ``train_image_size``, unless
+    it is None, holds for the training pipeline in place of image_size. It
+    warns if image_size is far from ``model_image_size``, what the model is
+    made for.
     Where there is a GPU, data loaders pin their memory, unless the config says
     otherwise.
 
@@ -53,10 +54,12 @@ def load_config(path: str, options: Sequence[str] | dict | None = None,
         if name in cfg:
             for transform in _transforms(dict(cfg.items()), kind):
                 transform[argument] = cfg[name]
-    if 'train_image_size' in cfg:
-        for name in ('train_dataloader', 'train_pipeline'):
-            for transform in _transforms(cfg.get(name), 'Letterbox'):
-                transform.size = cfg.train_image_size
+    if cfg.get('train_image_size') is not None:
+        _area(cfg.train_image_size, 'train_image_size')
+        training = {name: cfg.get(name)
+                    for name in ('train_dataloader', 'train_pipeline')}
+        for letterbox in _transforms(training, 'Letterbox'):
+            letterbox['size'] = cfg.train_image_size
     _set_border(cfg)
     cfg.merge_from_dict(options)
     if torch.cuda.is_available():
@@ -92,7 +95,7 @@ def _transforms(node: Any, kind: str) -> Iterator[dict]:
             yield node
         children = node.values()
     else:
-        children = (i for i in node or () if isinstance(i, dict))
+        children = (i for i in node if isinstance(i, dict))
     for child in children:
         if isinstance(child, (dict, list, tuple)):
             yield from _transforms(child, kind)
@@ -121,7 +124,7 @@ def _check_image_size(cfg: Config) -> None:
             'for: masks may be poor', stacklevel=3)
 
 
-def _area(size: Any) -> int:
+def _area(size: Any, name: str = 'image_size') -> int:
     sides = [size, size] if isinstance(size, int) else size
     try:
         height, width = map(int, sides)
@@ -129,5 +132,5 @@ def _area(size: Any) -> int:
             return height * width
     except (TypeError, ValueError):
         pass
-    raise ValueError(f'image_size={size!r} must be the side of a square or '
+    raise ValueError(f'{name}={size!r} must be the side of a square or '
                      '(height, width), in pixels')
